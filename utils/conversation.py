@@ -1,0 +1,160 @@
+"""The one shape of a dialogue that data, template, chat and evaluation share.
+
+A conversation is a sequence of turns; a turn is a question, its answer and the images that are new in it. Images open
+lazily, so a conversation is cheap to build, to send to a loader worker and to count.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import PIL.ImageOps
+
+MAX_PIXELS = 100_000_000
+"""Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the memory."""
+
+
+class ConversationError(ValueError):
+    """A conversation that cannot be used as it is; the message names its record and what is wrong."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names its file and the reason."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture that is read when `open` is called, not before.
+
+    `source` is a file's path, the encoded bytes of a file, or a PIL image; `name` is what messages call it.
+    """
+
+    source: str | Path | bytes | PIL.Image.Image
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str | Path | bytes | PIL.Image.Image):
+            raise ImageError(
+                f"an image's source is a path, encoded bytes or a PIL image, not {type(self.source).__name__}"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", _name_of(self.source))
+
+    def __hash__(self) -> int:  # PIL images compare but do not hash
+        return hash(self.name)
+
+    def open(self) -> PIL.Image.Image:
+        """Decode the picture: upright (EXIF orientation applied), mode RGB.
+
+        Other modes are converted as transformers' own image loading does (transparency is dropped), so a picture looks
+        the same to the model whichever of the two reads it; 16-bit greys are scaled to 8 bits, not clipped.
+
+        Raises `ImageError` for a file that is missing, unreadable, truncated or larger than `MAX_PIXELS`.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit follows
+                opened = self._opened()
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{self.name}: {opened.width} x {opened.height} pixels, more than the {MAX_PIXELS:,} that are accepted;"
+                    " scale the image down"
+                )
+            opened.load()
+            upright = PIL.ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I;16"):
+                upright = upright.point(lambda value: value / 257).convert("L")
+            return upright.convert("RGB")
+        except ImageError:
+            raise
+        except FileNotFoundError as error:
+            raise ImageError(f"{self.name}: there is no such image file") from error
+        except PIL.Image.DecompressionBombError as error:
+            raise ImageError(f"{self.name}: {error}; scale the image down") from error
+        except PIL.UnidentifiedImageError as error:
+            raise ImageError(f"{self.name}: not an image, or of a format that Pillow does not read") from error
+        # Pillow's decoders report damage through all of these
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+            raise ImageError(f"{self.name}: the image is damaged ({error})") from error
+
+    def _opened(self) -> PIL.Image.Image:
+        if isinstance(self.source, PIL.Image.Image):
+            return self.source
+        return PIL.Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+
+
+def _name_of(source: str | Path | bytes | PIL.Image.Image) -> str:
+    if isinstance(source, bytes):
+        return f"<image of {len(source)} bytes>"
+    if isinstance(source, PIL.Image.Image):
+        return getattr(source, "filename", "") or f"<image of {source.width} x {source.height} pixels>"
+    return str(source)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with the images that are new in it, and its answer (None where it is yet to be given)."""
+
+    question: str
+    answer: str | None = None
+    images: tuple[Image, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(self.images))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in order, the record they came from (`source`, for messages) and the system text (None: the template's).
+
+    Raises `ConversationError` where there is no turn, where a question or an answer is empty, or where an answer other
+    than the last is missing. A conversation whose last answer is None is a prompt.
+    """
+
+    turns: tuple[Turn, ...]
+    source: str = ""
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "turns", tuple(self.turns))
+        where = self.source or "conversation"
+        if not self.turns:
+            raise ConversationError(f"{where}: there is no turn in it")
+        for number, turn in enumerate(self.turns, start=1):
+            if not turn.question.strip():
+                raise ConversationError(f"{where}: the question of turn {number} is empty")
+            if turn.answer is None and number < len(self.turns):
+                raise ConversationError(f"{where}: turn {number} has no answer; only the last turn may wait for one")
+            if turn.answer is not None and not turn.answer.strip():
+                raise ConversationError(f"{where}: the answer of turn {number} is empty")
+
+    @cached_property
+    def images(self) -> tuple[Image, ...]:
+        """All images in the order in which they are introduced."""
+        return tuple(image for turn in self.turns for image in turn.images)
+
+    def until_answer(self, turn: int) -> "Conversation":
+        """The prompt that asks for the answer of `turn` (counted from 0): everything before that answer."""
+        return replace(self, turns=(*self.turns[:turn], replace(self.turns[turn], answer=None)))
+
+    def messages(self, load_images: bool = True) -> list[dict[str, Any]]:
+        """The conversation as transformers' chat templates take it: roles with lists of typed contents.
+
+        With `load_images` each image is opened and handed over (`{"type": "image", "image": PIL image}`); without, it
+        is only mentioned (`{"type": "image"}`), which is all that a template reads.
+        """
+        messages: list[dict[str, Any]] = []
+        if self.system is not None:
+            messages.append({"role": "system", "content": [{"type": "text", "text": self.system}]})
+        for turn in self.turns:
+            pictures = [
+                {"type": "image", "image": image.open()} if load_images else {"type": "image"} for image in turn.images
+            ]
+            messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": turn.question}]})
+            if turn.answer is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        return messages
