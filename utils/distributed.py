@@ -1,0 +1,137 @@
+"""Ranks, barriers, logging and seeding: library code asks here and nowhere else which process it is.
+
+Everything works in a single process without a process group too, so callers need no special case.
+"""
+
+import logging
+import os
+import random
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """This process's number among all; until the group has started, the launcher's environment tells."""
+    return dist.get_rank() if _started() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _started() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number on its own machine, which is also its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main_process() -> bool:
+    """True in the one process that prints, and writes what is written once."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes; nothing to wait for where there is one."""
+    if _started() and world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let the main process run the block before the others, who then find its work done (a cache, a download)."""
+    if not is_main_process():
+        barrier()
+    try:
+        yield
+    finally:
+        # Also after an error of the main process: the others must not wait for it until the timeout.
+        if is_main_process():
+            barrier()
+
+
+def initialise(use_cpu: bool = False, timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Start the process group through DeepSpeed, under any launcher or under none (then: one process).
+
+    Has to happen before transformers' `TrainingArguments` are made: on a CPU those would start a group that
+    DeepSpeed does not know of.
+    """
+    if use_cpu or not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in _single_process_environment().items():
+        os.environ.setdefault(name, value)
+    import deepspeed  # takes seconds to import: only those who train pay for it
+    from deepspeed.ops import __compatible_ops__
+
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        # Without a compiler DeepSpeed would stop at building an optional kernel; plain gloo serves too.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=timeout, verbose=False)
+
+
+def shut_down() -> None:
+    """End the process group, if there is one."""
+    if _started():
+        dist.destroy_process_group()
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger whose INFO lines come from the main process only; warnings come from all, with their rank."""
+    logger = logging.getLogger(name)
+    if not any(isinstance(known, _RankFilter) for known in logger.filters):
+        logger.addFilter(_RankFilter())
+    return logger
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Show this project's log lines on stderr, as bare text: for entry points, not for libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for package in ("utils", "training", "chat", "eval", "helper"):
+        logger = logging.getLogger(package)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators, with the same seed in every process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class _RankFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        if is_main_process():
+            return True
+        if record.levelno >= logging.WARNING:
+            record.msg = f"[rank {rank()}] {record.msg}"
+            return True
+        return False
+
+
+def _started() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _single_process_environment() -> dict[str, str]:
+    if "RANK" in os.environ:
+        return {}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
