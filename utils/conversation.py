@@ -1,7 +1,7 @@
 """The one shape of a dialogue that data, template, chat and evaluation share.
 
-A conversation is a sequence of turns; a turn is a question, its answer and the images that are new in it. Images open
-lazily, so a conversation is cheap to build, to send to a loader worker and to count.
+A conversation is a sequence of turns; a turn is a question, its answer and the images that are new in it.
+Images open lazily, so a conversation is cheap to build, to send to a loader worker and to count.
 """
 
 import io
@@ -15,7 +15,8 @@ import PIL.Image
 import PIL.ImageOps
 
 MAX_PIXELS = 100_000_000
-"""Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the memory."""
+"""Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the
+memory."""
 
 
 class ConversationError(ValueError):
@@ -50,8 +51,9 @@ class Image:
     def open(self) -> PIL.Image.Image:
         """Decode the picture: upright (EXIF orientation applied), mode RGB.
 
-        Other modes are converted as transformers' own image loading does (transparency is dropped), so a picture looks
-        the same to the model whichever of the two reads it; 16-bit greys are scaled to 8 bits, not clipped.
+        Other modes are converted as transformers' own image loading does (transparency is dropped), so a
+        picture looks the same to the model whichever of the two reads it; 16-bit greys are scaled to 8 bits,
+        not clipped.
 
         Raises `ImageError` for a file that is missing, unreadable, truncated or larger than `MAX_PIXELS`.
         """
@@ -61,8 +63,8 @@ class Image:
                 opened = self._opened()
             if opened.width * opened.height > MAX_PIXELS:
                 raise ImageError(
-                    f"{self.name}: {opened.width} x {opened.height} pixels, more than the {MAX_PIXELS:,} that are accepted;"
-                    " scale the image down"
+                    f"{self.name}: {opened.width} x {opened.height} pixels, more than the"
+                    f" {MAX_PIXELS:,} that are accepted; scale the image down"
                 )
             opened.load()
             upright = PIL.ImageOps.exif_transpose(opened)
@@ -76,7 +78,9 @@ class Image:
         except PIL.Image.DecompressionBombError as error:
             raise ImageError(f"{self.name}: {error}; scale the image down") from error
         except PIL.UnidentifiedImageError as error:
-            raise ImageError(f"{self.name}: not an image, or of a format that Pillow does not read") from error
+            raise ImageError(
+                f"{self.name}: not an image, or of a format that Pillow does not read"
+            ) from error
         # Pillow's decoders report damage through all of these
         except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
             raise ImageError(f"{self.name}: the image is damaged ({error})") from error
@@ -109,10 +113,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, the record they came from (`source`, for messages) and the system text (None: the template's).
+    """Turns in order, the record they came from (`source`, for messages) and the system text (None: the
+    template's).
 
-    Raises `ConversationError` where there is no turn, where a question or an answer is empty, or where an answer other
-    than the last is missing. A conversation whose last answer is None is a prompt.
+    Raises `ConversationError` where there is no turn, where a question or an answer is empty, or where an
+    answer other than the last is missing. A conversation whose last answer is None is a prompt.
     """
 
     turns: tuple[Turn, ...]
@@ -121,21 +126,24 @@ class Conversation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns))
-        where = self.source or "conversation"
         if not self.turns:
-            raise ConversationError(f"{where}: there is no turn in it")
+            raise self.error("there is no turn in it")
         for number, turn in enumerate(self.turns, start=1):
             if not turn.question.strip():
-                raise ConversationError(f"{where}: the question of turn {number} is empty")
+                raise self.error(f"the question of turn {number} is empty")
             if turn.answer is None and number < len(self.turns):
-                raise ConversationError(f"{where}: turn {number} has no answer; only the last turn may wait for one")
+                raise self.error(f"turn {number} has no answer; only the last turn may wait for one")
             if turn.answer is not None and not turn.answer.strip():
-                raise ConversationError(f"{where}: the answer of turn {number} is empty")
+                raise self.error(f"the answer of turn {number} is empty")
 
     @cached_property
     def images(self) -> tuple[Image, ...]:
         """All images in the order in which they are introduced."""
         return tuple(image for turn in self.turns for image in turn.images)
+
+    def error(self, message: str) -> ConversationError:
+        """An error about this conversation, its record named first."""
+        return ConversationError(f"{self.source or 'conversation'}: {message}")
 
     def until_answer(self, turn: int) -> "Conversation":
         """The prompt that asks for the answer of `turn` (counted from 0): everything before that answer."""
@@ -144,15 +152,16 @@ class Conversation:
     def messages(self, load_images: bool = True) -> list[dict[str, Any]]:
         """The conversation as transformers' chat templates take it: roles with lists of typed contents.
 
-        With `load_images` each image is opened and handed over (`{"type": "image", "image": PIL image}`); without, it
-        is only mentioned (`{"type": "image"}`), which is all that a template reads.
+        With `load_images` each image is opened and handed over (`{"type": "image", "image": PIL image}`);
+        without, it is only mentioned (`{"type": "image"}`), which is all that a template reads.
         """
         messages: list[dict[str, Any]] = []
         if self.system is not None:
             messages.append({"role": "system", "content": [{"type": "text", "text": self.system}]})
         for turn in self.turns:
             pictures = [
-                {"type": "image", "image": image.open()} if load_images else {"type": "image"} for image in turn.images
+                {"type": "image", "image": image.open()} if load_images else {"type": "image"}
+                for image in turn.images
             ]
             messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": turn.question}]})
             if turn.answer is not None:

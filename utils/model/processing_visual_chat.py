@@ -1,0 +1,287 @@
+"""The one renderer of conversations: text, token ids, labels and pixels for training, chat and evaluation.
+
+This file travels inside checkpoints as custom code, so it imports torch, numpy and transformers only, and
+takes a conversation by its shape (`RendersToMessages`), not by its class.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+IGNORED_LABEL = -100
+"""The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
+
+DEFAULT_SYSTEM = "You are a powerful vision-language assistant."
+
+DEFAULT_CHAT_TEMPLATE = (
+    r"""
+{%- macro text_of(content) -%}
+    {%- if content is string -%}
+        {{- content | trim -}}
+    {%- else -%}
+        {{- content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\n') | trim -}}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set count = namespace(images=0) -%}
+{%- if messages[0].role == 'system' -%}
+    {{- bos_token ~ text_of(messages[0].content) -}}
+    {%- set rounds = messages[1:] -%}
+{%- else -%}
+    {{- bos_token ~ '"""
+    + DEFAULT_SYSTEM
+    + r"""' -}}
+    {%- set rounds = messages -%}
+{%- endif -%}
+{%- for message in rounds -%}
+    {%- if message.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
+        {{- raise_exception('the roles must be: system (optional), then user and assistant in turn') -}}
+    {%- endif -%}
+    {%- if message.role == 'user' -%}
+        {{- '\n\n' -}}
+        {%- if message.content is not string -%}
+            {%- for part in message.content if part.type == 'image' -%}
+                {%- set count.images = count.images + 1 -%}
+                {{- '### Image ' ~ count.images ~ ': <image>\n' -}}
+            {%- endfor -%}
+        {%- endif -%}
+        {{- '### Question: ' ~ text_of(message.content) -}}
+    {%- else -%}
+        {{- '\n### Answer:' -}}
+        {%- generation -%}{{- ' ' ~ text_of(message.content) ~ eos_token -}}{%- endgeneration -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '\n### Answer:' -}}
+{%- endif -%}
+"""
+)
+"""Images are numbered through the whole conversation; one BOS opens it; EOS closes each answer."""
+
+
+class OpensToPicture(Protocol):
+    """An image that is decoded when it is needed."""
+
+    def open(self) -> PIL.Image.Image: ...
+
+
+class RendersToMessages(Protocol):
+    """What the processor asks of a conversation."""
+
+    source: str
+
+    @property
+    def images(self) -> Sequence[OpensToPicture]: ...
+
+    def messages(self, load_images: bool = True) -> list[dict[str, Any]]: ...
+
+    def error(self, message: str) -> Exception: ...
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedConversation:
+    """A conversation as the model takes it; S tokens, n images in order of appearance, T turns.
+
+    `labels` repeat the ids of answers and of the EOS that closes each, and are -100 elsewhere.
+    `mm_token_type_ids` are 0 for text and 1 for image tokens. `turn_ends[t]` is the number of tokens up to
+    the end of turn t: cut there, the ids are those of the conversation of t + 1 turns.
+    """
+
+    input_ids: np.ndarray  # [S] int64
+    labels: np.ndarray  # [S] int64
+    mm_token_type_ids: np.ndarray  # [S] int64
+    turn_ends: np.ndarray  # [T] int64
+    pixel_values: torch.Tensor | None  # [n, 3, H, W]; None without images, or where they were not asked for
+
+
+class VisualChatProcessorKwargs(ProcessingKwargs, total=False):
+    """Defaults of a call: the template writes the BOS itself, and the model wants to know each token's
+    kind."""
+
+    _defaults = {  # noqa: RUF012 (typed dictionaries take no ClassVar)
+        "text_kwargs": {"padding": False, "add_special_tokens": False, "return_mm_token_type_ids": True}
+    }
+
+
+class VisualChatProcessor(ProcessorMixin):
+    """An image processor and a fast tokenizer behind one chat template.
+
+    Each image takes `image_seq_length` tokens; `image_token` marks its place in the text. The chat template
+    is saved with the processor and may be replaced by any that starts every answer where its generation
+    prompt ends and closes it with EOS; `encode` says so where one does not.
+    """
+
+    valid_processor_kwargs = VisualChatProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_seq_length: int = 257,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer; labels need its character offsets"
+            )
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "the tokenizer has no EOS token, so an answer could never end; set tokenizer.eos_token"
+            )
+        self.image_seq_length = image_seq_length
+        self.image_token = image_token
+        self.image_token_id = tokenizer.get_vocab().get(image_token)
+        if self.image_token_id is None:
+            raise ValueError(f"the tokenizer has no token {image_token}; add it as a special token first")
+        template = chat_template or DEFAULT_CHAT_TEMPLATE.replace("<image>", image_token)
+        super().__init__(image_processor, tokenizer, chat_template=template)
+        specials = {image_token, *tokenizer.all_special_tokens}
+        specials |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._reserved = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
+        self._offsets_cover_spaces = sum(np.ptp(span) for span in self._tokenise("a b")[1]) == len("a b")
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values"]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["token_type_ids"]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """The text that stands for one image: transformers' own hook, called for each image of a call."""
+        return self.image_token * self.image_seq_length
+
+    def encode(self, conversation: RendersToMessages, load_images: bool = True) -> EncodedConversation:
+        """Render, tokenise and label a conversation; one whose last answer is None becomes an inference
+        prompt.
+
+        Raises the conversation's own error where a text contains a special token, and `ValueError` where the
+        chat template or the tokenizer would make a training prefix differ from the inference prompt.
+        """
+        messages = conversation.messages(load_images=False)
+        self._refuse_reserved(conversation, messages)
+        text, prompts, answer_ends = self._render(conversation, messages)
+        ids, offsets = self._tokenise(text)
+        starts = self._answer_starts(conversation, ids, offsets, prompts)
+        ends = np.searchsorted(offsets[:, 0], answer_ends)
+
+        supervised = np.zeros(len(ids) + 1, dtype=np.int64)
+        supervised[starts] += 1
+        supervised[ends] -= 1
+        labels = np.where(supervised[:-1].cumsum() > 0, ids, IGNORED_LABEL)
+
+        is_image = ids == self.image_token_id
+        if is_image.sum() != len(conversation.images):
+            raise conversation.error(
+                f"it has {len(conversation.images)} images, but the chat template wrote {is_image.sum()}"
+                f" {self.image_token}"
+            )
+        repeats = np.where(is_image, self.image_seq_length, 1)  # one id per image token
+        lengths = np.concatenate([[0], repeats.cumsum()])
+        answered = messages[-1]["role"] == "assistant"
+        return EncodedConversation(
+            input_ids=ids.repeat(repeats),
+            labels=labels.repeat(repeats),
+            mm_token_type_ids=is_image.astype(np.int64).repeat(repeats),
+            turn_ends=lengths[ends if answered else np.append(ends, len(ids))],
+            pixel_values=self.pixel_values(conversation.images) if load_images else None,
+        )
+
+    def pixel_values(self, images: Sequence[OpensToPicture]) -> torch.Tensor | None:
+        """Open and preprocess images; returns [n, 3, H, W], or None for none."""
+        if not images:
+            return None
+        pixels = self.image_processor([image.open() for image in images], return_tensors="pt")["pixel_values"]
+        if pixels.ndim != 4:
+            raise ValueError(
+                f"{type(self.image_processor).__name__} made pixels of shape {list(pixels.shape)}; set its"
+                " size and do_center_crop so that every image becomes [3, H, W]"
+            )
+        return pixels
+
+    def _refuse_reserved(self, conversation: RendersToMessages, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            for part in message["content"]:
+                if found := self._reserved.search(part.get("text", "")):
+                    raise conversation.error(
+                        f"the text of a {message['role']} contains {found.group()!r}, which the tokenizer"
+                        " reserves; remove or rewrite it (images belong in the turn's list of images)"
+                    )
+
+    def _render(
+        self, conversation: RendersToMessages, messages: list[dict[str, Any]]
+    ) -> tuple[str, list[str], list[int]]:
+        """The whole text, the inference prompt of each answer, and where in the text each answer's EOS ends.
+
+        The prompts are rendered, not searched for, so that a template under which training and inference
+        would differ is found out, whatever it is.
+        """
+        answers = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
+        is_prompt = messages[-1]["role"] == "user"
+        text = self.apply_chat_template(messages, add_generation_prompt=is_prompt)
+        prompts = []
+        if answers:
+            prompts = self.apply_chat_template(
+                [messages[:end] for end in answers], add_generation_prompt=True
+            )
+        ends = []
+        eos = self.tokenizer.eos_token
+        for position, prompt, following in zip(answers, prompts, [*prompts[1:], text], strict=False):
+            end = text.find(eos, len(prompt), len(following)) + len(eos)
+            if not text.startswith(prompt):
+                problem = "renders the dialogue before an answer differently than the prompt that asks for it"
+            elif end < len(prompt):
+                problem = f"does not close an answer with {eos}"
+            elif messages[position]["content"][0]["text"].strip() not in text[len(prompt) : end]:
+                problem = "does not put an answer right after its prompt"
+            else:
+                ends.append(end)
+                continue
+            raise ValueError(
+                f"{conversation.source or 'conversation'}: the chat template {problem}; use another template"
+                f" (prompt: ...{prompt[-60:]!r})"
+            )
+        return text, prompts, ends
+
+    def _tokenise(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        return np.asarray(
+            encoding["input_ids"], dtype=np.int64
+        ), offsets  # [S], [S, 2] first and last + 1 character
+
+    def _answer_starts(
+        self, conversation: RendersToMessages, ids: np.ndarray, offsets: np.ndarray, prompts: list[str]
+    ) -> np.ndarray:
+        """The index of each answer's first token; an error where a token belongs to prompt and answer
+        both."""
+        borders = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+        if self._offsets_cover_spaces:
+            starts = np.searchsorted(offsets[:, 1], borders, side="right")
+            clean = offsets[starts, 0] == borders
+        else:  # trimmed offsets hide a space shared with the prompt: compare the ids of the prompts
+            encoded = [self._tokenise(prompt)[0] for prompt in prompts]
+            starts = np.array([len(prompt_ids) for prompt_ids in encoded], dtype=np.int64)
+            clean = np.array(
+                [np.array_equal(ids[: len(prompt_ids)], prompt_ids) for prompt_ids in encoded], dtype=bool
+            )
+        if not clean.all():
+            prompt = prompts[int(np.argmin(clean))]
+            raise ValueError(
+                f"{conversation.source or 'conversation'}: a token lies across the border of an answer,"
+                f" so training would differ from inference (prompt: ...{prompt[-60:]!r}); use a chat template"
+                " whose generation prompt ends where a token ends, for instance without a trailing space"
+            )
+        return starts
+
+
+VisualChatProcessor.register_for_auto_class("AutoProcessor")
