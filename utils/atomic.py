@@ -1,8 +1,8 @@
 """Files and folders that are either complete or not there, whatever happens while they are written.
 
 Everything is written beside its final place under a name that starts with a dot, brought to the disk with
-fsync, and then given its name in one step. A crash leaves the earlier version as it was, and at most a leftover
-that `clear_leftovers` removes. One writer per target at a time is assumed.
+fsync, and then given its name in one step. A crash leaves the earlier version as it was, and at most a
+leftover that `clear_leftovers` removes. One writer per target at a time is assumed.
 """
 
 import ctypes

@@ -6,7 +6,6 @@ Everything works in a single process without a process group too, so callers nee
 import logging
 import os
 import random
-import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Let the main process run the block before the others, who then find its work done (a cache, a download)."""
+    """Let the main process run the block before the others, who then find its work done (a download)."""
     if not is_main_process():
         barrier()
     try:
@@ -70,9 +69,8 @@ def initialise(use_cpu: bool = False, timeout: timedelta = timedelta(minutes=30)
     import deepspeed  # takes seconds to import: only those who train pay for it
     from deepspeed.ops import __compatible_ops__
 
-    if shutil.which("c++") is None and shutil.which("g++") is None:
-        # Without a compiler DeepSpeed would stop at building an optional kernel; plain gloo serves too.
-        __compatible_ops__["deepspeed_shm_comm"] = False
+    # Serves only inference on CPUs: compiling it would cost the first start a minute, and need a compiler.
+    __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(timeout=timeout, verbose=False)
 
 
