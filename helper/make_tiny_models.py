@@ -1,0 +1,88 @@
+"""Makes the miniature world's two pretrained models, which stand for the downloads of the real job.
+
+    python -m helper.make_tiny_models --output assets [--only decoder|encoder] [--seed 0]
+
+writes `tiny_llama` (a LLaMA with its sentencepiece tokenizer, pretrained on dialogues in words) and `tiny_clip` (a CLIP
+pretrained on pictures against captions) as ordinary Hugging Face folders, each with the log of its making.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from helper.miniature.decoder import DecoderRecipe, pretrain_decoder
+from helper.miniature.encoder import EncoderRecipe, caption_tokenizer, picture_processor, pretrain_encoder
+from helper.miniature.tokenizer import train_tokenizer
+
+STORED_DTYPE = torch.float16  # as LLaMA-2's own files; half the size in the repository
+
+
+def make_decoder(folder: Path, recipe: DecoderRecipe, seed: int, log: Callable[[str], None]) -> None:
+    """Trains tokenizer and decoder into `folder`; the decoder is saved at every report, so a stop loses little."""
+    tokenizer = train_tokenizer(folder, seed)
+    tokenizer.save_pretrained(folder)
+
+    def save(decoder: torch.nn.Module) -> None:
+        decoder.generation_config.do_sample = False
+        state = {name: tensor.to(STORED_DTYPE) for name, tensor in decoder.state_dict().items()}
+        decoder.config.dtype = STORED_DTYPE
+        decoder.save_pretrained(folder, state_dict=state)
+
+    decoder, accuracy = pretrain_decoder(recipe, tokenizer, seed, log, on_report=save)
+    save(decoder)
+    log(f"accuracy on held-out scenes in words: {accuracy}")
+
+
+def make_encoder(folder: Path, recipe: EncoderRecipe, seed: int, log: Callable[[str], None]) -> None:
+    """Trains the CLIP into `folder`, with its image processor and caption tokenizer."""
+    model, accuracy = pretrain_encoder(recipe, seed, log)
+    model.to(STORED_DTYPE).save_pretrained(folder)
+    picture_processor().save_pretrained(folder)
+    caption_tokenizer().save_pretrained(folder)
+    log(f"own caption picked among four that differ in one detail, held-out scenes: {accuracy:.3f}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parse(argv)
+    torch.set_num_threads(arguments.threads)
+    changes = {"steps": arguments.steps} if arguments.steps else {}
+    if arguments.only in (None, "encoder"):
+        folder = arguments.output / "tiny_clip"
+        log = _log_to(folder / "pretraining.log")
+        make_encoder(folder, replace(EncoderRecipe(), **changes), arguments.seed, log)
+    if arguments.only in (None, "decoder"):
+        folder = arguments.output / "tiny_llama"
+        log = _log_to(folder / "pretraining.log")
+        make_decoder(folder, replace(DecoderRecipe(), **changes), arguments.seed, log)
+
+
+def _log_to(path: Path) -> Callable[[str], None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {' '.join(['python -m helper.make_tiny_models', *sys.argv[1:]])}\n")
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+        with path.open("a") as stream:
+            stream.write(line + "\n")
+
+    return log
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("assets"), help="folder for tiny_llama and tiny_clip")
+    parser.add_argument("--only", choices=("decoder", "encoder"), help="make one of the two")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="fewer or more steps than the recipe's")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The miniature decoder: a small LLaMA pretrained on dialogues in words alone, with plain causal attention."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helper.miniature.words import dialogue_in_words
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Size and schedule. The curriculum goes from one caption to three: `curriculum` is the share of steps at each."""
+
+    hidden_size: int = 128
+    layers: int = 5
+    heads: int = 4
+    intermediate_size: int = 352
+    steps: int = 8000
+    dialogues_per_step: int = 16
+    rounds: int = 12
+    curriculum: tuple[float, ...] = (0.25, 0.2, 0.55)
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    report_every: int = 250
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """`ids` [B, S]; `answer` [B, S]: index of the answer a token belongs to, -1 elsewhere; `kinds` of those answers."""
+
+    ids: torch.Tensor
+    answer: torch.Tensor
+    kinds: list[list[str]]
+
+
+def build_decoder(recipe: DecoderRecipe, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=2048,
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config)
+
+
+def pretrain_decoder(
+    recipe: DecoderRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    log: Log = print,
+    on_report: Callable[[LlamaForCausalLM], None] | None = None,
+) -> tuple[LlamaForCausalLM, dict[str, float]]:
+    """Trains on answers (and their EOS) of freshly drawn dialogues.
+
+    Returns:
+        The decoder in float32, and its accuracy by kind of question on held-out scenes told in words.
+    """
+    decoder = build_decoder(recipe, len(tokenizer), seed)
+    log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, {recipe}")
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(recipe, step))
+    rng, start, accuracy = np.random.default_rng(seed), time.monotonic(), {}
+    for step in range(1, recipe.steps + 1):
+        images = _images_at(recipe, step)
+        batch = draw_batch(rng, tokenizer, recipe.dialogues_per_step, images, recipe.rounds)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            logits, targets, _ = _answer_logits(decoder, batch)
+        loss = F.cross_entropy(logits.float(), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % recipe.report_every == 0 or step == recipe.steps:
+            accuracy = evaluate_decoder(decoder, tokenizer, seed=seed + 1, dialogues=64)
+            told = " ".join(f"{kind} {share:.2f}" for kind, share in accuracy.items())
+            elapsed = time.monotonic() - start
+            log(f"step {step}/{recipe.steps} captions<= {images} loss {loss.item():.4f} | {told} | {elapsed:.0f} s")
+            if on_report is not None:
+                on_report(decoder)
+    return decoder, accuracy
+
+
+@torch.no_grad()
+def evaluate_decoder(
+    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, dialogues: int
+) -> dict[str, float]:
+    """Share of answers whose every token is the most likely one, by kind and `overall`, on held-out scenes in words."""
+    rng = np.random.default_rng(seed)
+    right, total = Counter(), Counter()
+    for _ in range(max(1, dialogues // 32)):
+        batch = draw_batch(rng, tokenizer, min(dialogues, 32), images=3, rounds=12, held_out=True)
+        logits, targets, chosen = _answer_logits(decoder, batch)
+        hit = torch.ones_like(chosen)
+        hit[chosen] = logits.argmax(-1) == targets
+        for row, kinds in enumerate(batch.kinds):
+            for index, kind in enumerate(kinds):
+                won = bool(hit[row][batch.answer[row, 1:] == index].all())
+                for name in (kind, "overall"):
+                    total[name] += 1
+                    right[name] += won
+    return {name: right[name] / total[name] for name in sorted(total)}
+
+
+def draw_batch(
+    rng: np.random.Generator,
+    tokenizer: PreTrainedTokenizerFast,
+    dialogues: int,
+    images: int,
+    rounds: int,
+    held_out: bool = False,
+) -> TextBatch:
+    """Draws dialogues over one to `images` captions: four in five number them, half name them before the caption."""
+    rows = []
+    for _ in range(dialogues):
+        written = dialogue_in_words(
+            rng,
+            images=int(rng.integers(1, images + 1)),
+            rounds=rounds,
+            held_out=held_out,
+            numbered=rng.random() < 0.8,
+            name_first=rng.random() < 0.5,
+        )
+        encoded = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
+        answer_at = np.full(len(written.text), -1)
+        for index, (begin, end, _) in enumerate(written.answers):
+            answer_at[begin:end] = index
+        starts = np.array(encoded["offset_mapping"])[:, 0]
+        rows.append((encoded["input_ids"], answer_at[starts], [kind for _, _, kind in written.answers]))
+    length = max(len(ids) for ids, _, _ in rows)
+    ids = np.zeros((dialogues, length), np.int64)
+    answer = np.full((dialogues, length), -1)
+    for row, (row_ids, row_answer, _) in enumerate(rows):
+        ids[row, : len(row_ids)] = row_ids
+        answer[row, : len(row_ids)] = row_answer
+    return TextBatch(torch.from_numpy(ids), torch.from_numpy(answer), [kinds for _, _, kinds in rows])
+
+
+def _answer_logits(
+    decoder: LlamaForCausalLM, batch: TextBatch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits [N, V] and targets [N] of the answer tokens, and where they are predicted, [B, S-1].
+
+    Rows are padded on the right, so causal attention needs no padding mask.
+    """
+    hidden = decoder.model(batch.ids).last_hidden_state[:, :-1]  # [B, S-1, D]
+    chosen = batch.answer[:, 1:] >= 0
+    return decoder.lm_head(hidden[chosen]), batch.ids[:, 1:][chosen], chosen
+
+
+def _images_at(recipe: DecoderRecipe, step: int) -> int:
+    borders = np.cumsum(recipe.curriculum) * recipe.steps
+    return min(int(np.searchsorted(borders, step)) + 1, len(recipe.curriculum))
+
+
+def _rate(recipe: DecoderRecipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to 3 %."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))
+    return warm * (0.03 + 0.97 * cosine)
+
+
+__all__ = ["DecoderRecipe", "TextBatch", "build_decoder", "draw_batch", "evaluate_decoder", "pretrain_decoder"]
