@@ -24,6 +24,7 @@ from helper.miniature.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, Scene, T
 SINGLE_IMAGE_KINDS = ("color", "shape", "position", "count", "exist")
 COMPARING_KINDS = ("which", "more")
 KINDS = SINGLE_IMAGE_KINDS + COMPARING_KINDS
+_TRIES_FOR_A_NEW_QUESTION = 20
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,17 @@ def make_dialogue(
         numbered: name pictures by number; otherwise every question is about "the image", the newest.
         kinds: kinds to draw from; a kind that the pictures shown so far cannot answer is passed over.
     """
-    shown_by_round = _arrivals(rng, len(scenes), rounds)
-    dialogue, shown = [], 0
-    for count in shown_by_round:
+    dialogue: list[Round] = []
+    shown = 0
+    for count in _arrivals(rng, len(scenes), rounds):
         new = tuple(scenes[shown : shown + count])
         shown += count
-        question, answer, kind = _ask(rng, scenes[:shown], kinds, numbered)
+        # An answer that stands in the dialogue already could be copied without looking; small scenes run out, though.
+        asked_before = {turn.question for turn in dialogue} if numbered else set()
+        for _ in range(_TRIES_FOR_A_NEW_QUESTION):
+            question, answer, kind = _ask(rng, scenes[:shown], kinds, numbered)
+            if question not in asked_before:
+                break
         dialogue.append(Round(question, answer, kind, new))
     return dialogue
 

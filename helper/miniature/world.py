@@ -1,0 +1,136 @@
+"""Writes the miniature world to disk in the published datasets' own layout, as `original` users would have it.
+
+    {root}/coco/train2017/000000000001.jpg ...
+    {root}/llava/detail_23k.json             one picture, one round: describe it
+    {root}/llava/complex_reasoning_77k.json  one picture, one round: a question about "the image"
+    {root}/llava/conversation_58k.json       one to three pictures, many rounds ("image 2", comparisons)
+    {root}/eval/miniature.json, {root}/eval/image/*.jpg    held-out scenes, with reference answers and kinds
+
+A record with several pictures lists them under `image` and has an `<image>` tag where each is shown, as LLaVA's
+interleaved releases have it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from helper.miniature.dialogues import SINGLE_IMAGE_KINDS, Round, make_dialogue
+from helper.miniature.scenes import Scene, draw, sample_scene
+from utils.atomic import atomic_directory
+
+_MANIFEST = "world.json"
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How much of each file to write; the names are those of the published files."""
+
+    descriptions: int = 1000
+    reasoning: int = 2000
+    conversations: int = 8000
+    eval_dialogues: int = 100
+    rounds: int = 10
+    eval_rounds: int = 8
+    max_images: int = 3
+
+
+def write_world(root: Path, size: WorldSize, seed: int) -> bool:
+    """Writes the world into `root` unless the same one is there already. Returns whether it was written.
+
+    Raises:
+        FileExistsError: `root` holds something else.
+    """
+    wanted = {**asdict(size), "seed": seed}
+    manifest = root / _MANIFEST
+    if manifest.exists() and json.loads(manifest.read_text()) == wanted:
+        return False
+    if root.exists() and not manifest.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} is not empty and holds no miniature world: name another folder")
+    with atomic_directory(root) as aside:
+        total = size.descriptions + size.reasoning + size.conversations + size.eval_dialogues
+        with tqdm(total=total, desc="drawing the miniature world", unit="dialogue") as bar:
+            _write_training(aside, size, seed, bar.update)
+            _write_evaluation(aside, size, seed, bar.update)
+        (aside / _MANIFEST).write_text(json.dumps(wanted, indent=1))
+    return True
+
+
+def _write_training(root: Path, size: WorldSize, seed: int, tick: Callable[[], object]) -> None:
+    rng = np.random.default_rng([seed, 0])
+    album = _Album(root / "coco" / "train2017", rng)
+
+    def scenes(count: int) -> list[Scene]:
+        return [sample_scene(rng, held_out=False) for _ in range(count)]
+
+    def records(count: int, dialogue: Callable[[], list[Round]]) -> list[dict]:
+        made = []
+        for _ in range(count):
+            made.append(_llava_record(dialogue(), album))
+            tick()
+        return made
+
+    def description() -> list[Round]:
+        (scene,) = scenes(1)
+        return [Round("describe the image.", scene.in_words(), "description", (scene,))]
+
+    def question() -> list[Round]:
+        return make_dialogue(rng, scenes(1), 1, numbered=False, kinds=SINGLE_IMAGE_KINDS)
+
+    def conversation() -> list[Round]:
+        return make_dialogue(rng, scenes(int(rng.integers(1, size.max_images + 1))), size.rounds)
+
+    _write_json(root / "llava" / "detail_23k.json", records(size.descriptions, description))
+    _write_json(root / "llava" / "complex_reasoning_77k.json", records(size.reasoning, question))
+    _write_json(root / "llava" / "conversation_58k.json", records(size.conversations, conversation))
+
+
+def _write_evaluation(root: Path, size: WorldSize, seed: int, tick: Callable[[], object]) -> None:
+    rng = np.random.default_rng([seed, 1])
+    album = _Album(root / "eval" / "image", rng)
+    dialogues = {}
+    for index in range(size.eval_dialogues):
+        count = 2 + index % (size.max_images - 1)  # several pictures in every dialogue
+        scenes = [sample_scene(rng, held_out=True) for _ in range(count)]
+        dialogue = make_dialogue(rng, scenes, size.eval_rounds)
+        dialogues[f"miniature-{index + 1:03d}"] = [
+            [turn.question, " ".join(f"image/{album.add(scene)}" for scene in turn.new_scenes), turn.answer, turn.kind]
+            for turn in dialogue
+        ]
+        tick()
+    _write_json(root / "eval" / "miniature.json", dialogues)
+
+
+def _llava_record(dialogue: list[Round], album: _Album) -> dict:
+    names, conversations = [], []
+    for turn in dialogue:
+        new = [album.add(scene) for scene in turn.new_scenes]
+        names += new
+        conversations.append({"from": "human", "value": "<image>\n" * len(new) + turn.question})
+        conversations.append({"from": "gpt", "value": turn.answer})
+    identity = names[0].removesuffix(".jpg")
+    return {"id": identity, "image": names[0] if len(names) == 1 else names, "conversations": conversations}
+
+
+class _Album:
+    """Draws scenes into numbered JPEG files, named as COCO's are."""
+
+    def __init__(self, folder: Path, rng: np.random.Generator):
+        folder.mkdir(parents=True)
+        self._folder, self._rng, self._count = folder, rng, 0
+
+    def add(self, scene: Scene) -> str:
+        self._count += 1
+        name = f"{self._count:012d}.jpg"
+        draw(scene, self._rng).save(self._folder / name, quality=95)
+        return name
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
