@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all their own set-up on a fresh clone; the rest is for daily work.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test quick-test lint format chat clean
+
+demo: $(READY)  ## train the miniature model with DeepSpeed ZeRO-3, evaluate it, and talk to it
+	$(RUN) -m helper.demo
+
+test: $(READY) lint  ## every test, the long ones too
+	$(RUN) -m pytest
+
+quick-test: $(READY)  ## without the tests marked slow
+	$(RUN) -m pytest -m "not slow"
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+chat: $(READY)  ## talk to the model that `make demo` trained
+	$(RUN) -m chat.chat --checkpoint_path output/tiny/final
+
+clean:  ## remove what demo and tests made, keep the environment
+	rm -rf output data .pytest_cache .hypothesis .ruff_cache
+
+$(READY): requirements.txt requirements-dev.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
