@@ -1,0 +1,1 @@
+"""What training, chat and evaluation share: conversations, processes, files, the model and the data."""

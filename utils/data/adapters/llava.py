@@ -1,0 +1,58 @@
+"""LLaVA-Instruct: conversations about COCO pictures (Liu et al. 2023, https://arxiv.org/abs/2304.08485).
+
+A record, invented here in the published shape::
+
+    {"id": "000000000042", "image": "000000000042.jpg", "conversations": [
+        {"from": "human", "value": "What is the dog doing?\\n<image>"},
+        {"from": "gpt", "value": "It sleeps on a red sofa."},
+        {"from": "human", "value": "Is it alone?"},
+        {"from": "gpt", "value": "No, a cat lies beside it."}]}
+
+`llava_dial` makes two turns of it, the picture in the first; `llava`, whose files hold one round a record,
+makes one::
+
+    Turn("What is the dog doing?", "It sleeps on a red sofa.", (Image("coco/train2017/000000000042.jpg"),))
+    Turn("Is it alone?", "No, a cat lies beside it.")
+
+`image` may also be a list: the tags then stand for its pictures in order. A record without `image` is text
+only.
+"""
+
+import re
+from dataclasses import replace
+
+from utils.conversation import Conversation, Image, Turn
+from utils.data.spec import RawRecord
+
+_TAG = "<image>"
+_LINE_BREAK = re.compile(r"\s*\n\s*")
+
+
+def llava(record: RawRecord) -> Conversation:
+    """The first round of a record."""
+    conversation = llava_dial(record)
+    return replace(conversation, turns=conversation.turns[:1])
+
+
+def llava_dial(record: RawRecord) -> Conversation:
+    """All rounds of a record; each tag brings the next picture into the round that holds it.
+
+    The tag goes, and a line break inside a question becomes a space, so that the question stays one line of
+    the template.
+    """
+    messages = record.fields["conversations"]
+    roles = [message["from"] for message in messages]
+    if not roles or roles != ["human", "gpt"] * (len(roles) // 2):
+        raise record.error(f"expected human and gpt in turn, found {', '.join(roles) or 'no message'}")
+    pictures = record.fields.get("image") or []
+    names = [pictures] if isinstance(pictures, str) else list(pictures)
+    tags = [message["value"].count(_TAG) for message in messages[::2]]
+    if sum(tags) != len(names):
+        raise record.error(f"it lists {len(names)} images, but its questions hold {sum(tags)} {_TAG} tags")
+
+    images = iter([Image(record.image_folders[0] / name) for name in names])
+    turns = []
+    for human, gpt, count in zip(messages[::2], messages[1::2], tags, strict=True):
+        question = _LINE_BREAK.sub(" ", human["value"].replace(_TAG, "\n").strip())
+        turns.append(Turn(question, gpt["value"].strip(), tuple(next(images) for _ in range(count))))
+    return Conversation(tuple(turns), source=record.source)

@@ -1,0 +1,47 @@
+"""Encoded conversations to a padded batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from utils.data.encode import Encoded
+
+_IGNORED_LABEL = -100  # the ignore_index of torch's cross entropy
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pad conversations to a common length, a multiple of `pad_to_multiple_of` (tensor cores like eights).
+
+    Returns `input_ids`, `attention_mask`, `mm_token_type_ids`, `labels`, each [B, S] int64, and, unless no
+    conversation has an image, `pixel_values` [images of the batch in order, 3, H, W].
+    """
+
+    pad_token_id: int
+    padding_side: Literal["left", "right"] = "right"
+    pad_to_multiple_of: int = 8
+
+    def __call__(self, conversations: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        lengths = [len(conversation.input_ids) for conversation in conversations]
+        width = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        filled = {
+            "input_ids": self.pad_token_id,
+            "attention_mask": 0,
+            "mm_token_type_ids": 0,
+            "labels": _IGNORED_LABEL,
+        }
+        arrays = {name: np.full((len(lengths), width), value) for name, value in filled.items()}  # [B, S]
+        for row, (conversation, length) in enumerate(zip(conversations, lengths, strict=True)):
+            place = slice(0, length) if self.padding_side == "right" else slice(width - length, width)
+            arrays["input_ids"][row, place] = conversation.input_ids
+            arrays["attention_mask"][row, place] = 1
+            arrays["mm_token_type_ids"][row, place] = conversation.mm_token_type_ids
+            arrays["labels"][row, place] = conversation.labels
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        pixels = [each.pixel_values for each in conversations if each.pixel_values is not None]
+        if pixels:
+            batch["pixel_values"] = torch.cat(pixels)
+        return batch

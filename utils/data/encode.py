@@ -1,0 +1,106 @@
+"""Conversations to token ids, labels and pixels, within a maximal length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from utils.conversation import Conversation, Image, ImageError
+
+_MAX_WORKERS = 256
+
+
+class Encoded(Protocol):
+    """A conversation as the model takes it; see the processor's `EncodedConversation`, a dataclass."""
+
+    input_ids: np.ndarray  # [S]
+    labels: np.ndarray  # [S], negative where nothing is learned
+    mm_token_type_ids: np.ndarray  # [S]
+    turn_ends: np.ndarray  # [turns]
+    pixel_values: torch.Tensor | None  # [images, 3, H, W]
+
+
+class ConversationEncoder(Protocol):
+    """What is asked of the processor, which is handed in: data does not know the model."""
+
+    def encode(self, conversation: Conversation, load_images: bool = True) -> Encoded: ...
+
+    def pixel_values(self, images: Sequence[Image]) -> torch.Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class CutCount:
+    """What `max_seq_len` took away so far: conversations that lost turns, and the turns."""
+
+    conversations: int
+    turns: int
+
+
+class EncodedDataset(Dataset):
+    """Conversations encoded one at a time, in the loader's workers; none is longer than `max_seq_len` tokens.
+
+    A conversation that is too long loses whole turns from its end, never a part of an answer or of an image.
+    """
+
+    def __init__(
+        self, conversations: Sequence[Conversation], processor: ConversationEncoder, max_seq_len: int
+    ) -> None:
+        self.conversations = conversations
+        self.processor = processor
+        self.max_seq_len = max_seq_len
+        # A row for this process and for each worker: they count without waiting for each other.
+        self._cut = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> Encoded:
+        """Raises `ConversationError` and `ImageError` that name the record.
+
+        So for a conversation with no answer, or whose first turn alone is too long: both would teach nothing.
+        """
+        conversation = self.conversations[index]
+        encoded = self.processor.encode(conversation, load_images=False)
+        turns = int((encoded.turn_ends <= self.max_seq_len).sum())
+        if turns == 0:
+            raise conversation.error(
+                f"its first turn takes {encoded.turn_ends[0]} tokens, more than --max_seq_len"
+                f" {self.max_seq_len}; raise that, or take the record out"
+            )
+        end = encoded.turn_ends[turns - 1]
+        labels = encoded.labels[:end]
+        if (labels < 0).all():
+            raise conversation.error("it has no answer to learn from; take the record out")
+        kept = conversation.turns[:turns]
+        self._count(len(conversation.turns) - turns)
+        try:
+            pixels = self.processor.pixel_values([image for turn in kept for image in turn.images])
+        except ImageError as error:
+            raise ImageError(f"{conversation.source}: {error}") from error
+        return replace(
+            encoded,
+            input_ids=encoded.input_ids[:end],
+            labels=labels,
+            mm_token_type_ids=encoded.mm_token_type_ids[:end],
+            turn_ends=encoded.turn_ends[:turns],
+            pixel_values=pixels,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to conversations that are joined anew in each."""
+        if hasattr(self.conversations, "set_epoch"):
+            self.conversations.set_epoch(epoch)
+
+    @property
+    def cut(self) -> CutCount:
+        """What was cut so far, in this process and in its loader's workers."""
+        conversations, turns = self._cut.sum(dim=0).tolist()
+        return CutCount(conversations, turns)
+
+    def _count(self, cut_turns: int) -> None:
+        if cut_turns:
+            worker = get_worker_info()
+            self._cut[worker.id + 1 if worker else 0] += torch.tensor([1, cut_turns])
