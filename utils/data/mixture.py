@@ -97,6 +97,12 @@ class Mixture(Sequence[Conversation]):
         """How many records the conversations are made of, each in exactly one."""
         return len(self._records)
 
+    @property
+    def records_per_dataset(self) -> dict[str, int]:
+        """How many records each dataset contributes, by its name."""
+        counts = np.bincount(self._recipe.set_of[self._records], minlength=len(self._recipe.sets))
+        return {each.spec.name: int(count) for each, count in zip(self._recipe.sets, counts, strict=True)}
+
     def set_epoch(self, epoch: int) -> None:
         """Join other records in each epoch, into as many conversations; repeatable from seed and epoch."""
         recipe = self._recipe
