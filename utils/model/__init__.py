@@ -1,0 +1,33 @@
+"""The VisualChat model and its parts. Importing this package registers them with transformers.
+
+After `import utils.model`, the Auto classes load our checkpoints, and "mmca" and "cross" are attention
+implementations for any decoder.
+"""
+
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from . import mmca  # noqa: F401 (registers the attention implementations)
+from .building import build_visual_chat, freeze
+from .configuration_visual_chat import VisualChatConfig
+from .loading import CheckpointError
+from .lora import LoraSettings
+from .modeling_visual_chat import VisualChatForConditionalGeneration, VisualChatModel
+from .processing_visual_chat import VisualChatProcessor
+
+AutoConfig.register(VisualChatConfig.model_type, VisualChatConfig)
+AutoModelForImageTextToText.register(VisualChatConfig, VisualChatForConditionalGeneration)
+AutoProcessor.register(VisualChatConfig, VisualChatProcessor)
+# Saved checkpoints carry these classes' files and say so in their config.json.
+VisualChatConfig.register_for_auto_class()
+VisualChatForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = [
+    "CheckpointError",
+    "LoraSettings",
+    "VisualChatConfig",
+    "VisualChatForConditionalGeneration",
+    "VisualChatModel",
+    "VisualChatProcessor",
+    "build_visual_chat",
+    "freeze",
+]

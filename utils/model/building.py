@@ -1,0 +1,142 @@
+"""Join a pretrained decoder, a pretrained encoder and a new projector into a model that can learn to see."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_config
+
+from .configuration_visual_chat import VisualChatConfig
+from .decoder import grow_vocabulary, load_decoder
+from .lora import LoraSettings, inject_lora, is_lora
+from .modeling_visual_chat import VisualChatForConditionalGeneration
+from .processing_visual_chat import VisualChatProcessor
+from .projector import build_projector
+from .projector import image_seq_length as tokens_per_image
+from .vision import load_vision_tower
+
+logger = logging.getLogger(__name__)
+
+IMAGE_TOKEN = "<image>"
+
+
+def build_visual_chat(
+    language_model: str,
+    vision_model: str,
+    projector_type: str = "linear",
+    attention: str = "mmca",
+    lora: LoraSettings | None = None,
+    dtype: torch.dtype | str | None = None,
+    image_seq_length: int | None = None,
+) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    """Model and processor from two folders (or hub names) in Hugging Face format.
+
+    Adds the image token (and a padding token where there is none), unties the head, freezes everything but
+    the input embedding, the projector and the adapters, and logs how much learns. image_seq_length: tokens
+    of one image; follows from encoder and projector, and a number that differs is an error. Works inside
+    DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
+    """
+    tokenizer = _tokenizer_with_image_token(language_model)
+    decoder = load_decoder(language_model, dtype)
+    base_vocabulary = decoder.config.vocab_size
+    grow_vocabulary(decoder, len(tokenizer))
+    tower = load_vision_tower(vision_model, decoder.dtype)
+
+    length = tokens_per_image(projector_type, tower.config)
+    if image_seq_length not in (None, length):
+        raise ValueError(
+            f"image_seq_length is {image_seq_length}, but {vision_model} with the {projector_type} projector gives"
+            f" {length} tokens an image; leave it out"
+        )
+    config = VisualChatConfig(
+        vision_config=tower.config,
+        text_config=decoder.config,
+        projector_type=projector_type,
+        attention=attention,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=length,
+        lora=asdict(lora) if lora else None,
+        base_models={
+            "language_model": _lasting(language_model),
+            "vision_model": _lasting(vision_model),
+            "vocab_size": base_vocabulary,
+        },
+        dtype=decoder.dtype,
+    )
+    model = VisualChatForConditionalGeneration.from_parts(
+        config, tower, _new_projector(config, decoder), decoder.base_model, decoder.get_output_embeddings()
+    )
+    model.generation_config = _generation_config(tokenizer, config.image_token_id)
+    if lora:
+        inject_lora(model, lora)
+    freeze(model, only_optimize_lora=bool(lora) and lora.only_optimize_lora)
+    image_processor = AutoImageProcessor.from_pretrained(vision_model)
+    return model, VisualChatProcessor(image_processor, tokenizer, image_seq_length=length, image_token=IMAGE_TOKEN)
+
+
+def freeze(model: VisualChatForConditionalGeneration, only_optimize_lora: bool = False) -> None:
+    """Say once which parameters learn: the input embedding, the projector, the adapters; and log the counts."""
+    learning: dict[str, int] = {"embedding": 0, "projector": 0, "LoRA": 0}
+    total = 0
+    embedding = set(model.get_input_embeddings().parameters())
+    projector = set(model.model.multi_modal_projector.parameters())
+    for name, parameter in model.named_parameters():
+        part = "LoRA" if is_lora(name) else None
+        if not only_optimize_lora:
+            part = "embedding" if parameter in embedding else "projector" if parameter in projector else part
+        parameter.requires_grad_(part is not None)
+        size = getattr(parameter, "ds_numel", parameter.numel())  # a partitioned parameter knows its whole size
+        total += size
+        if part is not None:
+            learning[part] += size
+    parts = ", ".join(f"{part} {count:,}" for part, count in learning.items() if count)
+    logger.info(
+        "learning: %s parameters (%s); frozen: %s", f"{sum(learning.values()):,}", parts,
+        f"{total - sum(learning.values()):,}",
+    )
+
+
+def _tokenizer_with_image_token(path: str) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        logger.info("added the token %s as id %d", IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        logger.info("padding with %s", tokenizer.pad_token)
+    return tokenizer
+
+
+def _lasting(path: str) -> str:
+    """A reference that holds from any folder: an absolute path, or a hub name as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def _new_projector(config: VisualChatConfig, decoder: PreTrainedModel) -> nn.Module:
+    """A projector in the decoder's precision, made in parts where ZeRO-3 partitions."""
+    context = nullcontext()
+    if is_deepspeed_zero3_enabled():
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise ImportError("ZeRO-3 needs the package deepspeed: pip install deepspeed") from error
+        context = deepspeed.zero.Init(config_dict_or_path=deepspeed_config())
+    with context:
+        projector = build_projector(config.projector_type, config.vision_config, config.text_config.hidden_size)
+    return projector if is_deepspeed_zero3_enabled() else projector.to(decoder.device, decoder.dtype)
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
+    """Greedy, up to the EOS that closes an answer; the image token is never an answer."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token_id],
+        do_sample=False,
+    )

@@ -1,0 +1,61 @@
+"""The configuration of a VisualChat model: an encoder, a projector, a decoder, and how they meet."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+ATTENTION_IMPLEMENTATIONS = {"mmca": "mmca", "cross": "cross", "causal": "sdpa"}
+"""What the decoder's `attn_implementation` is for each value of `attention`."""
+
+PROJECTOR_TYPES = ("linear", "vit", "perceiver")
+
+
+class VisualChatConfig(PreTrainedConfig):
+    """Shapes and choices of a VisualChat model.
+
+    vision_config, text_config: the encoder's and the decoder's own configurations (objects or dicts).
+    projector_type: "linear", "vit" or "perceiver" (see `projector`).
+    attention: "mmca", "cross" or "causal" (see `mmca`); the weights fit all three.
+    image_token_id: the id of the placeholder that image features replace.
+    image_seq_length: how many placeholders stand for one image.
+    lora: the settings of low-rank adapters whose weights are not merged (see `lora.LoraSettings`), or None.
+    base_models: where the frozen weights came from: {"language_model": path or hub name, "vision_model": ...,
+        "vocab_size": the decoder's before tokens were added}, or None where they are no longer the same.
+    checkpoint_form: "full", or "trained" where the checkpoint takes its frozen weights from `base_models`.
+    """
+
+    model_type = "visual_chat"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 (transformers' own form)
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projector_type: str = "linear"
+    attention: str = "mmca"
+    image_token_id: int = 32000
+    image_seq_length: int = 257
+    lora: dict | None = None
+    base_models: dict | None = None
+    checkpoint_form: str = "full"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision_config = _as_config(self.vision_config, default="clip_vision_model")
+        self.text_config = _as_config(self.text_config, default="llama")
+        if self.projector_type not in PROJECTOR_TYPES:
+            raise ValueError(f"projector_type is {self.projector_type!r}; choose one of {', '.join(PROJECTOR_TYPES)}")
+        if self.attention not in ATTENTION_IMPLEMENTATIONS:
+            raise ValueError(
+                f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_IMPLEMENTATIONS)}"
+            )
+        # The embedding learns and the head does not, so they are never one tensor.
+        self.tie_word_embeddings = False
+        self.text_config.tie_word_embeddings = False
+        super().__post_init__(**kwargs)
+
+
+def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    """The object itself where one is given (a decoder that was loaded keeps sharing it)."""
+    if isinstance(value, PreTrainedConfig):
+        return value
+    fields = dict(value or {})
+    return AutoConfig.for_model(fields.pop("model_type", default), **fields)

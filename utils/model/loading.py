@@ -1,0 +1,162 @@
+"""Strict loading of both forms of checkpoint: all weights in the folder, or the trained ones over base models."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import cached_file
+
+from .configuration_visual_chat import VisualChatConfig
+from .decoder import grow_vocabulary, load_decoder
+from .lora import LoraSettings, inject_lora, is_lora
+from .vision import load_vision_tower
+
+TRAINED_WEIGHTS = "trained.safetensors"
+DECODER, ENCODER, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
+HEAD = "lm_head.weight"
+NEW_HEAD_ROWS = "lm_head.new_rows"
+"""The head's rows of the tokens we added: they do not learn, but the base model has none."""
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is incomplete or does not fit; the message says what was found and what to do."""
+
+
+def load_model(
+    cls: type[PreTrainedModel],
+    load: Callable[..., Any],
+    path: str | Path | None,
+    *args: Any,
+    config: VisualChatConfig | None = None,
+    base_models: dict[str, str] | None = None,
+    output_loading_info: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """What `from_pretrained` of our class does; `load` is transformers' own.
+
+    Raises `CheckpointError` where a key is missing or unexpected, or where a base model is not found.
+    """
+    if path is not None and not isinstance(config, VisualChatConfig):
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        overrides = {name: kwargs.pop(name) for name in ("attention",) if name in kwargs}
+        config = cls.config_class.from_pretrained(config or path, **hub, **overrides)
+    if path is None or config.checkpoint_form == "full":
+        model, report = load(path, *args, config=config, output_loading_info=True, **kwargs)
+        _refuse_misfits(path, report)
+    else:
+        model, report = _load_trained_over_bases(cls, load, path, config, base_models, *args, **kwargs)
+    return (model, report) if output_loading_info else model
+
+
+def embedding_name(model: PreTrainedModel) -> str:
+    """The name of the input embedding's weight in the model's state dict."""
+    weight = model.get_input_embeddings().weight
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+
+def _load_trained_over_bases(
+    cls: type[PreTrainedModel],
+    load: Callable[..., Any],
+    path: str | Path,
+    config: VisualChatConfig,
+    base_models: dict[str, str] | None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    if is_deepspeed_zero3_enabled():
+        raise CheckpointError(
+            f"{path} holds trained weights only, which cannot be loaded in parts under ZeRO-3; save the full form once"
+            " (utils.model.load_checkpoint, then save_full) and start from that"
+        )
+    hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+    trained = load_file(_trained_file(path, hub))
+    with torch.device("meta"):
+        skeleton = cls(config)
+    needed = {embedding_name(skeleton)} | {name for name in skeleton.state_dict() if name.startswith(PROJECTOR)}
+    if config.text_config.vocab_size > config.base_models["vocab_size"]:
+        needed.add(NEW_HEAD_ROWS)
+    _refuse_misfits(path, {"missing_keys": needed - set(trained)})
+    adapters = {name: trained.pop(name) for name in list(trained) if is_lora(name)}
+
+    state = _base_weights(path, config, base_models, kwargs.get("dtype") or config.dtype)
+    if NEW_HEAD_ROWS in trained:
+        state[HEAD][config.base_models["vocab_size"] :] = trained.pop(NEW_HEAD_ROWS)
+    state.update(trained)
+    model, report = load(None, *args, config=config, state_dict=state, output_loading_info=True, **kwargs)
+    _refuse_misfits(path, report)
+    _load_adapters(path, model, adapters)
+    model.generation_config = _generation_config(model, path, hub)
+    return model, report
+
+
+def _base_weights(
+    path: str | Path,
+    config: VisualChatConfig,
+    base_models: dict[str, str] | None,
+    dtype: torch.dtype | str | None,
+) -> dict[str, torch.Tensor]:
+    """The frozen weights under our names, in main memory, the vocabulary grown to ours."""
+    bases = {**config.base_models, **(base_models or {})}
+    for part in ("language_model", "vision_model"):
+        if Path(bases[part]).is_absolute() and not Path(bases[part]).exists():
+            raise CheckpointError(
+                f"{path} holds trained weights only and takes the rest from {bases[part]}, which does not exist here;"
+                f' say where it is: base_models={{"{part}": ...}}'
+            )
+    decoder = load_decoder(bases["language_model"], dtype)
+    if decoder.config.vocab_size != config.base_models["vocab_size"]:
+        raise CheckpointError(
+            f"{path} was trained over a decoder of {config.base_models['vocab_size']} tokens, but"
+            f" {bases['language_model']} has {decoder.config.vocab_size}; pass the right one in base_models"
+        )
+    grow_vocabulary(decoder, config.text_config.vocab_size)
+    tower = load_vision_tower(bases["vision_model"], dtype)
+    state = {DECODER + name: tensor for name, tensor in decoder.base_model.state_dict().items()}
+    state.update({ENCODER + name: tensor for name, tensor in tower.state_dict().items()})
+    state[HEAD] = decoder.get_output_embeddings().weight.detach()
+    return state
+
+
+def _load_adapters(path: str | Path, model: PreTrainedModel, adapters: dict[str, torch.Tensor]) -> None:
+    """Adapter weights beside the frozen ones, as they were trained."""
+    if model.config.lora:
+        inject_lora(model, LoraSettings(**model.config.lora))
+    places = {name: parameter for name, parameter in model.named_parameters() if is_lora(name)}
+    _refuse_misfits(
+        path, {"missing_keys": set(places) - set(adapters), "unexpected_keys": set(adapters) - set(places)}
+    )
+    with torch.no_grad():
+        for name, parameter in places.items():
+            parameter.copy_(adapters[name])
+
+
+def _trained_file(path: str | Path, hub: dict[str, Any]) -> str:
+    try:
+        return cached_file(str(path), TRAINED_WEIGHTS, **hub)
+    except OSError as error:
+        raise CheckpointError(f"{path} has no {TRAINED_WEIGHTS}; copy the whole checkpoint folder again") from error
+
+
+def _generation_config(model: PreTrainedModel, path: str | Path, hub: dict[str, Any]) -> Any:
+    return type(model.generation_config).from_pretrained(path, **hub)
+
+
+def _refuse_misfits(path: str | Path | None, report: dict[str, Iterable[Any]]) -> None:
+    """`CheckpointError` naming the keys that are missing, unexpected or of another shape."""
+    found = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in report.get(f"{kind}_keys") or ())
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            found.append(f"{len(keys)} {kind}: {', '.join(keys[:5])}{more}")
+    if found:
+        raise CheckpointError(
+            f"{path or 'the weights given'}: the keys do not fit the model ({'; '.join(found)}); was the folder copied"
+            " whole, and does its config.json belong to these weights?"
+        )

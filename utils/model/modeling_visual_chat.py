@@ -1,0 +1,356 @@
+"""The VisualChat model: encoder, projector and decoder, in the shape of transformers' LLaVA."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from . import mmca  # noqa: F401 (registers the attention that text_config names)
+from .configuration_visual_chat import ATTENTION_IMPLEMENTATIONS, VisualChatConfig
+from .projector import build_projector
+from .vision import encode_images, vision_family
+
+IGNORED_LABEL = -100
+
+
+@dataclass
+class VisualChatModelOutput(BaseModelOutputWithPast):
+    """The decoder's output and the projected image features [N, S, D]."""
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class VisualChatOutput(ModelOutput):
+    """loss: scalar; logits: [B, Q', V], or None where labels were given; image_hidden_states: [N, S, D]."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class VisualChatPreTrainedModel(PreTrainedModel):
+    """What both models share with transformers' machinery."""
+
+    config_class = VisualChatConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LinearProjector", "VitProjector", "PerceiverProjector"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+
+class VisualChatModel(VisualChatPreTrainedModel):
+    """Everything but the language-modelling head."""
+
+    def __init__(self, config: VisualChatConfig) -> None:
+        super().__init__(config)
+        _choose_attention(config)
+        self.vision_tower = vision_family(config.vision_config).model._from_config(config.vision_config)
+        self.multi_modal_projector = build_projector(
+            config.projector_type, config.vision_config, config.text_config.hidden_size
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels [N, 3, H, W] -> features in the decoder's width [N, S, D]."""
+        features = encode_images(self.vision_tower, pixel_values)
+        weight = next(self.multi_modal_projector.parameters())
+        return self.multi_modal_projector(features.to(weight.dtype))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> VisualChatModelOutput:
+        """See `VisualChatForConditionalGeneration.forward`; gives hidden states [B, Q, D] instead of logits."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        mm_token_type_ids = self._kinds(input_ids, inputs_embeds, mm_token_type_ids, cached)
+        inputs_embeds, features = self._place_images(input_ids, inputs_embeds, mm_token_type_ids, pixel_values)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
+        elif use_cache is None and past_key_values is None and attention_mask is None:
+            use_cache = False  # packed rows: a decoder that fills a cache does not look for restarting positions
+        if self.config.attention != "causal":
+            kwargs["mm_token_type_ids"] = mm_token_type_ids
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return VisualChatModelOutput(**outputs, image_hidden_states=features)
+
+    def _kinds(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        kinds: torch.Tensor | None,
+        cached: int,
+    ) -> torch.Tensor:
+        """The kind of every key [B, K]; read off the ids where nothing is cached and nobody says."""
+        if kinds is not None:
+            return kinds
+        if input_ids is not None and cached == 0:
+            return (input_ids == self.config.image_token_id).long()
+        if self.config.attention == "causal":
+            return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        raise ValueError(
+            "mm_token_type_ids are missing; with a filled cache or with inputs_embeds the kinds of the keys cannot be"
+            " read off input_ids: pass [B, K] with 1 for image tokens, cached keys included"
+        )
+
+    def _place_images(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        kinds: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image features on the placeholders, in order of appearance; embeddings stay [B, Q, D]."""
+        queries = inputs_embeds.shape[1]
+        if pixel_values is None and queries == 1:
+            return inputs_embeds, None  # a step of generation
+        if input_ids is not None:
+            places = input_ids == self.config.image_token_id  # [B, Q]
+        else:
+            places = kinds[:, -queries:].to(inputs_embeds.device) == 1
+        if pixel_values is None:
+            if places.any():
+                raise ValueError(f"there are {int(places.sum())} image tokens, but no pixel_values")
+            return self._enter_encoder_anyway(inputs_embeds), None
+        features = self.get_image_features(pixel_values).to(inputs_embeds.device, inputs_embeds.dtype)  # [N, S, D]
+        wanted, given = int(places.sum()), features.shape[0] * features.shape[1]
+        if wanted != given:
+            raise ValueError(
+                f"there are {wanted} image tokens, but {given} image features: {features.shape[0]} images of"
+                f" {features.shape[1]} tokens each; every image needs exactly that many placeholders in input_ids"
+            )
+        return inputs_embeds.masked_scatter(places[..., None], features), features
+
+    def _enter_encoder_anyway(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Under several processes, a text-only batch runs one blank image whose features count for nothing.
+
+        ZeRO-3 gathers the encoder's and the projector's weights, and every stage reduces the projector's
+        gradients, on all ranks at once: a rank that stays away would leave the others waiting.
+        """
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        several = several and torch.distributed.get_world_size() > 1
+        if not several or not (self.training or is_deepspeed_zero3_enabled()):
+            return inputs_embeds
+        side = self.config.vision_config.image_size
+        blank = torch.zeros(1, 3, side, side, device=inputs_embeds.device)
+        return inputs_embeds + 0.0 * self.get_image_features(blank).sum().to(inputs_embeds)
+
+
+class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMixin):
+    """The whole model: answers, and learns to."""
+
+    accepts_loss_kwargs = True  # the Trainer hands over num_items_in_batch
+
+    def __init__(self, config: VisualChatConfig) -> None:
+        super().__init__(config)
+        self.model = VisualChatModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls,
+        config: VisualChatConfig,
+        vision_tower: nn.Module,
+        projector: nn.Module,
+        language_model: nn.Module,
+        lm_head: nn.Module,
+    ) -> "VisualChatForConditionalGeneration":
+        """Join parts that exist already; `config` holds the parts' own configurations.
+
+        Also where the parts are partitioned over processes: nothing is initialised or copied.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        model.model.vision_tower = vision_tower
+        model.model.multi_modal_projector = projector
+        model.model.language_model = language_model
+        model.lm_head = lm_head
+        model.generation_config = GenerationConfig.from_model_config(config.text_config)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        """Load either form of checkpoint, strictly: a missing or unexpected key is an error that names it.
+
+        The trained-only form takes the frozen weights from the base models that its config.json names.
+        `base_models={"language_model": ..., "vision_model": ...}` says where they are on this machine.
+        Otherwise as transformers' `from_pretrained`.
+        """
+        from .loading import load_model  # here, because it needs this class
+
+        return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels [N, 3, H, W] -> features in the decoder's width [N, S, D]."""
+        return self.model.get_image_features(pixel_values)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> VisualChatOutput:
+        """One forward over Q new tokens of B rows; K keys = cached + new.
+
+        input_ids: [B, Q]. attention_mask, mm_token_type_ids: [B, K], cached keys included; the kinds (0 text,
+        1 image) default to where input_ids is the image token. No attention_mask and restarting position_ids
+        [B, Q]: packed rows. pixel_values: [N, 3, H, W], the images whose placeholders stand in input_ids, in
+        order of appearance. labels: [B, Q], -100 where not learned.
+
+        Without labels: logits [B, Q, V], or of the last `logits_to_keep` tokens. With labels: the loss, the
+        sum over supervised tokens divided by num_items_in_batch (their number here, where not given), and
+        no logits; the head runs at supervised rows only. No supervised token: a loss of 0 with a graph.
+        """
+        if labels is not None and use_cache is None:
+            use_cache = False
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            mm_token_type_ids=mm_token_type_ids,
+            pixel_values=pixel_values,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state  # [B, Q, D]
+        loss = logits = None
+        if labels is not None:
+            loss = self._loss(hidden, labels, num_items_in_batch)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])  # -0 keeps all
+        return VisualChatOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    def _loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
+    ) -> torch.Tensor:
+        """Cross entropy of each next token that is supervised: hidden [B, Q, D], labels [B, Q] -> scalar."""
+        targets = labels[:, 1:].to(hidden.device)
+        supervised = targets != IGNORED_LABEL
+        logits = self.lm_head(hidden[:, :-1][supervised]).float()  # [n, V]
+        targets = targets[supervised].to(logits.device)
+        total = F.cross_entropy(logits, targets, reduction="sum")
+        if num_items is None:
+            num_items = max(targets.numel(), 1)
+        elif isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(total.device)
+        return total / num_items
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        mm_token_type_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """One step's inputs; the kinds stay whole, where transformers would slice them to the new tokens."""
+        if mm_token_type_ids is None:
+            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs["mm_token_type_ids"] = mm_token_type_ids
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
+        """Repeat rows for beams or samples; the images of a row repeat together, so that their order holds."""
+        pixels = model_kwargs.pop("pixel_values", None)
+        if pixels is not None and expand_size > 1:
+            cache = model_kwargs.get("past_key_values")
+            new = input_ids[:, cache.get_seq_length() if cache is not None else 0 :]
+            tokens = (new == self.config.image_token_id).sum(dim=1)
+            rows = pixels.split((tokens // self.config.image_seq_length).tolist())
+            pixels = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        if pixels is not None:
+            model_kwargs["pixel_values"] = pixels
+        return input_ids, model_kwargs
+
+
+def _choose_attention(config: VisualChatConfig) -> None:
+    """Give the decoder the attention that the configuration names; causal keeps a stock one asked for."""
+    asked = config.text_config._attn_implementation
+    if config.attention != "causal" or asked in (None, "mmca", "cross"):
+        config.text_config._attn_implementation = ATTENTION_IMPLEMENTATIONS[config.attention]
+
+
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions [B, K] that count real tokens only, so that padding on the left changes nothing."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
