@@ -1,0 +1,108 @@
+"""A tiny random model, its processor and pictures for it, as every chat and evaluation test uses them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import sentencepiece
+import torch
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+)
+
+from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor, build_visual_chat
+from utils.model.checkpoint import save_full
+
+SENTENCES = [
+    "You are a powerful vision-language assistant.",
+    "### Image 1: ### Question: What colour is the circle? ### Answer: red",
+    "### Image 2: ### Question: How many squares are there in both pictures? ### Answer: three",
+] * 5
+SIDE = 16  # pixels
+
+
+@pytest.fixture(scope="session")
+def base_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a random LLaMA (2 layers, width 32) and a random CLIP encoder (5 tokens an image)."""
+    llama, clip = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("clip")
+    (llama / "text.txt").write_text("\n".join(SENTENCES))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(llama / "text.txt"),
+        model_prefix=str(llama / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = LlamaTokenizer.from_pretrained(llama)
+    tokenizer.save_pretrained(llama)
+    torch.manual_seed(0)
+    decoder = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.5,  # far from ties between tokens
+    )
+    LlamaForCausalLM(decoder).save_pretrained(llama)
+    encoder = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=SIDE // 2,
+    )
+    CLIPVisionModel(encoder).save_pretrained(clip)
+    square = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square).save_pretrained(clip)
+    return llama, clip
+
+
+@pytest.fixture(scope="session")
+def build(
+    base_models: tuple[Path, Path],
+) -> Callable[[str], tuple[VisualChatForConditionalGeneration, VisualChatProcessor]]:
+    """Builds a model with the named attention over the base models."""
+
+    def build(attention: str) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+        torch.manual_seed(1)
+        model, processor = build_visual_chat(*map(str, base_models), attention=attention)
+        return model.eval(), processor
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def model_and_processor(build) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    return build("mmca")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model_and_processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as a checkpoint folder."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_full(*model_and_processor, folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Ten different pictures as files."""
+    paths = []
+    for number in range(10):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        paths.append(tmp_path / f"picture {number}.png")
+        PIL.Image.fromarray(pixels).save(paths[-1])
+    return paths
