@@ -1,0 +1,1 @@
+"""Running evaluation dialogues through checkpoints, and scoring the answers."""

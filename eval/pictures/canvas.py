@@ -1,4 +1,4 @@
-"""A drawing surface: coordinates in a 480 x 360 grid, painted at twice the size and scaled down for smooth edges."""
+"""A drawing surface: painted at twice the size and scaled down, for smooth edges."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,9 @@ class Canvas:
             outline: Color | None = None, line: float = 2, radius: float = 0) -> None:  # fmt: skip
         """A rectangle by its upper left corner, with rounded corners where `radius` is given."""
         corners = self._scaled([(x, y), (x + width, y + height)])
-        self._draw.rounded_rectangle(corners, radius * OVERSAMPLING, fill, outline, round(line * OVERSAMPLING))
+        self._draw.rounded_rectangle(
+            corners, radius * OVERSAMPLING, fill, outline, round(line * OVERSAMPLING)
+        )
 
     def disc(self, x: float, y: float, radius: float, fill: Color | None = None, outline: Color | None = None,
              line: float = 2, flat: float = 1.0) -> None:  # fmt: skip
@@ -37,7 +39,9 @@ class Canvas:
         corners = self._scaled([(x - radius, y - radius * flat), (x + radius, y + radius * flat)])
         self._draw.ellipse(corners, fill, outline, round(line * OVERSAMPLING))
 
-    def polygon(self, points: Sequence[Point], fill: Color | None = None, outline: Color | None = None) -> None:
+    def polygon(
+        self, points: Sequence[Point], fill: Color | None = None, outline: Color | None = None
+    ) -> None:
         self._draw.polygon(self._scaled(points), fill, outline)
 
     def line(self, points: Sequence[Point], fill: Color = INK, width: float = 2) -> None:
@@ -59,7 +63,9 @@ class Canvas:
              bold: bool = False) -> None:  # fmt: skip
         """Text in the typeface that Pillow brings along; `anchor` as Pillow names it ("mm" is centred)."""
         font = PIL.ImageFont.load_default(size * OVERSAMPLING)
-        self._draw.text((x * OVERSAMPLING, y * OVERSAMPLING), text, fill, font, anchor, stroke_width=int(bold))
+        self._draw.text(
+            (x * OVERSAMPLING, y * OVERSAMPLING), text, fill, font, anchor, stroke_width=int(bold)
+        )
 
     def pixels(self) -> PIL.Image.Image:
         """The finished picture at its own size."""

@@ -10,7 +10,12 @@ TRAINS = [("08:05", "Northport", "2", "on time"), ("08:20", "Lakeside", "5", "10
           ("08:45", "Hillview", "1", "on time"), ("09:10", "Northport", "4", "cancelled")]  # fmt: skip
 BOOKS = {"Jan": 4, "Feb": 7, "Mar": 3, "Apr": 9, "May": 6}
 TEMPERATURES = {"Mon": 12, "Tue": 15, "Wed": 19, "Thu": 17, "Fri": 10, "Sat": 8, "Sun": 14}
-BUDGET = {"rent": (50, "#2f62d8"), "food": (25, "#e67e22"), "travel": (15, "#2e8b57"), "savings": (10, "#c0392b")}
+BUDGET = {
+    "rent": (50, "#2f62d8"),
+    "food": (25, "#e67e22"),
+    "travel": (15, "#2e8b57"),
+    "savings": (10, "#c0392b"),
+}
 
 
 def poster_concert() -> PIL.Image.Image:

@@ -1,6 +1,8 @@
-"""Draw the pictures of the evaluation sets into eval/eval_data/image: `python -m eval.pictures.make [--folder F]`.
+"""Draw the pictures of the evaluation sets into eval/eval_data/image: `python -m eval.pictures.make
+[--folder F]`.
 
-The photographs beside them come from scikit-image; eval/eval_data/SOURCES.md names source and licence of each.
+The photographs beside them come from scikit-image; eval/eval_data/SOURCES.md names source and licence of
+each.
 """
 
 import argparse
@@ -55,7 +57,9 @@ def make(folder: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the PNG files go (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="where the PNG files go (default: %(default)s)"
+    )
     paths = make(parser.parse_args().folder)
     print(f"drew {len(paths)} pictures, {sum(path.stat().st_size for path in paths) / 1024:.0f} KiB in all")
 

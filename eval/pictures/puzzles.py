@@ -1,7 +1,7 @@
 """Pictures for exact questions: clocks, a map, shapes, a game, dice, a sign; and two that show nothing."""
 
-import PIL.Image
 import numpy
+import PIL.Image
 
 from eval.pictures.canvas import Canvas, around
 
@@ -24,7 +24,7 @@ def clock(hours: int, minutes: int, color: str) -> PIL.Image.Image:
 
 
 def town_map() -> PIL.Image.Image:
-    """A town with a river from north to south, one bridge, a station west of it and a school and a park east of it."""
+    """A town and a river with one bridge: station and museum west of it; school, park and bakery east."""
     canvas = Canvas("#eef0e2")
     canvas.line([(230, 0), (225, 90), (250, 180), (235, 270), (245, 360)], "#7fc4f0", 44)
     canvas.line([(0, 180), (480, 180)], STREETS, 24)
@@ -48,7 +48,7 @@ def town_map() -> PIL.Image.Image:
 
 
 def shapes(second: bool) -> PIL.Image.Image:
-    """Five shapes on a grid; in the second picture the circle is green and a star stands where the square was."""
+    """Five shapes; in the second picture the circle is green and a star stands where the square was."""
     canvas = Canvas("#f7f7f7", 360, 360)
     canvas.disc(90, 90, 48, "#2e8b57" if second else "#d62839")
     if second:
@@ -84,7 +84,11 @@ def dice() -> PIL.Image.Image:
     spots = {2: [(-1, -1), (1, 1)], 5: [(-1, -1), (1, -1), (0, 0), (-1, 1), (1, 1)],
              6: [(-1, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (1, 1)]}  # fmt: skip
     canvas = Canvas("#3f7f5f", 480, 240)
-    for x, value, color, dot in [(95, 5, "#c0392b", "white"), (240, 2, "white", "black"), (385, 6, "#2f62d8", "white")]:
+    for x, value, color, dot in [
+        (95, 5, "#c0392b", "white"),
+        (240, 2, "white", "black"),
+        (385, 6, "#2f62d8", "white"),
+    ]:
         canvas.box(x - 52, 68, 104, 104, color, radius=16)
         for column, row in spots[value]:
             canvas.disc(x + 30 * column, 120 + 30 * row, 9, dot)

@@ -1,4 +1,4 @@
-"""Scenes to describe, to count in and to compare: a street, a beach, a kitchen table, a comic of four panels."""
+"""Scenes to describe, to count in and to compare: a street, a beach, a table, a comic of four panels."""
 
 import PIL.Image
 
@@ -6,7 +6,7 @@ from eval.pictures.canvas import Canvas, around
 
 
 def street(evening: bool) -> PIL.Image.Image:
-    """A house in a street. In the evening the windows are lit, the car has gone and a bicycle leans at the tree."""
+    """A house in a street. In the evening the windows are lit, and a bicycle has come for the car."""
     canvas = Canvas("#22305a" if evening else "#9fd3f5")
     canvas.box(0, 250, 480, 50, "#35502f" if evening else "#7cc069")
     canvas.box(0, 290, 480, 70, "#3b3b42" if evening else "#8a8a90")
