@@ -1,5 +1,7 @@
 """The VisualChat model: encoder, projector and decoder, in the shape of transformers' LLaVA."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.integrations import deepspeed as integration
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from . import mmca  # noqa: F401 (registers the attention that text_config names)
-from .configuration_visual_chat import ATTENTION_IMPLEMENTATIONS, VisualChatConfig
+from .configuration_visual_chat import VisualChatConfig
+from .mmca import IMPLEMENTATIONS
 from .projector import build_projector
 from .vision import encode_images, vision_family
 
@@ -90,18 +93,20 @@ class VisualChatModel(VisualChatPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> VisualChatModelOutput:
-        """See `VisualChatForConditionalGeneration.forward`; gives hidden states [B, Q, D] instead of logits."""
+        """As `VisualChatForConditionalGeneration.forward`, with hidden states [B, Q, D] instead of logits."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         mm_token_type_ids = self._kinds(input_ids, inputs_embeds, mm_token_type_ids, cached)
-        inputs_embeds, features = self._place_images(input_ids, inputs_embeds, mm_token_type_ids, pixel_values)
+        inputs_embeds, features = self._place_images(
+            input_ids, inputs_embeds, mm_token_type_ids, pixel_values
+        )
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         elif use_cache is None and past_key_values is None and attention_mask is None:
-            use_cache = False  # packed rows: a decoder that fills a cache does not look for restarting positions
+            use_cache = False  # perhaps packed: a decoder that fills a cache ignores restarting positions
         if self.config.attention != "causal":
             kwargs["mm_token_type_ids"] = mm_token_type_ids
         outputs = self.language_model(
@@ -129,8 +134,8 @@ class VisualChatModel(VisualChatPreTrainedModel):
         if self.config.attention == "causal":
             return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         raise ValueError(
-            "mm_token_type_ids are missing; with a filled cache or with inputs_embeds the kinds of the keys cannot be"
-            " read off input_ids: pass [B, K] with 1 for image tokens, cached keys included"
+            "mm_token_type_ids are missing; with a filled cache or with inputs_embeds the kinds of the keys cannot"
+            " be read off input_ids: pass [B, K] with 1 for image tokens, cached keys included"
         )
 
     def _place_images(
@@ -152,12 +157,12 @@ class VisualChatModel(VisualChatPreTrainedModel):
             if places.any():
                 raise ValueError(f"there are {int(places.sum())} image tokens, but no pixel_values")
             return self._enter_encoder_anyway(inputs_embeds), None
-        features = self.get_image_features(pixel_values).to(inputs_embeds.device, inputs_embeds.dtype)  # [N, S, D]
+        features = self.get_image_features(pixel_values).to(inputs_embeds)  # [N, S, D]
         wanted, given = int(places.sum()), features.shape[0] * features.shape[1]
         if wanted != given:
             raise ValueError(
                 f"there are {wanted} image tokens, but {given} image features: {features.shape[0]} images of"
-                f" {features.shape[1]} tokens each; every image needs exactly that many placeholders in input_ids"
+                f" {features.shape[1]} tokens each; every image needs exactly that many placeholders"
             )
         return inputs_embeds.masked_scatter(places[..., None], features), features
 
@@ -200,7 +205,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
 
         Also where the parts are partitioned over processes: nothing is initialised or copied.
         """
-        with torch.device("meta"):
+        with _outside_zero3(), torch.device("meta"):
             model = cls(config)
         model.model.vision_tower = vision_tower
         model.model.multi_modal_projector = projector
@@ -328,7 +333,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         input_ids: torch.LongTensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
-        """Repeat rows for beams or samples; the images of a row repeat together, so that their order holds."""
+        """Repeat rows for beams or samples; the images of a row repeat together, so their order holds."""
         pixels = model_kwargs.pop("pixel_values", None)
         if pixels is not None and expand_size > 1:
             cache = model_kwargs.get("past_key_values")
@@ -337,18 +342,31 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
             rows = pixels.split((tokens // self.config.image_seq_length).tolist())
             pixels = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         if pixels is not None:
             model_kwargs["pixel_values"] = pixels
         return input_ids, model_kwargs
 
 
+@contextmanager
+def _outside_zero3() -> Iterator[None]:
+    """Build a skeleton as if nothing were partitioned: it has no weights that processes could share out."""
+    reference = integration._hf_deepspeed_config_weak_ref
+    alive = reference() if reference is not None else None
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if alive is not None:
+            integration.set_hf_deepspeed_config(alive)
+
+
 def _choose_attention(config: VisualChatConfig) -> None:
     """Give the decoder the attention that the configuration names; causal keeps a stock one asked for."""
     asked = config.text_config._attn_implementation
     if config.attention != "causal" or asked in (None, "mmca", "cross"):
-        config.text_config._attn_implementation = ATTENTION_IMPLEMENTATIONS[config.attention]
+        config.text_config._attn_implementation = IMPLEMENTATIONS[config.attention]
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
