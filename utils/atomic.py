@@ -32,10 +32,15 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     commit_directory(staging, path)
 
 
-def begin_directory(path: str | Path) -> Path:
-    """Make the empty folder beside `path` in which its next version is written; see `commit_directory`."""
+def staging_of(path: str | Path) -> Path:
+    """Where the next version of `path` is written."""
     path = Path(path)
-    staging = path.parent / f".{path.name}{_PARTIAL}"
+    return path.parent / f".{path.name}{_PARTIAL}"
+
+
+def begin_directory(path: str | Path) -> Path:
+    """Make the empty folder in which the next version of `path` is written; see `commit_directory`."""
+    staging = staging_of(path)
     if staging.exists():  # left by a crash
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
@@ -64,11 +69,21 @@ def commit_directory(staging: Path, path: str | Path) -> None:
     _fsync(path.parent)
 
 
+def remove_directory(path: str | Path) -> None:
+    """Remove a folder so that a crash cannot leave a part of it under its name."""
+    path = Path(path)
+    going = staging_of(path)
+    if going.exists():
+        shutil.rmtree(going)
+    os.rename(path, going)
+    shutil.rmtree(going)
+
+
 def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) that appears complete under its name, or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.parent / f".{path.name}{_PARTIAL}"
+    staging = staging_of(path)
     try:
         with staging.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

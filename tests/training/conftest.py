@@ -1,0 +1,204 @@
+"""Tiny models and a tiny dataset as folders on disk, and a way to run training as a user does."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders that training takes: decoder, encoder, data."""
+
+    language_model: Path
+    vision_model: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    made = World(folder / "llama", folder / "clip", folder / "data")
+    _write_decoder(made.language_model)
+    _write_encoder(made.vision_model)
+    _write_data(made.data)
+    return made
+
+
+def _write_decoder(folder: Path) -> None:
+    folder.mkdir()
+    model = io.BytesIO()
+    words = [
+        "What colour is it?",
+        "It is red.",
+        "green blue grey ### Image 1: Question Answer You are a powerful",
+    ]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=330,
+        byte_fallback=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    tokenizer = LlamaTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _write_encoder(folder: Path) -> None:
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=8,
+        projection_dim=16,
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
+
+
+def _write_data(folder: Path) -> None:
+    """30 pictures of one colour each; answers differ in length, and so batches in supervised tokens."""
+    images = folder / "coco" / "train2017"
+    images.mkdir(parents=True)
+    (folder / "llava").mkdir()
+    rng = np.random.default_rng(0)
+    detail, dialogues = [], []
+    for number in range(30):
+        colour = list(COLOURS)[number % 4]
+        pixels = np.full((16, 16, 3), COLOURS[colour]) + rng.integers(-20, 20, (16, 16, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(images / f"{number:012d}.jpg")
+        record = {"id": f"{number:012d}", "image": f"{number:012d}.jpg"}
+        question = {"from": "human", "value": "<image>\nWhat colour is it?"}
+        answer = {"from": "gpt", "value": "It is " + f"{colour} " * (number % 5 + 1)}
+        again = [
+            {"from": "human", "value": "Are you a powerful assistant?"},
+            {"from": "gpt", "value": colour},
+        ]
+        detail.append({**record, "conversations": [question, answer]})
+        dialogues.append({**record, "conversations": [question, answer, *again]})
+    (folder / "llava" / "detail_23k.json").write_text(json.dumps(detail[:16]))
+    (folder / "llava" / "complex_reasoning_77k.json").write_text(json.dumps(detail[16:]))
+    (folder / "llava" / "conversation_58k.json").write_text(json.dumps(dialogues))
+
+
+class Trainings:
+    """Runs training in processes of its own, as a user does."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def arguments(self, output: Path, **flags: object) -> list[str]:
+        """A command line with small values; a flag that is None is left out, a list gives several words."""
+        values = {
+            "lm_model_name_or_path": self.world.language_model,
+            "vision_model_name_or_path": self.world.vision_model,
+            "data_path": self.world.data,
+            "dataset_names": ["llava", "llava_dial"],
+            "max_seq_len": 256,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 3,
+            "learning_rate": 1e-2,
+            "num_train_epochs": 2,
+            "logging_steps": 1,
+            "precision": "fp32",
+            "attention": "mmca",
+            "stage3_param_persistence_threshold": 0,
+            "output_dir": output,
+            **flags,
+        }
+        words = []
+        for name, value in values.items():
+            if value is not None:
+                words.append(f"--{name}")
+                words += [str(each) for each in (value if isinstance(value, list) else [value])]
+        return words
+
+    def start(
+        self, command: list[str], processes: int = 1, module: str = "training.main", **env: str
+    ) -> subprocess.Popen:
+        """Training in processes of its own; its output is one text stream."""
+        launcher = [sys.executable, "-m", module]
+        if processes > 1:
+            port = str(20000 + os.getpid() % 20000)
+            launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes)]
+            launcher += ["--master_port", port, "--module", module]
+        environment = {
+            **os.environ,
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            **env,
+        }
+        return subprocess.Popen(
+            [*launcher, *command],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(
+        self, command: list[str], processes: int = 1, module: str = "training.main", expected: int = 0
+    ) -> str:
+        """Run training to its end and return what it printed; its exit code has to be the expected one."""
+        process = self.start(command, processes, module)
+        printed, _ = process.communicate(timeout=280)
+        assert process.returncode == expected, printed[-4000:]
+        return printed
+
+    def losses(self, output: Path) -> list[float]:
+        """The training losses of a run, step by step, from its last checkpoint's log."""
+        newest = max(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+        history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+        return [line["loss"] for line in history if "loss" in line]
+
+
+@pytest.fixture(scope="session")
+def trainings(world: World) -> Trainings:
+    return Trainings(world)

@@ -1,0 +1,265 @@
+"""The command line: the 2023 flags with their defaults, over all of transformers' `TrainingArguments`."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from training.ds_configs import zero_config
+from utils.distributed import initialise, is_main_process
+
+
+class UsageError(ValueError):
+    """A mistake in the command line; the message is one line and says what to do."""
+
+
+def _flag(default: object, text: str) -> object:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which decoder and encoder to join, and how."""
+
+    lm_model_name_or_path: str = field(
+        metadata={"help": "LLaMA-style decoder: a local folder or a hub name."}
+    )
+    vision_model_name_or_path: str = _flag(
+        "openai/clip-vit-large-patch14", "Visual encoder: a folder or a hub name."
+    )
+    vis_proj: Literal["baseline", "linear", "vit", "perceiver"] = _flag(
+        "baseline", "Projection from encoder to decoder; baseline and linear are the same."
+    )
+    enable_mmca_attention: bool = _flag(False, "Multi-modal causal attention; short for --attention mmca.")
+    attention: Literal["mmca", "causal", "cross"] | None = _flag(
+        None, "Attention of the decoder; causal unless this or --enable_mmca_attention says otherwise."
+    )
+    lang_lora_dim: int = _flag(0, "Rank of LoRA in the decoder; 0 for none.")
+    lang_lora_module_name: str = _flag(
+        "model.layers.", "LoRA goes into decoder modules whose name holds this."
+    )
+    vis_lora_dim: int = _flag(0, "Rank of LoRA in the encoder; 0 for none.")
+    vis_lora_module_name: str = _flag(
+        "encoder.layers.", "LoRA goes into encoder modules whose name holds this."
+    )
+    only_optimize_lora: bool = _flag(False, "Train LoRA alone, without embedding and projection.")
+
+    def __post_init__(self) -> None:
+        if self.enable_mmca_attention and self.attention not in (None, "mmca"):
+            raise UsageError(
+                f"--enable_mmca_attention contradicts --attention {self.attention}: give one of the two"
+            )
+        if self.only_optimize_lora and not (self.lang_lora_dim or self.vis_lora_dim):
+            raise UsageError("--only_optimize_lora leaves nothing to train: add --lang_lora_dim 64, say")
+        for flag in ("lm_model_name_or_path", "vision_model_name_or_path"):
+            _check_model(flag, getattr(self, flag))
+
+    @property
+    def projector(self) -> str:
+        """The projector's name in today's words."""
+        return "linear" if self.vis_proj == "baseline" else self.vis_proj
+
+    @property
+    def attention_name(self) -> str:
+        """The attention that the flags ask for together; as in 2023, plain causal where none does."""
+        return self.attention or ("mmca" if self.enable_mmca_attention else "causal")
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Which dialogues to train on."""
+
+    data_path: str = _flag("./data/", "Folder of the datasets.")
+    data_debug_path: str | None = _flag(None, "Folder to write 10 samples to, as images and text.")
+    data_train_split_ratio: float = _flag(0.9, "Share of the data to train on; the rest evaluates.")
+    dataset_names: list[str] = field(
+        default_factory=lambda: ["minigpt4"], metadata={"help": "Datasets by name."}
+    )
+    dataset_samples: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "Records to use: a number or all; one, or one for each."},
+    )
+    dataset_concatenate_samples: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Join up to so many records; one, or one for each."}
+    )
+    max_num_image_per_sample: int = _flag(8, "Images in a conversation at most.")
+    max_seq_len: int = _flag(4096, "Tokens in a conversation at most, image tokens included.")
+
+    def __post_init__(self) -> None:
+        if not Path(self.data_path).is_dir():
+            raise UsageError(
+                f"--data_path {self.data_path}: no such folder; give the folder that holds the datasets"
+            )
+        if not 0 < self.data_train_split_ratio <= 1:
+            raise UsageError(
+                f"--data_train_split_ratio {self.data_train_split_ratio}: give a share in (0, 1]"
+            )
+        for flag in ("dataset_samples", "dataset_concatenate_samples"):
+            given = len(getattr(self, flag))
+            if given not in (1, len(self.dataset_names)):
+                raise UsageError(
+                    f"--{flag} has {given} values for {len(self.dataset_names)} datasets:"
+                    " give one, or one for each"
+                )
+        for value in self.dataset_samples:
+            if value != "all" and not (value.isdigit() and int(value) > 0):
+                raise UsageError(f"--dataset_samples {value}: give a positive number, or all")
+        for flag in ("max_num_image_per_sample", "max_seq_len"):
+            if getattr(self, flag) < 1:
+                raise UsageError(f"--{flag} {getattr(self, flag)}: give a positive number")
+        if min(self.dataset_concatenate_samples) < 1:
+            raise UsageError("--dataset_concatenate_samples: give positive numbers")
+
+    @property
+    def samples(self) -> list[int | str]:
+        """`dataset_samples` with its numbers as numbers."""
+        return [value if value == "all" else int(value) for value in self.dataset_samples]
+
+
+@dataclass
+class VisualChatTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with the published recipe as defaults, and the 2023 flags that it
+    lacks.
+    """
+
+    output_dir: str | None = _flag("./output", "Folder for checkpoint-N, best and final.")
+    per_device_train_batch_size: int = _flag(2, "Conversations per device and micro-step.")
+    per_device_eval_batch_size: int = _flag(2, "Conversations per device and evaluation step.")
+    learning_rate: float = _flag(1e-3, "Peak learning rate.")
+    learning_rate_pretraining_components: float = _flag(0.0, "The embedding's learning rate; 0: the same.")
+    num_train_epochs: float = _flag(6.0, "Passes over the data.")
+    lr_scheduler_type: str = _flag("cosine", "Shape of the learning rate over time.")
+    num_warmup_steps: float = _flag(
+        0.0, "Warm-up: more than 1 counts steps, up to 1 is a share of all steps."
+    )
+    adam_beta2: float = _flag(0.95, "AdamW's second beta.")
+    seed: int = _flag(1234, "Seed of everything.")
+    gradient_checkpointing: bool = _flag(False, "Recompute activations in the backward pass to save memory.")
+    zero_stage: Literal[0, 1, 2, 3] = _flag(0, "ZeRO stage.")
+    precision: Literal["auto", "fp16", "bf16", "fp32"] = _flag(
+        "auto", "auto: bf16 where the GPU has it, else fp16; fp32 on a CPU."
+    )
+    stage3_param_persistence_threshold: int = _flag(10_000, "ZeRO-3 leaves tensors below this size whole.")
+    stage3_max_live_parameters: int = _flag(30_000_000, "ZeRO-3 keeps at most this many gathered elements.")
+    enable_tensorboard: bool = _flag(False, "Write TensorBoard files; short for --report_to tensorboard.")
+    checkpoint_form: Literal["full", "trained"] = _flag(
+        "full",
+        "Form of best and final: full holds all weights; trained what was trained, naming the base models.",
+    )
+    eval_strategy: str = _flag("epoch", "When to evaluate: no, steps or epoch.")
+    eval_on_start: bool = _flag(True, "Evaluate before the first step.")
+    save_strategy: str = _flag("epoch", "When to write checkpoint-N: no, steps, epoch or best.")
+    logging_steps: float = _flag(10, "Steps between two log lines.")
+    logging_first_step: bool = _flag(True, "Log the first step too.")
+    logging_nan_inf_filter: bool = _flag(False, "Hide NaN losses from the log; off: they stop the run.")
+    remove_unused_columns: bool = _flag(False, "Of no use here: the collator decides what the model gets.")
+
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self._settle_precision()
+        if self.num_warmup_steps and self.warmup_steps:
+            raise UsageError("--num_warmup_steps and --warmup_steps: give one of the two")
+        if self.enable_tensorboard:
+            given = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+            self.report_to = [name for name in given if name not in ("none", "tensorboard")] + ["tensorboard"]
+        if self.eval_strategy == "no":
+            self.eval_on_start = False
+        elif self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
+        if self.deepspeed is None:
+            self.deepspeed = zero_config(
+                self.zero_stage, self.stage3_param_persistence_threshold, self.stage3_max_live_parameters
+            )
+        if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing  # newer transformers' name for it
+        super().__post_init__()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Warm-up in steps; the 2023 flag counts steps above 1 and is a share of the run up to 1."""
+        if 0 < self.num_warmup_steps <= 1:
+            return int(self.num_warmup_steps * num_training_steps)
+        return int(self.num_warmup_steps) or super().get_warmup_steps(num_training_steps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which weights are held and multiplied."""
+        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
+
+    def _settle_precision(self) -> None:
+        if self.precision == "auto" and not (self.bf16 or self.fp16 or self.use_cpu):
+            self.bf16 = torch.cuda.is_bf16_supported()
+            self.fp16 = not self.bf16
+        elif self.precision != "auto":
+            self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        if self.fp16 and self.use_cpu:
+            raise UsageError("fp16 needs a GPU: use --precision fp32 or bf16 on a CPU")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        # Usage lines of 200 flags would bury the one line that matters.
+        if is_main_process():
+            print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, VisualChatTrainingArguments]:
+    """Read the command line, and start the process group, which the training arguments need.
+
+    A mistake ends the program with code 2 and one line that says what to do.
+    """
+    argv = _as_today(list(sys.argv[1:] if argv is None else argv))
+    parser = _Parser(
+        (ModelArguments, DataArguments, VisualChatTrainingArguments),
+        prog="python -m training.main",
+        allow_abbrev=False,
+    )
+    _, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            known = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
+            hint = f"did you mean {known[0]}?" if known else "--help lists all flags"
+            parser.error(f"unknown flag {word}: {hint}")
+    if unknown:
+        parser.error(f"unexpected word {unknown[0]}: a flag may be missing before it")
+    initialise(use_cpu="--use_cpu" in argv)
+    try:
+        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+
+
+def _as_today(argv: list[str]) -> list[str]:
+    """Bare `--deepspeed` (2023: use DeepSpeed, which is always used now) and `--resume_from_checkpoint` (the
+    newest).
+    """
+    words = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        bare = following.startswith("--")
+        if word == "--deepspeed" and bare:
+            continue
+        words.append(word)
+        if word == "--resume_from_checkpoint" and bare:
+            words.append("True")
+    return words
+
+
+def _check_model(flag: str, name: str) -> None:
+    if os.path.isdir(name):
+        if not Path(name, "config.json").is_file():
+            raise UsageError(
+                f"--{flag} {name}: no config.json in this folder; give a Hugging Face model folder"
+            )
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise UsageError(
+            f"--{flag} {name}: no such folder; give a model folder, or a hub name (meta-llama/Llama-2-7b-hf)"
+        )

@@ -1,0 +1,107 @@
+"""What a person sees while training runs: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from utils.distributed import is_main_process
+
+
+class ProgressReporter(TrainerCallback):
+    """One readable line per log and evaluation, and on a terminal a bar under them; the main process only."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._evaluation: tqdm | None = None
+        self._shown = is_main_process()
+        self._is_terminal = sys.stderr.isatty()
+        self._start = time.perf_counter()
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._start, self._first_step = time.perf_counter(), state.global_step
+        if self._shown and self._is_terminal:
+            self._bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not (self._shown and self._is_terminal):
+            return
+        if self._evaluation is None:
+            batches = len(kwargs["eval_dataloader"]) if kwargs.get("eval_dataloader") is not None else None
+            self._evaluation = tqdm(total=batches, desc="evaluating", leave=False, dynamic_ncols=True)
+        self._evaluation.update(1)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
+        self._write(f"{_place(state)}  evaluation loss {metrics['eval_loss']:.4f}")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        if "loss" not in logs:
+            return
+        parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+        if "tokens_per_second" in logs:
+            parts.append(
+                f"{logs['tokens_per_second']:,.0f} tokens/s"
+                f" ({logs['supervised_tokens_per_second']:,.0f} supervised)"
+            )
+            parts.append(f"{logs['images_per_second']:,.1f} images/s")
+        if self._bar is None:
+            parts.append(f"{self._left(state)} left")
+        self._write(f"{_place(state)}  " + "  ".join(parts))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _left(self, state: TrainerState) -> str:
+        done = max(state.global_step - self._first_step, 1)
+        seconds = (time.perf_counter() - self._start) / done * (state.max_steps - state.global_step)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+    def _write(self, line: str) -> None:
+        if self._shown:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+
+
+def _place(state: TrainerState) -> str:
+    width = len(str(state.max_steps))
+    return f"step {state.global_step:>{width}}/{state.max_steps}  epoch {state.epoch or 0:.2f}"

@@ -1,0 +1,45 @@
+"""The DeepSpeed configurations of ZeRO stages 0 to 3: one builder, since they differ in a few lines.
+
+`--deepspeed FILE` replaces them by a JSON file of one's own.
+"""
+
+from typing import Any
+
+AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
+
+
+def zero_config(
+    stage: int,
+    param_persistence_threshold: int = 10_000,
+    max_live_parameters: int = 30_000_000,
+) -> dict[str, Any]:
+    """The configuration of a ZeRO stage: 0 replicates everything, 1 splits optimizer states, 2 gradients too,
+    3 weights too.
+
+    The two numbers, in elements, are stage 3's: tensors below the threshold stay whole on every rank, and no
+    more than so many elements of gathered weights are kept for reuse. Their defaults are those of the
+    published runs.
+    """
+    zero: dict[str, Any] = {"stage": stage}
+    if stage >= 1:
+        zero["reduce_bucket_size"] = 50_000_000
+        zero["contiguous_gradients"] = True
+    if stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": param_persistence_threshold,
+            "stage3_max_live_parameters": max_live_parameters,
+            "stage3_prefetch_bucket_size": 30_000_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "memory_efficient_linear": False,
+        }
+    return {
+        "zero_optimization": zero,
+        "train_batch_size": AUTO,
+        "train_micro_batch_size_per_gpu": AUTO,
+        "gradient_accumulation_steps": AUTO,
+        "gradient_clipping": AUTO,
+        "bf16": {"enabled": AUTO},
+        "fp16": {"enabled": AUTO, "loss_scale_window": 100},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,  # the Trainer reports
+    }

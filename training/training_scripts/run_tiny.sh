@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The miniature world on a laptop: the models in assets/ in place of LLaMA-2 and CLIP, everything else as run_7b.sh.
+# Its data: python -m helper.miniature. Set any value below or in launch.sh from the environment; DRY_RUN=1 prints
+# the command and stops.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+
+: "${LM_MODEL:=$ROOT/assets/tiny_llama}"
+: "${VISION_MODEL:=$ROOT/assets/tiny_clip}"
+: "${DATA_PATH:=$ROOT/data/miniature}"
+: "${OUTPUT_DIR:=$ROOT/output/tiny}"
+: "${DATASETS:=llava llava_dial}"
+: "${DATASET_CONCAT:=3 2}"
+: "${EPOCHS:=2}"
+: "${GLOBAL_BATCH:=32}"
+: "${BATCH:=16}"
+: "${LR:=3e-3}"
+: "${WARMUP:=0.05}"
+: "${MAX_SEQ_LEN:=512}"
+: "${ZERO_STAGE:=3}"
+: "${NUM_GPUS:=2}"
+: "${WORKERS:=0}"
+: "${GRADIENT_CHECKPOINTING:=false}"
+
+source "$ROOT/training/training_scripts/launch.sh"
