@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -159,6 +160,16 @@ class VisualChatProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """The text that stands for one image: transformers' own hook, called for each image of a call."""
         return self.image_token * self.image_seq_length
+
+    def validate_inputs(self, images: Any = None, text: list[str] | None = None, **kwargs: Any) -> None:
+        """Raises `ValueError` where a call's texts mark another number of images than it brings."""
+        marked = sum(each.count(self.image_token) for each in text or ())
+        given = 0 if images is None else len(make_flat_list_of_images(images))
+        if text is not None and marked != given:  # the oldest transformers that we support lets this pass
+            raise ValueError(
+                f"the text has {marked} {self.image_token} tokens, but {given} images were given"
+            )
+        super().validate_inputs(images=images, text=text, **kwargs)
 
     def encode(self, conversation: RendersToMessages, load_images: bool = True) -> EncodedConversation:
         """Render, tokenise and label a conversation; one whose last answer is None becomes an inference
