@@ -7,8 +7,10 @@ implementations for any decoder.
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from . import mmca  # noqa: F401 (registers the attention implementations)
-from .building import build_visual_chat, freeze
+from .building import build_visual_chat
+from .checkpoint import load_checkpoint, save_full, save_trained_only
 from .configuration_visual_chat import VisualChatConfig
+from .freezing import freeze
 from .loading import CheckpointError
 from .lora import LoraSettings
 from .modeling_visual_chat import VisualChatForConditionalGeneration, VisualChatModel
@@ -30,4 +32,7 @@ __all__ = [
     "VisualChatProcessor",
     "build_visual_chat",
     "freeze",
+    "load_checkpoint",
+    "save_full",
+    "save_trained_only",
 ]

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
-from .lora import LoraSettings, inject_lora, is_lora
+from .freezing import freeze
+from .lora import LoraSettings, inject_lora
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 from .processing_visual_chat import VisualChatProcessor
 from .projector import build_projector
@@ -50,8 +57,8 @@ def build_visual_chat(
     length = tokens_per_image(projector_type, tower.config)
     if image_seq_length not in (None, length):
         raise ValueError(
-            f"image_seq_length is {image_seq_length}, but {vision_model} with the {projector_type} projector gives"
-            f" {length} tokens an image; leave it out"
+            f"image_seq_length is {image_seq_length}, but {vision_model} with the {projector_type} projector"
+            f" gives {length} tokens an image; leave it out"
         )
     config = VisualChatConfig(
         vision_config=tower.config,
@@ -61,7 +68,7 @@ def build_visual_chat(
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=length,
         lora=asdict(lora) if lora else None,
-        base_models={
+        frozen_from={
             "language_model": _lasting(language_model),
             "vision_model": _lasting(vision_model),
             "vocab_size": base_vocabulary,
@@ -76,29 +83,10 @@ def build_visual_chat(
         inject_lora(model, lora)
     freeze(model, only_optimize_lora=bool(lora) and lora.only_optimize_lora)
     image_processor = AutoImageProcessor.from_pretrained(vision_model)
-    return model, VisualChatProcessor(image_processor, tokenizer, image_seq_length=length, image_token=IMAGE_TOKEN)
-
-
-def freeze(model: VisualChatForConditionalGeneration, only_optimize_lora: bool = False) -> None:
-    """Say once which parameters learn: the input embedding, the projector, the adapters; and log the counts."""
-    learning: dict[str, int] = {"embedding": 0, "projector": 0, "LoRA": 0}
-    total = 0
-    embedding = set(model.get_input_embeddings().parameters())
-    projector = set(model.model.multi_modal_projector.parameters())
-    for name, parameter in model.named_parameters():
-        part = "LoRA" if is_lora(name) else None
-        if not only_optimize_lora:
-            part = "embedding" if parameter in embedding else "projector" if parameter in projector else part
-        parameter.requires_grad_(part is not None)
-        size = getattr(parameter, "ds_numel", parameter.numel())  # a partitioned parameter knows its whole size
-        total += size
-        if part is not None:
-            learning[part] += size
-    parts = ", ".join(f"{part} {count:,}" for part, count in learning.items() if count)
-    logger.info(
-        "learning: %s parameters (%s); frozen: %s", f"{sum(learning.values()):,}", parts,
-        f"{total - sum(learning.values()):,}",
+    processor = VisualChatProcessor(
+        image_processor, tokenizer, image_seq_length=length, image_token=IMAGE_TOKEN
     )
+    return model, processor
 
 
 def _tokenizer_with_image_token(path: str) -> PreTrainedTokenizerBase:
@@ -126,8 +114,13 @@ def _new_projector(config: VisualChatConfig, decoder: PreTrainedModel) -> nn.Mod
         except ImportError as error:
             raise ImportError("ZeRO-3 needs the package deepspeed: pip install deepspeed") from error
         context = deepspeed.zero.Init(config_dict_or_path=deepspeed_config())
-    with context:
-        projector = build_projector(config.projector_type, config.vision_config, config.text_config.hidden_size)
+    with context, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(
+            torch.initial_seed()
+        )  # the same start however many random numbers loading has drawn
+        projector = build_projector(
+            config.projector_type, config.vision_config, config.text_config.hidden_size
+        )
     return projector if is_deepspeed_zero3_enabled() else projector.to(decoder.device, decoder.dtype)
 
 

@@ -4,9 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-ATTENTION_IMPLEMENTATIONS = {"mmca": "mmca", "cross": "cross", "causal": "sdpa"}
-"""What the decoder's `attn_implementation` is for each value of `attention`."""
-
+ATTENTION_TYPES = ("mmca", "cross", "causal")
 PROJECTOR_TYPES = ("linear", "vit", "perceiver")
 
 
@@ -19,9 +17,9 @@ class VisualChatConfig(PreTrainedConfig):
     image_token_id: the id of the placeholder that image features replace.
     image_seq_length: how many placeholders stand for one image.
     lora: the settings of low-rank adapters whose weights are not merged (see `lora.LoraSettings`), or None.
-    base_models: where the frozen weights came from: {"language_model": path or hub name, "vision_model": ...,
+    frozen_from: where the frozen weights came from: {"language_model": path or hub name, "vision_model": ...,
         "vocab_size": the decoder's before tokens were added}, or None where they are no longer the same.
-    checkpoint_form: "full", or "trained" where the checkpoint takes its frozen weights from `base_models`.
+    checkpoint_form: "full", or "trained" where the checkpoint takes its frozen weights from `frozen_from`.
     """
 
     model_type = "visual_chat"
@@ -34,7 +32,7 @@ class VisualChatConfig(PreTrainedConfig):
     image_token_id: int = 32000
     image_seq_length: int = 257
     lora: dict | None = None
-    base_models: dict | None = None
+    frozen_from: dict | None = None
     checkpoint_form: str = "full"
     tie_word_embeddings: bool = False
 
@@ -42,11 +40,10 @@ class VisualChatConfig(PreTrainedConfig):
         self.vision_config = _as_config(self.vision_config, default="clip_vision_model")
         self.text_config = _as_config(self.text_config, default="llama")
         if self.projector_type not in PROJECTOR_TYPES:
-            raise ValueError(f"projector_type is {self.projector_type!r}; choose one of {', '.join(PROJECTOR_TYPES)}")
-        if self.attention not in ATTENTION_IMPLEMENTATIONS:
-            raise ValueError(
-                f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_IMPLEMENTATIONS)}"
-            )
+            choices = ", ".join(PROJECTOR_TYPES)
+            raise ValueError(f"projector_type is {self.projector_type!r}; choose one of {choices}")
+        if self.attention not in ATTENTION_TYPES:
+            raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_TYPES)}")
         # The embedding learns and the head does not, so they are never one tensor.
         self.tie_word_embeddings = False
         self.text_config.tie_word_embeddings = False

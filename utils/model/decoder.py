@@ -26,7 +26,7 @@ def load_decoder(path: str, dtype: torch.dtype | str | None = None) -> PreTraine
     if model.get_output_embeddings().bias is not None:
         unusual.append("a bias in the head")
     if unusual:
-        raise ValueError(f"{path} changes its logits by {', '.join(unusual)}; such decoders are not supported")
+        raise ValueError(f"{path} changes its logits by {', '.join(unusual)}; that is not supported")
     if model.config.tie_word_embeddings:
         _untie(model)
         logger.info("untied the head of %s from its embedding: the embedding learns, the head does not", path)
@@ -40,9 +40,7 @@ def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
     """
     if size <= model.config.vocab_size:
         return
-    embedding = nn.Embedding.from_pretrained(
-        _grown(model.get_input_embeddings().weight, size), freeze=False
-    )
+    embedding = nn.Embedding.from_pretrained(_grown(model.get_input_embeddings().weight, size), freeze=False)
     model.set_input_embeddings(embedding)
     model.set_output_embeddings(_head(_grown(model.get_output_embeddings().weight, size)))
     model.config.vocab_size = size

@@ -1,4 +1,4 @@
-"""Strict loading of both forms of checkpoint: all weights in the folder, or the trained ones over base models."""
+"""Strict loading of both forms of checkpoint: every weight in the folder, or the trained ones over bases."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
+from .freezing import freeze
 from .lora import LoraSettings, inject_lora, is_lora
 from .vision import load_vision_tower
 
@@ -40,9 +41,10 @@ def load_model(
 ) -> Any:
     """What `from_pretrained` of our class does; `load` is transformers' own.
 
-    Raises `CheckpointError` where a key is missing or unexpected, or where a base model is not found.
+    A loaded model has the same parameters frozen as one that was just built. Raises `CheckpointError` where
+    a key is missing or unexpected, or where a base model is not found.
     """
-    if path is not None and not isinstance(config, VisualChatConfig):
+    if path is not None and not isinstance(config, PreTrainedConfig):
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         overrides = {name: kwargs.pop(name) for name in ("attention",) if name in kwargs}
         config = cls.config_class.from_pretrained(config or path, **hub, **overrides)
@@ -51,6 +53,8 @@ def load_model(
         _refuse_misfits(path, report)
     else:
         model, report = _load_trained_over_bases(cls, load, path, config, base_models, *args, **kwargs)
+    lora = LoraSettings(**config.lora) if config.lora else LoraSettings()
+    freeze(model, only_optimize_lora=lora.only_optimize_lora)
     return (model, report) if output_loading_info else model
 
 
@@ -71,22 +75,23 @@ def _load_trained_over_bases(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     if is_deepspeed_zero3_enabled():
         raise CheckpointError(
-            f"{path} holds trained weights only, which cannot be loaded in parts under ZeRO-3; save the full form once"
-            " (utils.model.load_checkpoint, then save_full) and start from that"
+            f"{path} holds trained weights only, which cannot be loaded in parts under ZeRO-3; save the full"
+            " form once (load_checkpoint, then save_full) and start from that"
         )
     hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
     trained = load_file(_trained_file(path, hub))
     with torch.device("meta"):
         skeleton = cls(config)
-    needed = {embedding_name(skeleton)} | {name for name in skeleton.state_dict() if name.startswith(PROJECTOR)}
-    if config.text_config.vocab_size > config.base_models["vocab_size"]:
+    needed = {name for name in skeleton.state_dict() if name.startswith(PROJECTOR)}
+    needed.add(embedding_name(skeleton))
+    if config.text_config.vocab_size > config.frozen_from["vocab_size"]:
         needed.add(NEW_HEAD_ROWS)
     _refuse_misfits(path, {"missing_keys": needed - set(trained)})
     adapters = {name: trained.pop(name) for name in list(trained) if is_lora(name)}
 
     state = _base_weights(path, config, base_models, kwargs.get("dtype") or config.dtype)
     if NEW_HEAD_ROWS in trained:
-        state[HEAD][config.base_models["vocab_size"] :] = trained.pop(NEW_HEAD_ROWS)
+        state[HEAD][config.frozen_from["vocab_size"] :] = trained.pop(NEW_HEAD_ROWS)
     state.update(trained)
     model, report = load(None, *args, config=config, state_dict=state, output_loading_info=True, **kwargs)
     _refuse_misfits(path, report)
@@ -102,17 +107,17 @@ def _base_weights(
     dtype: torch.dtype | str | None,
 ) -> dict[str, torch.Tensor]:
     """The frozen weights under our names, in main memory, the vocabulary grown to ours."""
-    bases = {**config.base_models, **(base_models or {})}
+    bases = {**config.frozen_from, **(base_models or {})}
     for part in ("language_model", "vision_model"):
         if Path(bases[part]).is_absolute() and not Path(bases[part]).exists():
             raise CheckpointError(
-                f"{path} holds trained weights only and takes the rest from {bases[part]}, which does not exist here;"
-                f' say where it is: base_models={{"{part}": ...}}'
+                f"{path} holds trained weights only and takes the rest from {bases[part]}, which does not"
+                f' exist here; say where it is: base_models={{"{part}": ...}}'
             )
     decoder = load_decoder(bases["language_model"], dtype)
-    if decoder.config.vocab_size != config.base_models["vocab_size"]:
+    if decoder.config.vocab_size != config.frozen_from["vocab_size"]:
         raise CheckpointError(
-            f"{path} was trained over a decoder of {config.base_models['vocab_size']} tokens, but"
+            f"{path} was trained over a decoder of {config.frozen_from['vocab_size']} tokens, but"
             f" {bases['language_model']} has {decoder.config.vocab_size}; pass the right one in base_models"
         )
     grow_vocabulary(decoder, config.text_config.vocab_size)
@@ -140,7 +145,7 @@ def _trained_file(path: str | Path, hub: dict[str, Any]) -> str:
     try:
         return cached_file(str(path), TRAINED_WEIGHTS, **hub)
     except OSError as error:
-        raise CheckpointError(f"{path} has no {TRAINED_WEIGHTS}; copy the whole checkpoint folder again") from error
+        raise CheckpointError(f"{path} has no {TRAINED_WEIGHTS}; copy the whole folder again") from error
 
 
 def _generation_config(model: PreTrainedModel, path: str | Path, hub: dict[str, Any]) -> Any:
@@ -157,6 +162,6 @@ def _refuse_misfits(path: str | Path | None, report: dict[str, Iterable[Any]]) -
             found.append(f"{len(keys)} {kind}: {', '.join(keys[:5])}{more}")
     if found:
         raise CheckpointError(
-            f"{path or 'the weights given'}: the keys do not fit the model ({'; '.join(found)}); was the folder copied"
-            " whole, and does its config.json belong to these weights?"
+            f"{path or 'the weights given'}: the keys do not fit the model ({'; '.join(found)}); was the"
+            " folder copied whole, and does its config.json belong to these weights?"
         )

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) in the decoder and the encoder, through peft, without a wrapper around the model."""
+"""Low-rank adapters (LoRA) in decoder and encoder, through peft, without a wrapper around the model."""
 
 from dataclasses import dataclass
 
@@ -51,10 +51,12 @@ def _inject(module: nn.Module, rank: int, wanted: str, prefix: str, settings: Lo
     except ImportError as error:
         raise ImportError("LoRA needs the package peft: pip install peft") from error
     names = [
-        name for name, part in module.named_modules() if isinstance(part, nn.Linear) and wanted in prefix + name
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and wanted in prefix + name
     ]
     if not names:
-        raise ValueError(f"no linear layer of {type(module).__name__} has {wanted!r} in its name, so LoRA finds none")
+        raise ValueError(f"LoRA finds no linear layer of {type(module).__name__} with {wanted!r} in its name")
     config = LoraConfig(r=rank, lora_alpha=settings.scaling(rank) * rank, target_modules=names)
     inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
 

@@ -10,14 +10,15 @@ conversation:
 Source: Yao et al., "DeepSpeed-VisualChat", 2023 (arXiv:2309.14327), section 4.1.
 
 Importing this module registers two attention implementations. "mmca" is the above; "cross" has the same
-visibility, but one joint softmax over T(i) and I(i): a baseline with the same weights. Both run a stock decoder:
+visibility, but one joint softmax over T(i) and I(i): a baseline with the same weights. Both run a stock
+decoder:
 
     config = LlamaConfig(..., attn_implementation="mmca")
-    decoder(inputs_embeds=x, attention_mask=m, mm_token_type_ids=t)   # m, t [B, K]: every key, cached ones too
+    decoder(inputs_embeds=x, attention_mask=m, mm_token_type_ids=t)  # m, t [B, K]: all keys, also cached
 
 The kinds t (0 text, 1 image) are required: leaving them out raises, because an image read as text would go
-unnoticed. Text alone is t = 0 everywhere. Several conversations in one row are told apart as transformers does
-it: `attention_mask=None`, `position_ids` that restart with each conversation, and `use_cache=False`.
+unnoticed. Text alone is t = 0 everywhere. Several conversations in one row are told apart as transformers
+does it: `attention_mask=None`, `position_ids` that restart with each conversation, and `use_cache=False`.
 
 The layout (who sees whom) is made once per forward and shared by all layers; the kernels read nothing else.
 """
@@ -29,6 +30,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
+IMPLEMENTATIONS = {"mmca": "mmca", "cross": "cross", "causal": "sdpa"}
+"""The decoder's `attn_implementation` for each attention of a VisualChat configuration."""
 
 _LAYOUT = "_mmca_layout"  # a mask carries the layout made from it, so both live for one forward
 
@@ -73,8 +77,8 @@ def build_layout(visible: torch.Tensor, kinds: torch.Tensor) -> Layout:
     if covered < keys:
         if visible[..., covered:].any():
             raise ValueError(
-                f"mm_token_type_ids cover {covered} keys, but attention reads {keys}; pass the kind of every key,"
-                " those in the cache too (the whole [B, K] tensor at every step of generation)"
+                f"mm_token_type_ids cover {covered} keys, but attention reads {keys}; pass the kind of every"
+                " key, those in the cache too (the whole [B, K] tensor at every step of generation)"
             )
         is_image = F.pad(is_image, (0, keys - covered))
         last = torch.arange(keys, device=visible.device)
@@ -102,13 +106,13 @@ def layout_of(module: nn.Module, mask: torch.Tensor | None, kinds: torch.Tensor 
     if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
         found = "none" if mask is None else f"{mask.dtype} of shape {list(mask.shape)}"
         raise ValueError(
-            f"MMCA needs a boolean [B, 1, Q, K] mask and got {found}: {type(module).__name__} belongs to a model that"
-            " does not make its masks through AttentionMaskInterface; use one that does, or attention='causal'"
+            f"MMCA needs a boolean [B, 1, Q, K] mask and got {found}: the model of {type(module).__name__} does"
+            " not make masks through AttentionMaskInterface; use another decoder, or causal attention"
         )
     if kinds is None:
         raise ValueError(
-            "MMCA needs mm_token_type_ids [B, K] (0 text, 1 image, one for every key) as an argument of the decoder's"
-            " forward; pass zeros where there is no image"
+            "MMCA needs mm_token_type_ids [B, K] (0 text, 1 image, one for every key) as an argument of the"
+            " decoder's forward; pass zeros where there is no image"
         )
     known = getattr(mask, _LAYOUT, None)
     if known is not None and known[0] is kinds:
@@ -116,8 +120,8 @@ def layout_of(module: nn.Module, mask: torch.Tensor | None, kinds: torch.Tensor 
     if kinds.shape[1] > keys:
         if getattr(module, "sliding_window", None) is None:
             raise ValueError(
-                f"mm_token_type_ids cover {kinds.shape[1]} keys, but attention reads only {keys}; pass [B, K] with K ="
-                " cached + new tokens"
+                f"mm_token_type_ids cover {kinds.shape[1]} keys, but attention reads only {keys}; pass [B, K]"
+                " with K = cached + new tokens"
             )
         visible_kinds = kinds[:, -keys:]  # a sliding cache keeps the last keys
     else:
@@ -190,7 +194,7 @@ def _as_attention_function(kernel):
         mm_token_type_ids: torch.Tensor | None = None,
         **_kwargs,
     ) -> tuple[torch.Tensor, None]:
-        """transformers' attention interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
+        """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
         layout = layout_of(module, attention_mask, mm_token_type_ids, keys=key.shape[2])
         groups = query.shape[1] // key.shape[1]
         if groups > 1:  # SDPA's own grouping falls back to its slowest kernel under a mask
@@ -202,7 +206,7 @@ def _as_attention_function(kernel):
 
 
 def visibility_mask(*, allow_is_causal_skip: bool = True, **kwargs) -> torch.Tensor:
-    """transformers' mask interface: its boolean [B, 1, Q, K] mask, always made, even where plain SDPA could skip it."""
+    """transformers' mask interface: its boolean [B, 1, Q, K] mask, made even where SDPA could do without."""
     return sdpa_mask(**kwargs, allow_is_causal_skip=False)
 
 

@@ -134,8 +134,8 @@ class VisualChatModel(VisualChatPreTrainedModel):
         if self.config.attention == "causal":
             return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         raise ValueError(
-            "mm_token_type_ids are missing; with a filled cache or with inputs_embeds the kinds of the keys cannot"
-            " be read off input_ids: pass [B, K] with 1 for image tokens, cached keys included"
+            "mm_token_type_ids are missing; with a filled cache or with inputs_embeds the kinds of the keys"
+            " cannot be read off input_ids: pass [B, K] with 1 for image tokens, cached keys included"
         )
 
     def _place_images(

@@ -65,7 +65,8 @@ def load_vision_tower(path: str, dtype: torch.dtype | str | None = None) -> PreT
             path, config=config, dtype=dtype, output_loading_info=True
         )
     if report["missing_keys"]:
-        raise ValueError(f"{path} lacks weights of the visual encoder: {', '.join(sorted(report['missing_keys']))}")
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise ValueError(f"{path} lacks weights of the visual encoder: {missing}")
     return tower
 
 

@@ -90,7 +90,9 @@ def clip_folder(tmp_path_factory) -> Path:
     )
     torch.manual_seed(1)
     CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=clip_vision_config().to_dict(), projection_dim=16)
+        CLIPConfig(
+            text_config=text.to_dict(), vision_config=clip_vision_config().to_dict(), projection_dim=16
+        )
     ).save_pretrained(folder)
     side = {"height": 16, "width": 16}
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=side).save_pretrained(folder)

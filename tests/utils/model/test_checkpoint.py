@@ -1,0 +1,248 @@
+"""Both forms of checkpoint: written, loaded here, loaded elsewhere, and refused when they are broken."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from utils.model import LoraSettings, build_visual_chat
+from utils.model.checkpoint import CheckpointError, load_checkpoint, save_full, save_trained_only
+
+ROOT = Path(__file__).parents[3]
+
+
+def inputs_for(processor) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = [processor.image_token_id] * processor.image_seq_length
+    ids = torch.tensor([[1, 9, *image, 20, 21, *image, 22, 23]])
+    return {"input_ids": ids, "pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+
+
+def logits_of(model, processor) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(**inputs_for(processor)).logits
+
+
+def trained(folders, **kwargs):
+    """A model some steps away from its base models."""
+    torch.manual_seed(3)
+    model, processor = build_visual_chat(*map(str, folders), **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, processor
+
+
+@pytest.fixture(scope="module")
+def folders(llama_folder, clip_folder):
+    return llama_folder, clip_folder
+
+
+@pytest.fixture(scope="module")
+def model_and_processor(folders):
+    return trained(folders)
+
+
+@pytest.fixture(scope="module")
+def full(model_and_processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "full"
+    save_full(*model_and_processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_only(model_and_processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "trained"
+    save_trained_only(*model_and_processor, folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["full", "trained_only"])
+def test_loads_to_the_same_logits(form, model_and_processor, request):
+    folder = request.getfixturevalue(form)
+    expected = logits_of(*model_and_processor)
+    assert torch.equal(logits_of(*load_checkpoint(folder)), expected)
+    model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto")
+    processor = AutoProcessor.from_pretrained(folder)
+    assert torch.equal(logits_of(model, processor), expected)
+    assert model.generation_config.suppress_tokens == [processor.image_token_id]
+
+
+@pytest.mark.parametrize("projector_type", ["vit", "perceiver"])
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_other_projectors(folders, tmp_path, projector_type, save):
+    model, processor = trained(folders, projector_type=projector_type)
+    save(model, processor, tmp_path)
+    assert torch.equal(logits_of(*load_checkpoint(tmp_path)), logits_of(model, processor))
+
+
+def test_adapters_are_kept_in_one_form_and_merged_in_the_other(folders, tmp_path):
+    model, processor = trained(folders, lora=LoraSettings(lang_dim=2, vis_dim=3, alpha=8))
+    expected = logits_of(model, processor)
+    save_trained_only(model, processor, tmp_path / "trained")
+    save_full(model, processor, tmp_path / "full")
+    with_adapters, _ = load_checkpoint(tmp_path / "trained")
+    assert torch.equal(logits_of(with_adapters, processor), expected)
+    merged, _ = load_checkpoint(tmp_path / "full")
+    assert not any("lora" in name for name in merged.state_dict())
+    torch.testing.assert_close(logits_of(merged, processor), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(CheckpointError, match="merged adapters"):
+        save_trained_only(merged, processor, tmp_path / "again")
+
+
+def test_whole_weights_may_be_handed_in(model_and_processor, tmp_path):
+    """As after training in parts, where the model itself holds only a part."""
+    model, processor = model_and_processor
+    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    save_full(model, processor, tmp_path, state_dict=state)
+    loaded, _ = load_checkpoint(tmp_path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_full_checkpoint_can_be_saved_again_in_either_form(full, model_and_processor, tmp_path):
+    model, processor = load_checkpoint(full)
+    save_trained_only(model, processor, tmp_path)
+    assert torch.equal(logits_of(*load_checkpoint(tmp_path)), logits_of(*model_and_processor))
+
+
+def test_weights_are_sharded(model_and_processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.model.checkpoint.SHARD_SIZE", "50KB")
+    save_full(*model_and_processor, tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert torch.equal(logits_of(*load_checkpoint(tmp_path)), logits_of(*model_and_processor))
+    next(tmp_path.glob("model-00002-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="model-00002"):
+        load_checkpoint(tmp_path)
+
+
+def test_no_pickle_and_a_card(full, trained_only):
+    for folder in (full, trained_only):
+        assert {path.suffix for path in folder.iterdir()} <= {
+            ".json",
+            ".safetensors",
+            ".py",
+            ".md",
+            ".jinja",
+            ".model",
+        }
+        assert "from_pretrained" in (folder / "README.md").read_text()
+
+
+ELSEWHERE = """
+import sys, torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+with_project, folder, expected = sys.argv[1] == "project", sys.argv[2], torch.load(sys.argv[3])
+if with_project:
+    import utils.model
+remote = {{}} if with_project else dict(trust_remote_code=True)
+assert with_project or "utils" not in sys.modules
+model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto", **remote)
+processor = AutoProcessor.from_pretrained(folder, **remote)
+with torch.no_grad():
+    logits = model(**{inputs}).logits
+assert torch.equal(logits, expected), (logits - expected).abs().max()
+assert processor.image_seq_length == 5
+"""
+
+
+@pytest.mark.parametrize("form", ["full", "trained_only"])
+@pytest.mark.parametrize("where", ["project", "alone"])
+def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, request):
+    """From another folder; `alone`: without this project on the path, by the code in the checkpoint."""
+    folder = request.getfixturevalue(form)
+    inputs = inputs_for(model_and_processor[1])
+    torch.save(inputs, tmp_path / "inputs.pt")
+    torch.save(logits_of(*model_and_processor), tmp_path / "logits.pt")
+    code = ELSEWHERE.format(inputs=f"torch.load({str(tmp_path / 'inputs.pt')!r})")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "OMP_NUM_THREADS": "1",
+    }
+    paths = [os.environ.get("PYTHONPATH", "")]
+    if where == "project":
+        paths.insert(0, str(ROOT))
+    else:
+        paths = [path for path in paths[0].split(os.pathsep) if path and Path(path).resolve() != ROOT]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    done = subprocess.run(
+        [sys.executable, "-c", code, where, str(folder), str(tmp_path / "logits.pt")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def broken(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
+def test_a_missing_file_is_named(full, tmp_path, name):
+    folder = broken(full, tmp_path / "copy")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {name}") as raised:
+        load_checkpoint(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("form", "name"), [("full", "model"), ("trained_only", "trained")])
+def test_missing_weights_are_named(form, name, tmp_path, request):
+    folder = broken(request.getfixturevalue(form), tmp_path / "copy")
+    (folder / f"{name}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"{name}.safetensors") as raised:
+        load_checkpoint(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("loader", [load_checkpoint, AutoModelForImageTextToText.from_pretrained])
+@pytest.mark.parametrize(("form", "name"), [("full", "model"), ("trained_only", "trained")])
+def test_missing_and_unexpected_keys_are_named(form, name, loader, tmp_path, request):
+    folder = broken(request.getfixturevalue(form), tmp_path / "copy")
+    weights = load_file(folder / f"{name}.safetensors")
+    key = "model.multi_modal_projector.linear.weight"
+    without = {other: tensor for other, tensor in weights.items() if other != key}
+    save_file(without, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"1 missing: {key}"):
+        loader(folder)
+    save_file(
+        {**weights, "model.stranger": torch.ones(2)},
+        folder / f"{name}.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(CheckpointError, match=r"1 unexpected: model\.stranger"):
+        loader(folder)
+
+
+def test_moved_base_models(trained_only, folders, model_and_processor, tmp_path):
+    folder = broken(trained_only, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["frozen_from"]["language_model"] = "/nowhere/llama"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="/nowhere/llama, which does not exist here"):
+        load_checkpoint(folder)
+    model, processor = load_checkpoint(folder, base_models={"language_model": str(folders[0])})
+    assert torch.equal(logits_of(model, processor), logits_of(*model_and_processor))
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
+        load_checkpoint(tmp_path / "nothing")
+
+
+def test_another_attention_reads_the_same_weights(full):
+    model, processor = load_checkpoint(full, attention="causal")
+    mmca, _ = load_checkpoint(full)
+    assert not torch.allclose(logits_of(model, processor), logits_of(mmca, processor))

@@ -1,0 +1,136 @@
+"""Checkpoint folders that load themselves, in two forms, without pickle.
+
+- full: every weight, sharded safetensors; adapters are merged, so loading needs no peft.
+- trained: what was learned (embedding, projector, adapters) and references to the frozen base models.
+
+Both hold config.json, generation config, processor, tokenizer, chat template, a model card, and the code of
+the model, so that `trust_remote_code=True` loads them where this project is not installed. Writing is not
+atomic here: the caller chooses the folder and gives it its name when it is complete.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.dynamic_module_utils import custom_object_save
+
+from .configuration_visual_chat import VisualChatConfig
+from .loading import HEAD, NEW_HEAD_ROWS, PROJECTOR, TRAINED_WEIGHTS, CheckpointError, embedding_name
+from .lora import LoraSettings, is_lora, merge_lora
+from .model_card import model_card
+from .modeling_visual_chat import VisualChatForConditionalGeneration
+from .processing_visual_chat import VisualChatProcessor
+
+SHARD_SIZE = "5GB"
+
+
+def save_full(
+    model: VisualChatForConditionalGeneration,
+    processor: VisualChatProcessor,
+    folder: str | Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write every weight, with adapters merged. state_dict: whole weights where the model's are in parts."""
+    state = model.state_dict() if state_dict is None else state_dict
+    config = copy.deepcopy(model.config)
+    state = merge_lora(state, LoraSettings(**config.lora) if config.lora else None)
+    if config.lora:
+        config.lora = config.frozen_from = None  # merged: no longer the base models' weights
+    config.checkpoint_form = "full"
+    _write_surroundings(model, config, processor, folder, state)
+    save_torch_state_dict(
+        state, str(folder), filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_SIZE
+    )
+
+
+def save_trained_only(
+    model: VisualChatForConditionalGeneration,
+    processor: VisualChatProcessor,
+    folder: str | Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the learned weights and where the others come from; state_dict as in `save_full`."""
+    if not model.config.frozen_from:
+        raise CheckpointError(
+            "this model does not know the base models its frozen weights came from (it was loaded from a"
+            " checkpoint with merged adapters), so it can be saved in the full form only"
+        )
+    state = model.state_dict() if state_dict is None else state_dict
+    trained = trained_weights(model, state)
+    config = copy.deepcopy(model.config)
+    config.checkpoint_form = "trained"
+    _write_surroundings(model, config, processor, folder, trained)
+    save_file(trained, Path(folder) / TRAINED_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_checkpoint(
+    folder: str | Path,
+    device_map: str | dict[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+    **kwargs: Any,
+) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    """Model and processor from either form, strictly.
+
+    kwargs go to `from_pretrained`: `base_models` where a trained-only checkpoint's base models have moved,
+    `attention` to read the same weights with another attention. Raises `CheckpointError` with one line that
+    says what is wrong with the folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {folder}; check the path")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}, so it is not a whole checkpoint; copy it again")
+    config = VisualChatConfig.from_pretrained(folder)
+    if config.model_type != VisualChatConfig.model_type:
+        raise CheckpointError(f"{folder} holds a {config.model_type!r} model, not a VisualChat checkpoint")
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, device_map=device_map, dtype=dtype, **kwargs
+        )
+    except OSError as error:
+        line = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{folder} is not a whole checkpoint; copy it again ({line})") from error
+    return model, processor
+
+
+def trained_weights(
+    model: VisualChatForConditionalGeneration, state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The part of a state dict that no base model has: what learns, and the rows of added tokens."""
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    learning.add(embedding_name(model))
+    trained = {
+        name: tensor.detach().contiguous()
+        for name, tensor in state.items()
+        if name in learning or name.startswith(PROJECTOR) or is_lora(name)
+    }
+    rows = model.config.frozen_from["vocab_size"]
+    if HEAD not in trained and state[HEAD].shape[0] > rows:
+        trained[NEW_HEAD_ROWS] = state[HEAD][rows:].detach().clone()
+    return trained
+
+
+def _write_surroundings(
+    model: VisualChatForConditionalGeneration,
+    config: VisualChatConfig,
+    processor: VisualChatProcessor,
+    folder: str | Path,
+    state: dict[str, torch.Tensor],
+) -> None:
+    """Everything of a checkpoint but its weights."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    config.architectures = [type(model).__name__]
+    custom_object_save(model, folder, config=config)
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    (folder / "README.md").write_text(model_card(config, size), encoding="utf-8")
