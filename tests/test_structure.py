@@ -1,0 +1,63 @@
+"""The house's one rule of structure: imports point down, and what travels in a checkpoint stands alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOUNDATION = {"utils.conversation", "utils.distributed", "utils.atomic"}
+
+# What each part may import of the project, itself and the foundation aside.
+ALLOWED = {
+    "utils/model": set(),
+    "utils/data": set(),
+    "training": {"utils.model", "utils.data"},
+    "chat": {"utils.model", "utils.data"},
+    "eval": {"utils.model", "utils.data", "chat"},
+    "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
+}
+PROJECT = ("utils", "training", "chat", "eval", "helper", "tests")
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            modules |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules |= {f"{node.module}.{name.name}" for name in node.names} | {node.module or ""}
+    return {module for module in modules if module.split(".")[0] in PROJECT and module not in PROJECT}
+
+
+def is_allowed(module: str, allowed: set[str]) -> bool:
+    return any(module == each or module.startswith(each + ".") for each in allowed)
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_down(part: str) -> None:
+    own = part.replace("/", ".")
+    foundation = FOUNDATION if part != "utils/model" else set()
+    allowed = ALLOWED[part] | foundation | {own}
+    files = sorted((ROOT / part).rglob("*.py"))
+    assert files, f"{part} has no Python files"
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in files
+        for module in imported_modules(path)
+        if not is_allowed(module, allowed) and module not in {"utils.model", "utils.data"} & allowed
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_foundation_imports_nothing_above_it() -> None:
+    for module in FOUNDATION:
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert not {each for each in imported_modules(path) if not is_allowed(each, FOUNDATION)}
+
+
+def test_no_file_edits_the_import_path() -> None:
+    sources = [path for part in PROJECT for path in (ROOT / part).rglob("*.py") if path != Path(__file__)]
+    assert not [path for path in sources if "sys.path" in path.read_text()]
