@@ -26,7 +26,7 @@ class DecoderRecipe:
     layers: int = 5
     heads: int = 4
     intermediate_size: int = 352
-    steps: int = 8000
+    steps: int = 5000
     dialogues_per_step: int = 16
     rounds: int = 12
     curriculum: tuple[float, ...] = (0.25, 0.2, 0.55)

@@ -1,0 +1,104 @@
+"""The main job on the miniature world, end to end: `python -m helper.demo` (or `make demo`).
+
+Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
+checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. Values of the training
+script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+DIALOGUE_SEED = 2
+console = Console(highlight=False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "miniature")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "tiny")
+    arguments = parser.parse_args(argv)
+    final = arguments.output / "final"
+    begun = time.monotonic()
+    try:
+        with _step("1/4  Draw the miniature world"):
+            _run(sys.executable, "-m", "helper.make_tiny_world", "--output", arguments.data)
+        with _step("2/4  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
+            environment = {"DATA_PATH": str(arguments.data), "OUTPUT_DIR": str(arguments.output)}
+            _run("bash", ROOT / "training" / "training_scripts" / "run_tiny.sh", **environment)
+        with _step("3/4  Evaluate on held-out scenes: several pictures, several rounds"):
+            questions = arguments.data / "eval" / "miniature.json"
+            results = arguments.output / "evaluation"
+            command = ("-m", "eval.batch_generation", "--checkpoint_path", final, "--eval_data", questions)
+            _run(sys.executable, *command, "--output_filename", results, "--batch_size", "50", "--max_new_tokens", "8")
+        with _step("4/4  Talk about three pictures it has never seen"):
+            hold_dialogue(final, arguments.output / "dialogue")
+    except subprocess.CalledProcessError as error:
+        console.print(f"demo: this step failed with exit code {error.returncode}; its message is above", style="red")
+        return 1
+    console.print(f"\nAll of it took {_minutes(time.monotonic() - begun)}. The checkpoint: [bold]{final}[/bold]")
+    console.print(f"Chat with it:  {_shown(sys.executable)} -m chat.chat --checkpoint_path {_shown(final)}")
+    console.print(f"Pictures to ask about:  {_shown(arguments.data / 'eval' / 'image')}")
+    return 0
+
+
+def hold_dialogue(checkpoint: Path, folder: Path) -> None:
+    """Prints a dialogue over three held-out pictures and four rounds, each answer beside the right one."""
+    # Imported here: the steps before it run in processes of their own, and torch takes seconds to import.
+    import numpy as np
+
+    from chat.session import ChatSession
+    from helper.miniature.dialogues import make_dialogue
+    from helper.miniature.scenes import draw, sample_scene
+
+    rng = np.random.default_rng(DIALOGUE_SEED)
+    scenes = [sample_scene(rng, held_out=True) for _ in range(3)]
+    session = ChatSession.from_pretrained(checkpoint, max_new_tokens=8)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = 0
+    for turn in make_dialogue(rng, scenes, 4):
+        pictures = []
+        for scene in turn.new_scenes:
+            shown += 1
+            pictures.append(folder / f"image-{shown}.png")
+            draw(scene, rng).save(pictures[-1])
+            console.print(f"  [dim]image {shown}: {_shown(pictures[-1])} ({scene.in_words()})[/dim]")
+        answer = "".join(session.ask(turn.question, pictures))
+        verdict = "[green]right[/green]" if answer == turn.answer else f"[red]wrong: {turn.answer}[/red]"
+        console.print(f"  [bold]Question[/bold]  {turn.question}\n  [bold]Answer[/bold]    {answer}   {verdict}")
+
+
+@contextmanager
+def _step(title: str) -> Iterator[None]:
+    console.rule(f"[bold]{title}", align="left")
+    begun = time.monotonic()
+    yield
+    console.print(f"[dim]took {_minutes(time.monotonic() - begun)}[/dim]\n")
+
+
+def _run(*command: str | Path, **environment: str) -> None:
+    subprocess.run([str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, check=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def _shown(path: str | Path) -> Path:
+    """A path as one would type it from the repository's root."""
+    path = Path(path).absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
