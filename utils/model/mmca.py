@@ -101,13 +101,22 @@ def build_layout(visible: torch.Tensor, kinds: torch.Tensor) -> Layout:
     )
 
 
-def layout_of(module: nn.Module, mask: torch.Tensor | None, kinds: torch.Tensor | None, keys: int) -> Layout:
-    """The layout of this forward, made by the first layer that asks and kept on the mask for the others."""
+def layout_of(
+    module: nn.Module,
+    mask: torch.Tensor | None,
+    kinds: torch.Tensor | None,
+    keys: int,
+    sliding_window: int | None = None,
+) -> Layout:
+    """The layout of this forward, made by the first layer that asks and kept on the mask for the others.
+
+    The decoder's own visibility counts: under a sliding window, both softmaxes read within it.
+    """
     if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
         found = "none" if mask is None else f"{mask.dtype} of shape {list(mask.shape)}"
         raise ValueError(
-            f"MMCA needs a boolean [B, 1, Q, K] mask and got {found}: the model of {type(module).__name__} does"
-            " not make masks through AttentionMaskInterface; use another decoder, or causal attention"
+            f"MMCA needs a boolean [B, 1, Q, K] mask and got {found}: the decoder around"
+            f" {type(module).__name__} does not make masks through AttentionMaskInterface; use another one"
         )
     if kinds is None:
         raise ValueError(
@@ -118,15 +127,12 @@ def layout_of(module: nn.Module, mask: torch.Tensor | None, kinds: torch.Tensor 
     if known is not None and known[0] is kinds:
         return known[1]
     if kinds.shape[1] > keys:
-        if getattr(module, "sliding_window", None) is None:
+        if sliding_window is None:
             raise ValueError(
                 f"mm_token_type_ids cover {kinds.shape[1]} keys, but attention reads only {keys}; pass [B, K]"
                 " with K = cached + new tokens"
             )
-        visible_kinds = kinds[:, -keys:]  # a sliding cache keeps the last keys
-    else:
-        visible_kinds = kinds
-    layout = build_layout(mask[..., :keys], visible_kinds)
+    layout = build_layout(mask[..., :keys], kinds[:, -keys:])  # a sliding cache keeps the last keys
     if not torch.compiler.is_compiling():
         setattr(mask, _LAYOUT, (kinds, layout))
     return layout
@@ -192,10 +198,11 @@ def _as_attention_function(kernel):
         scaling: float | None = None,
         dropout: float = 0.0,
         mm_token_type_ids: torch.Tensor | None = None,
+        sliding_window: int | None = None,
         **_kwargs,
     ) -> tuple[torch.Tensor, None]:
         """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
-        layout = layout_of(module, attention_mask, mm_token_type_ids, keys=key.shape[2])
+        layout = layout_of(module, attention_mask, mm_token_type_ids, key.shape[2], sliding_window)
         groups = query.shape[1] // key.shape[1]
         if groups > 1:  # SDPA's own grouping falls back to its slowest kernel under a mask
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

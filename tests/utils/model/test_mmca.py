@@ -1,0 +1,236 @@
+"""MMCA against its definition, written once more here: row by row, dense, in float64."""
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
+from transformers.masking_utils import create_causal_mask
+
+import utils.model.mmca
+
+HEADS, WIDTH = 4, 8
+STYLES = ("plain", "left", "right", "packed")
+
+
+def reference(query, key, value, layout, joint=False):
+    """The definition: query [B, H, S, D], key and value [B, Hkv, S, D] -> [B, H, S, D]; zeros for padding."""
+    kinds, conversation, valid = (tensor.tolist() for tensor in layout)
+    query, key, value = query.double(), key.double(), value.double()
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    rows = []
+    for b, row in enumerate(kinds):
+        for i, kind in enumerate(row):
+            seen = visible(row, conversation[b], valid[b], i)
+            if not valid[b][i]:
+                rows.append(torch.zeros_like(value[b, :, i]))
+            elif kind == 1:
+                rows.append(value[b, :, i])
+            else:
+                text, image = [j for j in seen if row[j] == 0], [j for j in seen if row[j] == 1]
+                terms = [
+                    torch.softmax((key[b, :, part] @ query[b, :, i, :, None])[..., 0] / WIDTH**0.5, -1)[
+                        :, None
+                    ]
+                    @ value[b, :, part]
+                    for part in ([sorted(seen)] if joint else [text, image])
+                    if part
+                ]
+                rows.append(sum(terms)[:, 0])  # [H, D]
+    return torch.stack(rows).view(*query.shape[:1], len(kinds[0]), *rows[0].shape).transpose(1, 2)
+
+
+def visible(kinds, conversation, valid, i):
+    """The positions that position i depends on."""
+    if not valid[i]:
+        return set()
+    if kinds[i] == 1:
+        return {i}
+    return {j for j in range(i + 1) if valid[j] and conversation[j] == conversation[i]}
+
+
+def random_layout(generator, style):
+    """Kinds, conversations and validity, each [2, S]: 0 to 8 images, first, adjacent or between text."""
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    def conversation():
+        size = draw(1, 4)  # tokens of an image
+        kinds = [0] * draw(0, 4)
+        for _ in range(draw(0, 9)):
+            kinds += [1] * size + [0] * draw(0, 3)
+        return kinds + [0] * draw(1, 4)
+
+    rows = [[conversation() for _ in range(3 if style == "packed" else 1)] for _ in range(2)]
+    length = max(sum(map(len, parts)) for parts in rows)
+    kinds, belongs, valid = (torch.zeros(2, length, dtype=torch.long) for _ in range(3))
+    for row, parts in enumerate(rows):
+        missing = length - sum(map(len, parts))
+        start = missing if style == "left" else 0
+        if style in ("plain", "packed"):
+            parts[-1] = parts[-1] + [0] * missing
+        for number, part in enumerate(parts):
+            stop = start + len(part)
+            kinds[row, start:stop], belongs[row, start:stop], valid[row, start:stop] = (
+                torch.tensor(part),
+                number,
+                1,
+            )
+            start = stop
+    return kinds, belongs, valid
+
+
+def attend(query, key, value, layout, style, implementation="mmca"):
+    """Through transformers' own two interfaces, as a decoder calls them."""
+    kinds, belongs, valid = layout
+    config = LlamaConfig(attn_implementation=implementation)
+    positions = torch.arange(kinds.shape[1]).expand_as(kinds)
+    if style == "packed":
+        same = belongs[:, :, None] == belongs[:, None, :]
+        positions = same.tril().sum(-1) - 1
+    mask = create_causal_mask(
+        config=config,
+        inputs_embeds=query[:, 0],
+        attention_mask=None if style in ("plain", "packed") else valid,
+        past_key_values=None,
+        position_ids=positions,
+    )
+    function = AttentionInterface()[implementation]
+    module = torch.nn.Module()
+    out, _ = function(module, query, key, value, mask, scaling=WIDTH**-0.5, mm_token_type_ids=kinds)
+    return out.transpose(1, 2)  # [B, H, S, D]
+
+
+def random_case(seed):
+    """A layout, queries, keys and values, and weights for the rows; key-value heads as many, 2, or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    style = STYLES[seed % 4]
+    layout = random_layout(generator, style)
+    kv_heads = (HEADS, 2, 1)[(seed // 4) % 3]
+    length = layout[0].shape[1]
+    query, weights = (torch.randn(2, HEADS, length, WIDTH, generator=generator) for _ in range(2))
+    key, value = (torch.randn(2, kv_heads, length, WIDTH, generator=generator) for _ in range(2))
+    weights = weights * layout[2][:, None, :, None]  # nothing asks for padding
+    return style, layout, [query, key, value], weights
+
+
+@pytest.mark.parametrize("implementation", ["mmca", "cross"])
+def test_equals_the_definition_with_gradients_over_random_layouts(implementation):
+    worst, worst_gradient = 0.0, 0.0
+    for seed in range(200 if implementation == "mmca" else 40):
+        style, layout, states, weights = random_case(seed)
+        ours = [state.clone().requires_grad_() for state in states]
+        theirs = [state.double().requires_grad_() for state in states]
+        out = attend(*ours, layout, style, implementation)
+        expected = reference(*theirs, layout, joint=implementation == "cross")
+        assert out.isfinite().all()
+        valid = layout[2][:, None, :, None].bool()
+        worst = max(worst, (out - expected).masked_fill(~valid, 0).abs().max().item())
+        (out * weights).sum().backward()
+        (expected * weights.double()).sum().backward()
+        for our, their in zip(ours, theirs, strict=True):
+            assert our.grad.isfinite().all()
+            worst_gradient = max(worst_gradient, (our.grad - their.grad).abs().max().item())
+    print(f"{implementation}: max error {worst:.1e}, of gradients {worst_gradient:.1e}")
+    assert worst < 1e-5
+    assert worst_gradient < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_position_depends_on_exactly_the_positions_of_the_definition(seed):
+    style, layout, states, weights = random_case(seed)
+    query, key, value = (state.requires_grad_() for state in states)
+    out = attend(query, key, value, layout, style)
+    kinds, belongs, valid = (tensor.tolist() for tensor in layout)
+    for b in range(2):
+        for i in range(len(kinds[b])):
+            wanted = visible(kinds[b], belongs[b], valid[b], i)
+            grads = torch.autograd.grad(
+                (out * weights)[b, :, i].sum(), (query, key, value), retain_graph=True
+            )
+            touched = [set(grad.abs().sum(dim=(1, 3))[b].nonzero().flatten().tolist()) for grad in grads]
+            assert touched[2] == wanted
+            assert touched[0] <= {i} and touched[1] <= wanted
+            if kinds[b][i] == 1:
+                assert touched[0] == touched[1] == set()
+            assert all(grad[1 - b].abs().max() == 0 for grad in grads)
+
+
+def test_before_the_first_image_the_image_term_is_exactly_zero():
+    """A row whose image softmax has no key adds nothing: no average over the future, no NaN, no gradient."""
+    torch.manual_seed(0)
+    kinds = torch.tensor([[0, 0, 0, 1, 1, 0]])
+    text_only = torch.zeros_like(kinds)
+    layout = [kinds, torch.zeros_like(kinds), torch.ones_like(kinds)]
+    query, key, value = (torch.randn(1, HEADS, 6, WIDTH) for _ in range(3))
+    value = value.requires_grad_()
+    out = attend(query, key, value, layout, "plain")
+    causal = attend(query, key, value, [text_only, *layout[1:]], "plain")
+    assert torch.equal(out[:, :, :3], causal[:, :, :3])
+    out[:, :, :3].sum().backward()
+    assert value.grad[:, :, 3:].abs().max() == 0
+
+
+def test_image_rows_are_their_own_values():
+    """Not even earlier text, nor other tokens of the same image."""
+    torch.manual_seed(0)
+    kinds = torch.tensor([[0, 1, 1, 0, 1]])
+    query, key, value = (torch.randn(1, HEADS, 5, WIDTH) for _ in range(3))
+    out = attend(query, key, value, [kinds, torch.zeros_like(kinds), torch.ones_like(kinds)], "plain")
+    assert torch.equal(out[:, :, [1, 2, 4]], value[:, :, [1, 2, 4]])
+
+
+def test_golden_values():
+    """Worked out by hand: equal scores, so each softmax is a mean; text 1, 3; images 10, 20; then text 5."""
+    value = torch.tensor([1.0, 3.0, 10.0, 20.0, 5.0]).view(1, 1, 5, 1).expand(1, HEADS, 5, WIDTH)
+    zeros = torch.zeros(1, HEADS, 5, WIDTH)
+    kinds = torch.tensor([[0, 0, 1, 1, 0]])
+    layout = [kinds, torch.zeros_like(kinds), torch.ones_like(kinds)]
+    out = attend(zeros, zeros, value, layout, "plain")[0, 0, :, 0]
+    torch.testing.assert_close(out, torch.tensor([1.0, 2.0, 10.0, 20.0, (1 + 3 + 5) / 3 + (10 + 20) / 2]))
+    out = attend(zeros, zeros, value, layout, "plain", "cross")[0, 0, :, 0]
+    torch.testing.assert_close(out, torch.tensor([1.0, 2.0, 10.0, 20.0, 39 / 5]))
+
+
+def test_text_only_is_plain_causal_attention():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, HEADS, 7, WIDTH) for _ in range(3))
+    kinds = torch.zeros(2, 7, dtype=torch.long)
+    out = attend(query, key, value, [kinds, kinds, kinds + 1], "plain")
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(out, expected)
+
+
+def test_the_layout_is_made_once_for_all_layers(monkeypatch):
+    made = []
+    build = utils.model.mmca.build_layout
+    monkeypatch.setattr(utils.model.mmca, "build_layout", lambda *args: made.append(1) or build(*args))
+    query, key, value = (torch.randn(1, HEADS, 5, WIDTH) for _ in range(3))
+    kinds = torch.tensor([[0, 1, 1, 0, 0]])
+    mask = AttentionMaskInterface()["mmca"](batch_size=1, q_length=5, kv_length=5)
+    for _ in range(4):
+        AttentionInterface()["mmca"](torch.nn.Module(), query, key, value, mask, mm_token_type_ids=kinds)
+    assert made == [1]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (None, "needs mm_token_type_ids"),
+        (torch.zeros(1, 2, dtype=torch.long), "cover 2 keys, but attention reads 5"),
+        (torch.zeros(1, 9, dtype=torch.long), "cover 9 keys, but attention reads only 5"),
+    ],
+)
+def test_missing_or_sliced_kinds_are_an_error(kinds, message):
+    states = [torch.randn(1, HEADS, 5, WIDTH) for _ in range(3)]
+    mask = AttentionMaskInterface()["mmca"](batch_size=1, q_length=5, kv_length=5)
+    with pytest.raises(ValueError, match=message):
+        AttentionInterface()["mmca"](torch.nn.Module(), *states, mask, mm_token_type_ids=kinds)
+
+
+def test_a_model_without_masks_is_an_error():
+    states = [torch.randn(1, HEADS, 5, WIDTH) for _ in range(3)]
+    with pytest.raises(ValueError, match=r"boolean .* mask and got none"):
+        AttentionInterface()["mmca"](
+            torch.nn.Module(), *states, None, mm_token_type_ids=torch.zeros(1, 5, dtype=torch.long)
+        )
