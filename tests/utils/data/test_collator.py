@@ -1,0 +1,56 @@
+"""Padding to a batch: worked out by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from utils.data import Collator
+
+
+def encoded(ids: list[int], pixels: torch.Tensor | None = None) -> SimpleNamespace:
+    array = np.array(ids)
+    return SimpleNamespace(
+        input_ids=array,
+        labels=np.where(array > 5, array, -100),
+        mm_token_type_ids=(array == 5).astype(np.int64),
+        pixel_values=pixels,
+    )
+
+
+RED, BLUE = torch.full((1, 3, 2, 2), 1.0), torch.full((2, 3, 2, 2), 2.0)
+
+
+def test_padding_on_the_right() -> None:
+    batch = Collator(pad_token_id=0, pad_to_multiple_of=4)(
+        [encoded([1, 5, 7], RED), encoded([1, 5, 5, 8, 9], BLUE)]
+    )
+    assert {name: tensor.tolist() for name, tensor in batch.items() if name != "pixel_values"} == {
+        "input_ids": [[1, 5, 7, 0, 0, 0, 0, 0], [1, 5, 5, 8, 9, 0, 0, 0]],
+        "attention_mask": [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]],
+        "mm_token_type_ids": [[0, 1, 0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]],
+        "labels": [[-100, -100, 7, -100, -100, -100, -100, -100], [-100, -100, -100, 8, 9, -100, -100, -100]],
+    }
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0, 2.0]
+    assert all(tensor.dtype == torch.int64 for name, tensor in batch.items() if name != "pixel_values")
+
+
+def test_padding_on_the_left() -> None:
+    batch = Collator(pad_token_id=3, padding_side="left", pad_to_multiple_of=1)(
+        [encoded([1, 7]), encoded([1, 5, 7])]
+    )
+    assert batch["input_ids"].tolist() == [[3, 1, 7], [1, 5, 7]]
+    assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, -100, 7], [-100, -100, 7]]
+
+
+@pytest.mark.parametrize(("lengths", "width"), [((8, 3), 8), ((9, 3), 16), ((1,), 8)])
+def test_widths_are_multiples(lengths: tuple[int, ...], width: int) -> None:
+    assert Collator(0)([encoded([1] * length) for length in lengths])["input_ids"].shape[1] == width
+
+
+def test_conversations_without_images_stay_beside_those_with() -> None:  # in 2023 they were dropped silently
+    batch = Collator(0)([encoded([1, 7]), encoded([5, 7], RED)])
+    assert batch["input_ids"].shape[0] == 2 and batch["pixel_values"].shape[0] == 1
+    assert "pixel_values" not in Collator(0)([encoded([1, 7])])

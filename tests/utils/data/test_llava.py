@@ -1,0 +1,89 @@
+"""LLaVA's records become conversations; what is not in the format is named."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.data.adapters.llava import llava, llava_dial
+from utils.data.spec import RawRecord
+
+FOLDER = Path("coco/train2017")
+
+
+def raw(*values: str, image: object = "42.jpg") -> RawRecord:
+    roles = ["human", "gpt"] * len(values)
+    messages = [{"from": role, "value": value} for role, value in zip(roles, values, strict=False)]
+    fields = {"id": "42", "conversations": messages} | ({} if image is None else {"image": image})
+    return RawRecord(fields, "llava/detail_23k.json#17", (FOLDER,))
+
+
+def picture(name: str = "42.jpg") -> Image:
+    return Image(FOLDER / name)
+
+
+ROUNDS = ("What is the dog doing?\n<image>", "It sleeps.", "Is it alone?", "No.")
+
+
+def test_all_rounds_with_the_picture_where_the_tag_is() -> None:
+    assert llava_dial(raw(*ROUNDS)) == Conversation(
+        (Turn("What is the dog doing?", "It sleeps.", (picture(),)), Turn("Is it alone?", "No.")),
+        source="llava/detail_23k.json#17",
+    )
+    later = llava_dial(raw("Hello.", "Hi.", "<image>\nAnd now?", "A dog."))
+    assert [len(turn.images) for turn in later.turns] == [0, 1]
+
+
+def test_llava_takes_the_first_round() -> None:
+    assert llava(raw(*ROUNDS)).turns == llava_dial(raw(*ROUNDS)).turns[:1]
+
+
+@pytest.mark.parametrize(
+    "value", ["<image>\nWhat is it?", "What is it?\n<image>", "<image>What is it?", "What is it?<image> "]
+)
+def test_the_tag_is_stripped_wherever_it_stands(value: str) -> None:
+    assert llava(raw(value, "A dog.")).turns[0].question == "What is it?"
+
+
+def test_a_line_break_in_a_question_becomes_a_space_and_stays_in_an_answer() -> None:
+    turn = llava(raw("<image>\nWhat is\n this,\n\nNASA's?", "One.\nTwo. \n")).turns[0]
+    assert turn == Turn("What is this, NASA's?", "One.\nTwo.", (picture(),))
+
+
+def test_unicode_is_kept() -> None:
+    assert llava(raw("<image>\n¿Qué es? 🐕", "Un perro — ñandú.")).turns[0].answer == "Un perro — ñandú."
+
+
+def test_several_pictures_come_in_order_of_their_tags() -> None:
+    conversation = llava_dial(
+        raw("<image>\n<image>\nSame?", "No.", "<image>\nAnd this?", "Yes.", image=["a", "b", "c"])
+    )
+    assert [turn.images for turn in conversation.turns] == [(picture("a"), picture("b")), (picture("c"),)]
+
+
+def test_a_record_without_a_picture_is_text_only() -> None:
+    assert llava(raw("Who are you?", "A model.", image=None)).images == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (raw("<image>\nWhat?"), "expected human and gpt in turn, found human"),
+        (raw(), "found no message"),
+        (raw("What?", "A dog."), "lists 1 images, but its questions hold 0 <image> tags"),
+        (raw("<image>\n<image>\nWhat?", "A dog."), "lists 1 images, but its questions hold 2"),
+        (raw("<image>\nWhat?", "A dog.", image=None), "lists 0 images"),
+        (raw("<image>\n", "A dog."), "question of turn 1 is empty"),
+        (raw("<image>\nWhat?", " "), "answer of turn 1 is empty"),
+    ],
+)
+def test_what_is_not_in_the_format_is_named(record: RawRecord, message: str) -> None:
+    with pytest.raises(ConversationError, match=rf"^llava/detail_23k\.json#17: .*{message}"):
+        llava_dial(record)
+
+
+def test_rounds_in_another_order_are_named() -> None:
+    record = raw("<image>\nWhat?", "A dog.")
+    record.fields["conversations"].reverse()
+    with pytest.raises(ConversationError, match="found gpt, human"):
+        llava_dial(record)
