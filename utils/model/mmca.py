@@ -126,12 +126,11 @@ def layout_of(
     known = getattr(mask, _LAYOUT, None)
     if known is not None and known[0] is kinds:
         return known[1]
-    if kinds.shape[1] > keys:
-        if sliding_window is None:
-            raise ValueError(
-                f"mm_token_type_ids cover {kinds.shape[1]} keys, but attention reads only {keys}; pass [B, K]"
-                " with K = cached + new tokens"
-            )
+    if kinds.shape[1] > keys and sliding_window is None:
+        raise ValueError(
+            f"mm_token_type_ids cover {kinds.shape[1]} keys, but attention reads only {keys}; pass [B, K]"
+            " with K = cached + new tokens"
+        )
     layout = build_layout(mask[..., :keys], kinds[:, -keys:])  # a sliding cache keeps the last keys
     if not torch.compiler.is_compiling():
         setattr(mask, _LAYOUT, (kinds, layout))
