@@ -2,7 +2,7 @@
 
 Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
 checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. Values of the training
-script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`.
+script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`; further options go to `helper.make_tiny_world`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "miniature")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "tiny")
-    arguments = parser.parse_args(argv)
+    arguments, world_options = parser.parse_known_args(argv)
     final = arguments.output / "final"
     begun = time.monotonic()
     try:
         with _step("1/4  Draw the miniature world"):
-            _run(sys.executable, "-m", "helper.make_tiny_world", "--output", arguments.data)
+            _run(sys.executable, "-m", "helper.make_tiny_world", "--output", arguments.data, *world_options)
         with _step("2/4  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
             environment = {"DATA_PATH": str(arguments.data), "OUTPUT_DIR": str(arguments.output)}
             _run("bash", ROOT / "training" / "training_scripts" / "run_tiny.sh", **environment)

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from helper.miniature.words import dialogue_in_words
 
 Log = Callable[[str], None]
+_PADDING = 0  # the unknown token, which no dialogue holds
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,13 @@ class DecoderRecipe:
     layers: int = 5
     heads: int = 4
     intermediate_size: int = 352
-    steps: int = 5000
+    steps: int = 4500
     dialogues_per_step: int = 16
     rounds: int = 12
     curriculum: tuple[float, ...] = (0.25, 0.2, 0.55)
     learning_rate: float = 2e-3
     warmup_steps: int = 100
+    other_tokens_weight: float = 0.5
     report_every: int = 250
     bf16: bool = True
 
@@ -70,7 +72,10 @@ def pretrain_decoder(
     log: Log = print,
     on_report: Callable[[LlamaForCausalLM], None] | None = None,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """Trains on answers (and their EOS) of freshly drawn dialogues.
+    """Trains on freshly drawn dialogues: on the answers with their EOS and, with less weight, on all other text.
+
+    The other text is no ballast: questions speak of what the captions say, so that predicting them teaches the decoder
+    to look things up long before it can answer.
 
     Returns:
         The decoder in float32, and its accuracy by kind of question on held-out scenes told in words.
@@ -86,10 +91,13 @@ def pretrain_decoder(
         images = _images_at(recipe, step)
         batch = draw_batch(rng, tokenizer, recipe.dialogues_per_step, images, recipe.rounds)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            logits, targets, _ = _answer_logits(decoder, batch)
-        loss = F.cross_entropy(logits.float(), targets)
+            logits = decoder(batch.ids, use_cache=False).logits[:, :-1]  # [B, S-1, V]
+        losses = F.cross_entropy(logits.float().transpose(1, 2), batch.ids[:, 1:], reduction="none")
+        answers, others = batch.answer[:, 1:] >= 0, (batch.answer[:, 1:] < 0) & (batch.ids[:, 1:] != _PADDING)
+        loss = losses[answers].mean()
+        objective = loss + recipe.other_tokens_weight * losses[others].mean()
         optimizer.zero_grad()
-        loss.backward()
+        objective.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -112,9 +120,7 @@ def evaluate_decoder(
     right, total = Counter(), Counter()
     for _ in range(max(1, dialogues // 32)):
         batch = draw_batch(rng, tokenizer, min(dialogues, 32), images=3, rounds=12, held_out=True)
-        logits, targets, chosen = _answer_logits(decoder, batch)
-        hit = torch.ones_like(chosen)
-        hit[chosen] = logits.argmax(-1) == targets
+        hit = decoder(batch.ids, use_cache=False).logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
         for row, kinds in enumerate(batch.kinds):
             for index, kind in enumerate(kinds):
                 won = bool(hit[row][batch.answer[row, 1:] == index].all())
@@ -150,24 +156,13 @@ def draw_batch(
         starts = np.array(encoded["offset_mapping"])[:, 0]
         rows.append((encoded["input_ids"], answer_at[starts], [kind for _, _, kind in written.answers]))
     length = max(len(ids) for ids, _, _ in rows)
-    ids = np.zeros((dialogues, length), np.int64)
+    # Padded on the right: causal attention then needs no mask.
+    ids = np.full((dialogues, length), _PADDING)
     answer = np.full((dialogues, length), -1)
     for row, (row_ids, row_answer, _) in enumerate(rows):
         ids[row, : len(row_ids)] = row_ids
         answer[row, : len(row_ids)] = row_answer
     return TextBatch(torch.from_numpy(ids), torch.from_numpy(answer), [kinds for _, _, kinds in rows])
-
-
-def _answer_logits(
-    decoder: LlamaForCausalLM, batch: TextBatch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits [N, V] and targets [N] of the answer tokens, and where they are predicted, [B, S-1].
-
-    Rows are padded on the right, so causal attention needs no padding mask.
-    """
-    hidden = decoder.model(batch.ids).last_hidden_state[:, :-1]  # [B, S-1, D]
-    chosen = batch.answer[:, 1:] >= 0
-    return decoder.lm_head(hidden[chosen]), batch.ids[:, 1:][chosen], chosen
 
 
 def _images_at(recipe: DecoderRecipe, step: int) -> int:

@@ -1,0 +1,37 @@
+"""The demonstration, cut short: every step of `make demo` on a few dialogues, through real DeepSpeed ZeRO-3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoProcessor
+
+import utils.model  # noqa: F401 (registers the processor)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
+    world, output = tmp_path / "world", tmp_path / "output"
+    sizes = {"descriptions": 4, "reasoning": 4, "conversations": 24, "eval_dialogues": 3}
+    options = [word for name, count in sizes.items() for word in (f"--{name}", str(count))]
+    environment = {**os.environ, "MAX_STEPS": "2", "GLOBAL_BATCH": "8", "BATCH": "4", "OMP_NUM_THREADS": "1"}
+    demo = subprocess.run(
+        [sys.executable, "-m", "helper.demo", "--data", world, "--output", output, *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert demo.stdout.count("Question") >= 4
+    assert "overall" in demo.stdout
+    assert str(output / "final") in demo.stdout.replace("\n", "")
+    assert AutoProcessor.from_pretrained(output / "final").image_seq_length == 5
+    assert (output / "evaluation.csv").exists()
