@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from chat.checkpoint_arguments import add_checkpoint_arguments, add_sampling_arguments, contradictions
+from chat.checkpoint_arguments import add_checkpoint_arguments, add_sampling_arguments, load_named_checkpoint
 from chat.image_paths import ImagePathError, existing_image_paths
 from chat.sampling import Sampling
 from chat.session import MAX_IMAGES, MAX_NEW_TOKENS, ChatError, ChatSession
@@ -59,8 +59,9 @@ class TerminalChat:
         question = ""
         while not question.strip():
             question = self._read("Question")
+        answer = self._session.ask(question, images)
         self._console.print("[bold green]Answer:[/] ", end="")
-        for piece in self._session.ask(question, images):
+        for piece in answer:
             self._console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
         self._console.print()
         cost = self._session.statistics[-1]
@@ -118,10 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sampling = Sampling(
             parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
         )
-        session = ChatSession.from_pretrained(
-            parsed.checkpoint_path,
-            device_map=parsed.device_map,
-            dtype=parsed.dtype,
+        session = ChatSession(
+            *load_named_checkpoint(parsed, parsed.checkpoint_path),
             max_images=parsed.max_images,
             max_new_tokens=parsed.generation_length_per_round,
             max_seq_len=parsed.max_seq_len,
@@ -130,8 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CheckpointError, ValueError) as error:
         errors.print(f"error: {error}", style="red", markup=False)
         return 1
-    for line in contradictions(parsed, session.model.config):
-        errors.print(f"note: {line}", style="yellow", markup=False)
     TerminalChat(session, console).run()
     return 0
 

@@ -3,7 +3,11 @@
 import argparse
 from pathlib import Path
 
-from utils.model import VisualChatConfig
+from utils.distributed import get_logger
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
+from utils.model.checkpoint import load_checkpoint
+
+logger = get_logger(__name__)
 
 PROJECTORS_OF_2023 = {"baseline": "linear"}
 """Names of projectors that changed; the others kept theirs."""
@@ -20,7 +24,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max_seq_len", type=int, default=4096, help="tokens of a dialogue, images included")
     described = parser.add_argument_group(
-        "what the checkpoint says itself", "accepted as in 2023; a contradiction is pointed out and ignored"
+        "what the checkpoint says itself",
+        "needed only where a checkpoint of trained weights finds its base models at another place;"
+        " otherwise a contradiction is pointed out and ignored",
     )
     described.add_argument("--lm_model_name_or_path", help="the decoder")
     described.add_argument("--vision_model_name_or_path", help="the visual encoder")
@@ -41,6 +47,28 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, seed: int) -> None:
     parser.add_argument("--seed", type=int, default=seed, help="of sampling (default: %(default)s)")
 
 
+def load_named_checkpoint(
+    arguments: argparse.Namespace, folder: str | Path
+) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    """The checkpoint in `folder`, loaded as the flags say; those that contradict it are pointed out.
+
+    Raises `CheckpointError` where the folder is not a whole checkpoint.
+    """
+    bases = {
+        "language_model": arguments.lm_model_name_or_path,
+        "vision_model": arguments.vision_model_name_or_path,
+    }
+    model, processor = load_checkpoint(
+        folder,
+        device_map=arguments.device_map,
+        dtype=arguments.dtype,
+        base_models={part: path for part, path in bases.items() if path},
+    )
+    for line in contradictions(arguments, model.config):
+        logger.warning("note: %s", line)
+    return model, processor
+
+
 def contradictions(arguments: argparse.Namespace, config: VisualChatConfig) -> list[str]:
     """A line for each flag that says something else than the checkpoint's configuration does."""
     found = []
@@ -51,7 +79,9 @@ def contradictions(arguments: argparse.Namespace, config: VisualChatConfig) -> l
         found.append(
             f"--vis_proj {arguments.vis_proj} is ignored: the checkpoint's is {config.projector_type}"
         )
-    known = config.base_models or {}
+    if config.checkpoint_form == "trained":
+        return found  # the flags say where the frozen models are on this machine
+    known = config.frozen_from or {}
     for flag, part in [
         ("lm_model_name_or_path", "language_model"),
         ("vision_model_name_or_path", "vision_model"),

@@ -10,13 +10,13 @@ import numpy as np
 import PIL.Image
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
-from utils.model.checkpoint import load_checkpoint
 
 from chat.answers import TextStream, recordable
 from chat.decoding import CachedDecoder
 from chat.prefix_cache import PrefixCache
 from chat.sampling import Sampling
 from utils.conversation import Conversation, Image, Turn
+from utils.model.checkpoint import load_checkpoint
 
 ImageSource = str | Path | bytes | PIL.Image.Image | Image
 
@@ -90,13 +90,22 @@ class ChatSession:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, device_map: Any = "auto", dtype: Any = "auto", **settings: Any
+        cls,
+        checkpoint: str | Path,
+        device_map: Any = "auto",
+        dtype: Any = "auto",
+        base_models: dict[str, str] | None = None,
+        **settings: Any,
     ) -> "ChatSession":
         """A session with the model in a checkpoint folder; `settings` are those of the constructor.
 
+        `base_models` says where a checkpoint of trained weights only finds the others.
+
         Raises `utils.model.CheckpointError` where the folder is not a whole checkpoint.
         """
-        model, processor = load_checkpoint(checkpoint, device_map=device_map, dtype=dtype)
+        model, processor = load_checkpoint(
+            checkpoint, device_map=device_map, dtype=dtype, base_models=base_models
+        )
         return cls(model, processor, **settings)
 
     @property

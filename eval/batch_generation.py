@@ -14,9 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 from tqdm import tqdm
-from utils.model.checkpoint import load_checkpoint
 
-from chat.checkpoint_arguments import add_checkpoint_arguments, add_sampling_arguments, contradictions
+from chat.checkpoint_arguments import add_checkpoint_arguments, add_sampling_arguments, load_named_checkpoint
 from chat.sampling import Sampling
 from eval.dialogues import ROOT, EvalDataError, EvalDialogue, load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings
@@ -75,9 +74,7 @@ def _run(
     parsed: argparse.Namespace,
 ) -> None:
     console = Console(highlight=False)
-    model, processor = load_checkpoint(checkpoint, device_map=parsed.device_map, dtype=parsed.dtype)
-    for line in contradictions(parsed, model.config):
-        console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
+    model, processor = load_named_checkpoint(parsed, checkpoint)
     questions = sum(len(dialogue.turns) for dialogue in dialogues)
     with tqdm(total=questions, desc=checkpoint.name, unit="question") as progress:
         answers = DialogueRunner(model, processor, settings).run(dialogues, progress.update)

@@ -1,6 +1,7 @@
-"""Rounds of a session against fresh computations of the whole dialogue, what they cost, and what goes wrong."""
+"""Rounds of a session against fresh computations of the dialogue, what they cost, and what goes wrong."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import PIL.Image
 import pytest
@@ -104,7 +105,7 @@ def test_images_are_numbered_through_the_dialogue_and_read_once(session, picture
     assert session.images[0].open().size == (24, 20)
 
 
-@pytest.mark.parametrize("taken", [0, 1, 3])
+@pytest.mark.parametrize("taken", [0, 1, 2])
 def test_a_closed_answer_leaves_the_session_consistent(session, pictures, taken):
     list(session.ask("What?", pictures[:1]))
     answer = session.ask("Tell me more", pictures[1:2])
@@ -180,8 +181,8 @@ def test_an_answer_ends_at_the_length_limits(model_and_processor):
 )
 def test_any_answer_can_stand_in_the_dialogue(session, monkeypatch, spelled, recorded):
     tokenizer = session.processor.tokenizer
-    pieces = [tokenizer.encode(letter, add_special_tokens=False)[-1:] for letter in spelled]
-    script = iter([*sum(pieces, []), *session._decoder.eos_ids])
+    letters = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in spelled.encode()]
+    script = chain(letters, session._decoder.eos_ids)
     monkeypatch.setattr(session._decoder, "next_token", lambda *args: next(script))
     list(session.ask("What?"))
     monkeypatch.undo()
