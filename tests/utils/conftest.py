@@ -1,6 +1,7 @@
 """Tiny tokenizers of the kinds that real decoders use, and a processor over each."""
 
 import io
+import json
 
 import pytest
 import sentencepiece
@@ -26,7 +27,7 @@ GPT_2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\
 
 @pytest.fixture(scope="session")
 def sentencepiece_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    """As LLaMA-2's: sentencepiece BPE with byte fallback; the unknown token serves as padding."""
+    """As LLaMA-2's model file: BPE with byte fallback; the unknown token serves as padding."""
     folder = tmp_path_factory.mktemp("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -48,6 +49,18 @@ def sentencepiece_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrai
     tokenizer = LlamaTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.unk_token
     return with_image_token(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def llama_2_tokenizer(sentencepiece_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """As LLaMA-2's published tokenizer.json: a space is put before the text after each special token too."""
+    state = json.loads(sentencepiece_tokenizer.backend_tokenizer.to_str())
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    state["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace]}
+    state["pre_tokenizer"] = None
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **names)
 
 
 def byte_level_tokenizer(
@@ -103,7 +116,7 @@ def processor(image_processor: CLIPImageProcessor, sentencepiece_tokenizer: PreT
     return VisualChatProcessor(image_processor, sentencepiece_tokenizer, image_seq_length=5)
 
 
-@pytest.fixture(scope="session", params=["sentencepiece", "llama_3", "qwen", "gpt_2"])
+@pytest.fixture(scope="session", params=["sentencepiece", "llama_2", "llama_3", "qwen", "gpt_2"])
 def any_processor(request: pytest.FixtureRequest, image_processor: CLIPImageProcessor) -> VisualChatProcessor:
     tokenizer = request.getfixturevalue(f"{request.param}_tokenizer")
     return VisualChatProcessor(image_processor, tokenizer, image_seq_length=5)

@@ -134,7 +134,7 @@ def test_a_batch_of_texts_is_padded_on_either_side(processor: VisualChatProcesso
 
 
 def test_a_call_with_another_number_of_images_tells_both_numbers(processor: VisualChatProcessor) -> None:
-    with pytest.raises(ValueError, match="1 <image> tokens, but there are 2 images"):
+    with pytest.raises(ValueError, match="1 <image> tokens, but 2 images"):
         processor(images=[RED.open(), GREEN.open()], text="look: <image>")
 
 
