@@ -5,6 +5,7 @@ alternate in the same way, and the transcript goes to standard output.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,10 @@ from utils.conversation import ConversationError, Image, ImageError
 from utils.distributed import configure_logging
 from utils.model import CheckpointError
 
-HELP = "Images: paths with spaces between them, or na for none. Then the question. Also: clear, quit."
+HELP = "Give paths of images (or na for none), then a question. clear: a new dialogue; quit: leave."
+
+INTERRUPTED = 130
+"""The exit status that shells give to what Ctrl-C ended."""
 
 
 class Leave(Exception):  # noqa: N818 (not an error)
@@ -112,7 +116,7 @@ class TerminalChat:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
-    configure_logging()
+    configure_logging(logging.WARNING)
     console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -129,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CheckpointError, ValueError) as error:
         errors.print(f"error: {error}", style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     TerminalChat(session, console).run()
     return 0
 

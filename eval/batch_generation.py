@@ -8,6 +8,7 @@ where the set has reference answers, their exact-match scores as JSON beside it.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ RESULTS = ROOT / "eval" / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
-    configure_logging()
+    configure_logging(logging.WARNING)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         dialogues = load_dialogues(parsed.eval_data, parsed.image_folder, parsed.max_images)

@@ -1,0 +1,49 @@
+"""The evaluation sets that come with the project: complete, drawn by our script, with named sources."""
+
+import PIL.Image
+import PIL.ImageChops
+import pytest
+
+from eval.dialogues import EVAL_DATA, load_dialogues
+from eval.pictures.make import DRAWINGS, make
+
+SETS = {"eval_single": (9, 40), "eval_comprehensive": (11, 60), "eval_robustness": (8, 34)}
+MEBIBYTE = 2**20
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_dialogues_and_turns(name):
+    dialogues = load_dialogues(name)
+    assert (len(dialogues), sum(len(dialogue.turns) for dialogue in dialogues)) == SETS[name]
+    for dialogue in dialogues:
+        for turn in dialogue.turns:
+            for image in turn.images:
+                image.open()
+
+
+def test_together_as_many_as_the_published_sets():
+    assert sum(dialogues for dialogues, _ in SETS.values()) == 28
+    assert sum(turns for _, turns in SETS.values()) == 134
+
+
+def test_every_picture_is_used_small_and_has_a_source():
+    folder = EVAL_DATA / "image"
+    files = {path.name for path in folder.iterdir()}
+    used = {image.source.name for name in SETS for dialogue in load_dialogues(name) for turn in dialogue.turns
+            for image in turn.images}  # fmt: skip
+    assert files == used
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1.5 * MEBIBYTE
+    sources = (EVAL_DATA / "SOURCES.md").read_text()
+    photographs = {name for name in files if name.endswith(".jpg")}
+    assert {f"{name}.png" for name in DRAWINGS} | photographs == files
+    assert all(f"`{name}`" in sources for name in photographs)
+
+
+def test_the_script_still_draws_the_pictures(tmp_path):
+    for path in make(tmp_path):
+        drawn = PIL.Image.open(path).convert("RGB").resize((32, 32))
+        shipped = PIL.Image.open(EVAL_DATA / "image" / path.name).convert("RGB").resize((32, 32))
+        difference = PIL.ImageChops.difference(drawn, shipped)
+        assert max(high for _, high in difference.getextrema()) < 32, (
+            path.name
+        )  # versions of Pillow differ a little
