@@ -206,7 +206,7 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
         # Usage lines of 200 flags would bury the one line that matters.
         if is_main_process():
-            print(f"error: {message}", file=sys.stderr)
+            print("error:", re.sub(r"^argument (--\w+)\S*:", r"\1:", message), file=sys.stderr)
         raise SystemExit(2)
 
 

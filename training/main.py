@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.trainer_utils import IntervalStrategy
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from training.arguments import (
     DataArguments,
@@ -33,7 +33,7 @@ from utils.distributed import (
 )
 from utils.model.building import LoraSettings, build_visual_chat
 
-logger = get_logger(__name__)
+logger = get_logger("training.main")  # __name__ is __main__ where this file is the program
 
 USER_ERRORS = (UsageError, DataError, ConversationError, ImageError, ResumeError, TrainingDivergedError)
 
@@ -57,6 +57,8 @@ def train(
     """The whole story: data, model, training, and what is left of it on the disk."""
     if not (is_main_process() and sys.stderr.isatty()):
         disable_progress_bar()  # transformers' bars for reading and writing weights
+    if not is_main_process():
+        set_verbosity_error()  # transformers' warnings once, not once a process
     seed_everything(arguments.seed)
     resumed = prepare_output(arguments)
     training_part, evaluation_part = load_data(data_arguments, arguments)

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
@@ -179,6 +178,8 @@ class VisualChatTrainer(Trainer):
         """Weights that ZeRO-3 has split, whole and on the main process' CPU; None where they are whole."""
         if self.run.zero_stage != 3:
             return None
+        import deepspeed  # at the top it would choose the device before the arguments are read
+
         own = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]  # hold added tokens
         own.append(self.model.model.multi_modal_projector)
         not_in_base_models = {id(parameter) for module in own for parameter in module.parameters()}

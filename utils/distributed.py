@@ -81,16 +81,17 @@ def shut_down() -> None:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger whose INFO lines come from the main process only; warnings come from all, with their rank."""
-    logger = logging.getLogger(name)
-    if not any(isinstance(known, _RankFilter) for known in logger.filters):
-        logger.addFilter(_RankFilter())
-    return logger
+    """A module's logger; `configure_logging` decides what is seen of it."""
+    return logging.getLogger(name)
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Show this project's log lines on stderr, as bare text: for entry points, not for libraries."""
+    """Show this project's log lines on stderr, as bare text: for entry points, not for libraries.
+
+    INFO lines come from the main process only; warnings come from all, the others' with their rank.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_RankFilter())
     handler.setFormatter(logging.Formatter("%(message)s"))
     for package in ("utils", "training", "chat", "eval", "helper"):
         logger = logging.getLogger(package)

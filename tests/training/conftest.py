@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,8 @@ from transformers import (
     LlamaForCausalLM,
     LlamaTokenizer,
 )
+
+from training.checkpoints import resumable_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
@@ -157,24 +162,33 @@ class Trainings:
         return words
 
     def start(
-        self, command: list[str], processes: int = 1, module: str = "training.main", **env: str
+        self, command: list[str], processes: int = 1, launcher: Sequence[str] = ("-m",)
     ) -> subprocess.Popen:
-        """Training in processes of its own; its output is one text stream."""
-        launcher = [sys.executable, "-m", module]
+        """Training in processes of its own; its output is one text stream.
+
+        `launcher`: the words between python and training.main, or a program of its own after "-c".
+        """
         if processes > 1:
-            port = str(20000 + os.getpid() % 20000)
-            launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes)]
-            launcher += ["--master_port", port, "--module", module]
+            port = str(20000 + random.randrange(20000))
+            launcher = [
+                "-m",
+                "deepspeed.launcher.runner",
+                "--num_gpus",
+                str(processes),
+                "--master_port",
+                port,
+            ]
+            launcher += ["--module"]
+        module = [] if launcher[0] == "-c" else ["training.main"]
         environment = {
             **os.environ,
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
-            **env,
         }
         return subprocess.Popen(
-            [*launcher, *command],
+            [sys.executable, *launcher, *module, *command],
             cwd=ROOT,
             env=environment,
             text=True,
@@ -183,20 +197,21 @@ class Trainings:
             start_new_session=True,
         )
 
-    def run(
-        self, command: list[str], processes: int = 1, module: str = "training.main", expected: int = 0
-    ) -> str:
+    def run(self, command: list[str], expected: int = 0, **how: Any) -> str:
         """Run training to its end and return what it printed; its exit code has to be the expected one."""
-        process = self.start(command, processes, module)
+        process = self.start(command, **how)
         printed, _ = process.communicate(timeout=280)
         assert process.returncode == expected, printed[-4000:]
         return printed
 
+    def history(self, output: Path) -> list[dict[str, float]]:
+        """The log lines of a run up to its newest checkpoint."""
+        newest = resumable_checkpoints(output)[-1]
+        return json.loads((newest / "trainer_state.json").read_text())["log_history"]
+
     def losses(self, output: Path) -> list[float]:
-        """The training losses of a run, step by step, from its last checkpoint's log."""
-        newest = max(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-        history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-        return [line["loss"] for line in history if "loss" in line]
+        """The training losses of a run, step by step, up to its newest checkpoint."""
+        return [line["loss"] for line in self.history(output) if "loss" in line]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,44 @@
+import pytest
+from torch import nn
+
+from training.parameter_groups import parameter_groups
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.projector = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+        self.decoder = nn.Linear(4, 4).requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+
+def found(model, **rates):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(
+        model, **{"learning_rate": 1e-3, "embedding_learning_rate": 0, "weight_decay": 0.1, **rates}
+    )
+    return {
+        names[id(each)]: (group["lr"], group["weight_decay"]) for group in groups for each in group["params"]
+    }
+
+
+def test_rates_and_decay():
+    assert found(Tiny(), embedding_learning_rate=1e-5) == {
+        "embedding.weight": (1e-5, 0.1),
+        "projector.0.weight": (1e-3, 0.1),
+        "projector.0.bias": (1e-3, 0.0),
+        "projector.1.weight": (1e-3, 0.0),
+        "projector.1.bias": (1e-3, 0.0),
+    }
+
+
+def test_zero_means_the_same_rate():
+    assert found(Tiny())["embedding.weight"] == (1e-3, 0.1)
+
+
+def test_nothing_to_train():
+    with pytest.raises(ValueError, match="nothing"):
+        parameter_groups(Tiny().requires_grad_(False), 1e-3, 0, 0)

@@ -1,0 +1,60 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.sampling import PADDING, GlobalBatchSampler, PaddedDataset
+
+
+def global_steps(length, batch_size, world_size, epoch=0, **options):
+    """What all processes together see in each micro-step."""
+    samplers = [
+        GlobalBatchSampler(length, batch_size, rank, world_size, **options) for rank in range(world_size)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    per_rank = [list(sampler) for sampler in samplers]
+    assert {len(batches) for batches in per_rank} == {len(samplers[0])}
+    return [[index for batch in step for index in batch] for step in zip(*per_rank, strict=True)]
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(0, 3))
+def test_global_batches_do_not_depend_on_the_number_of_processes(length, batch_size, world_size, epoch):
+    together = global_steps(length, batch_size, world_size, epoch, seed=7)
+    alone = global_steps(length, batch_size * world_size, 1, epoch, seed=7)
+    assert [[index for index in step if index != PADDING] for step in together] == alone
+    assert sorted(index for step in alone for index in step) == list(range(length))
+    if world_size > 1:
+        assert all(len(step) == batch_size * world_size for step in together)
+
+
+def test_epochs_differ_and_repeat():
+    first, second = (global_steps(30, 4, 2, epoch, seed=7) for epoch in (0, 1))
+    assert first != second
+    assert first == global_steps(30, 4, 2, 0, seed=7)
+    assert first != global_steps(30, 4, 2, 0, seed=8)
+
+
+def test_order_of_the_data_without_a_seed():
+    assert global_steps(5, 2, 1) == [[0, 1], [2, 3], [4]]
+    assert global_steps(5, 2, 2) == [[0, 1, 2, 3], [4, PADDING, PADDING, PADDING]]
+
+
+def test_drop_last_leaves_out_what_fills_no_global_batch():
+    assert global_steps(7, 2, 2, drop_last=True) == [[0, 1, 2, 3]]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    labels: np.ndarray
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_padding_has_nothing_to_learn(index):
+    examples = [Example(np.array([-100, 5])), Example(np.array([6, 7]))]
+    dataset = PaddedDataset(examples)
+    assert len(dataset) == 2
+    assert dataset[index] is examples[index]
+    assert dataset[PADDING].labels.tolist() == [-100, -100]

@@ -1,0 +1,230 @@
+"""Training as users run it: processes of its own, DeepSpeed, checkpoints on disk."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training.checkpoints import resumable_checkpoints
+
+pytestmark = pytest.mark.slow
+STEPS = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 7}
+TWO_PROCESSES = {"per_device_train_batch_size": 2, "zero_stage": 3}
+
+
+@pytest.fixture(scope="module")
+def alone(trainings, tmp_path_factory) -> Path:
+    """One process, ZeRO-0, batches of 4: 2 epochs of 14 steps, a checkpoint every 5 steps."""
+    output = tmp_path_factory.mktemp("alone")
+    printed = trainings.run(trainings.arguments(output, **STEPS))
+    assert f"final checkpoint: {output / 'final'}" in printed
+    assert f"best checkpoint:  {output / 'best'}" in printed
+    return output
+
+
+@pytest.fixture(scope="module")
+def together(trainings, tmp_path_factory) -> Path:
+    """Two processes, ZeRO-3 with everything partitioned, batches of 2 each."""
+    output = tmp_path_factory.mktemp("together")
+    trainings.run(trainings.arguments(output, **STEPS, **TWO_PROCESSES), processes=2)
+    return output
+
+
+def evaluations(trainings, output):
+    return [line["eval_loss"] for line in trainings.history(output) if "eval_loss" in line]
+
+
+def assert_same_weights(first, second, tolerance):
+    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=tolerance, msg=name)
+
+
+def test_zero_3_on_two_processes_equals_one_process(trainings, alone, together):
+    losses = trainings.losses(alone)
+    assert len(losses) == 25 and losses[-1] < losses[0]  # the newest checkpoint is that of step 25
+    np.testing.assert_allclose(losses, trainings.losses(together), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        evaluations(trainings, alone), evaluations(trainings, together), atol=1e-4, rtol=0
+    )
+    # Adam divides small gradients by their own size, so weights differ more than losses do.
+    assert_same_weights(alone / "final", together / "final", tolerance=2e-3)
+
+
+def test_accumulation_and_another_launcher_change_nothing(trainings, alone, tmp_path):
+    """ZeRO-2 by torchrun, micro-batches of 1 that are accumulated: the same losses, a mean over tokens."""
+    flags = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "zero_stage": 2}
+    command = trainings.arguments(tmp_path, **STEPS, **flags)
+    trainings.run(
+        command, launcher=["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m"]
+    )
+    np.testing.assert_allclose(trainings.losses(alone), trainings.losses(tmp_path), atol=1e-4, rtol=0)
+
+
+def assert_same_state(first, second):
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same_state(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, two in zip(first, second, strict=True):
+            assert_same_state(one, two)
+
+
+def assert_same_checkpoint(first, second):
+    """Trained weights, optimizer, scheduler and random states, bit for bit."""
+    compared = 0
+    for file in [*first.glob("global_step*/*.pt"), *first.glob("*.pth"), first / "scheduler.pt"]:
+        states = [
+            torch.load(folder / file.relative_to(first), weights_only=False) for folder in (first, second)
+        ]
+        for state in states:
+            state.pop("ds_config", None)
+        assert_same_state(*states)
+        compared += 1
+    assert compared >= 3
+    assert_same_state(*(load_file(folder / "trained.safetensors") for folder in (first, second)))
+
+
+def interrupted(output, copy, step):
+    """A copy of a run's folder as it was after `step`."""
+    shutil.copytree(output, copy)
+    for folder in [*resumable_checkpoints(copy), copy / "final"]:
+        if folder.name == "final" or int(folder.name.split("-")[1]) > step:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind, flags", [("alone", {}), ("together", TWO_PROCESSES)])
+@pytest.mark.parametrize("step", [10, 20])
+def test_resume_from_the_middle_of_an_epoch_is_bitwise_equal(trainings, request, tmp_path, kind, flags, step):
+    if (kind, step) == ("together", 10):
+        pytest.skip("the second epoch is the harder case, and starting two processes takes long")
+    whole, output = request.getfixturevalue(kind), tmp_path / "run"
+    interrupted(whole, output, step)
+    command = trainings.arguments(output, **STEPS, **flags, resume_from_checkpoint=True)
+    printed = trainings.run(command, processes=2 if flags else 1)
+    assert f"going on from {output / f'checkpoint-{step}'}" in printed
+    assert trainings.losses(output) == trainings.losses(whole)
+    assert_same_checkpoint(whole / "checkpoint-25", output / "checkpoint-25")
+    assert_same_weights(whole / "final", output / "final", tolerance=0)
+
+
+STOPS_WHILE_SAVING = """
+import sys, time
+import training.main, training.trainer
+
+save = training.trainer.torch.save
+def stop_at_step_10(value, path, *args, **kwargs):
+    save(value, path, *args, **kwargs)
+    if ".checkpoint-10.partial" in str(path):
+        print("half written", flush=True)
+        time.sleep(120)
+
+training.trainer.torch.save = stop_at_step_10
+sys.exit(training.main.main())
+"""
+
+
+def test_killed_while_saving_goes_on_from_the_checkpoint_before(trainings, alone, tmp_path):
+    command = trainings.arguments(tmp_path, **STEPS)
+    process = trainings.start(command, launcher=["-c", STOPS_WHILE_SAVING])
+    for line in process.stdout:
+        if "half written" in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / ".checkpoint-10.partial" / "trained.safetensors").exists()
+    assert [folder.name for folder in resumable_checkpoints(tmp_path)] == ["checkpoint-5"]
+    printed = trainings.run(trainings.arguments(tmp_path, **STEPS, resume_from_checkpoint=True))
+    assert "removed a half-written checkpoint-10" in printed
+    assert f"going on from {tmp_path / 'checkpoint-5'}" in printed
+    assert trainings.losses(tmp_path) == trainings.losses(alone)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["full", "trained"])
+def test_checkpoints_load_by_themselves(trainings, alone, tmp_path, form):
+    from utils.model.checkpoint import load_checkpoint
+
+    folder = alone / "final" if form == "full" else alone / "checkpoint-25"
+    model, processor = load_checkpoint(folder)
+    assert model.config.attention == "mmca"
+    assert processor.image_token_id == model.config.image_token_id
+
+
+def test_bad_input_gets_one_line(trainings, tmp_path):
+    """A dataset that is not known, and an image that is not there, found by a loader worker."""
+    command = trainings.arguments(tmp_path, dataset_names=["lava"])
+    printed = trainings.run(command, expected=2)
+    assert "error: unknown dataset lava; the known ones are: llava" in printed
+    assert "Traceback" not in printed
+    data = tmp_path / "data"
+    shutil.copytree(trainings.world.data, data)
+    missing = data / "coco" / "train2017" / "000000000003.jpg"
+    missing.unlink()
+    command = trainings.arguments(
+        tmp_path / "out", data_path=data, dataloader_num_workers=1, eval_strategy="no"
+    )
+    printed = trainings.run(command, expected=2)
+    [line] = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "000000000003.jpg" in line and "Traceback" not in printed
+
+
+def test_debug_samples_and_summary(trainings, tmp_path):
+    command = trainings.arguments(
+        tmp_path,
+        max_steps=2,
+        data_debug_path=tmp_path / "debug",
+        enable_tensorboard=True,
+        checkpoint_form="trained",
+    )
+    printed = trainings.run(command)
+    assert "llava_dial" in printed and "conversations" in printed and "learning: " in printed
+    assert "tokens/s" in printed and "images/s" in printed
+    assert "### Question: What colour is it?" in (tmp_path / "debug" / "sample_0.txt").read_text()
+    assert (tmp_path / "debug" / "sample_0_image_1.png").exists()
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    assert (tmp_path / "final" / "trained.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["run_7b.sh", "run_tiny.sh"])
+def test_scripts_name_known_flags_from_any_folder(name, tmp_path):
+    from training.arguments import DataArguments, ModelArguments, VisualChatTrainingArguments, _Parser
+
+    script = Path(__file__).parents[2] / "training" / "training_scripts" / name
+    command = subprocess.run(
+        ["bash", script, "--save_total_limit", "7"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "DRY_RUN": "1",
+            "DATA_PATH": "some data",
+            "NUM_GPUS": "2",
+            "PYTHON": sys.executable,
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    words = shlex.split(command)
+    parser = _Parser((ModelArguments, DataArguments, VisualChatTrainingArguments))
+    namespace, unknown = parser.parse_known_args(words[words.index("training.main") + 1 :])
+    assert unknown == []
+    assert namespace.data_path == str(tmp_path / "some data")
+    assert namespace.save_total_limit == 7 and namespace.attention == "mmca"
+    if name == "run_7b.sh":
+        world = 2 * namespace.per_device_train_batch_size * namespace.gradient_accumulation_steps
+        assert (world, namespace.num_train_epochs, namespace.learning_rate) == (128, 6, 1e-3)
+        assert (namespace.num_warmup_steps, namespace.zero_stage, namespace.max_seq_len) == (0.1, 3, 4096)
