@@ -1,12 +1,157 @@
-"""Building from pretrained folders: what is added, what is frozen."""
+"""Building from pretrained folders: what is added, what is frozen, what is refused."""
 
+import logging
+
+import pytest
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from utils.model import build_visual_chat
+from utils.model import LoraSettings, build_visual_chat
+from utils.model.model_card import readable_size
+from utils.model.sizes import checkpoint_sizes, llama_2_config
+
+
+def build(llama_folder, clip_folder, **kwargs):
+    torch.manual_seed(0)
+    return build_visual_chat(str(llama_folder), str(clip_folder), **kwargs)
+
+
+def learning(model) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def test_builds_and_runs(llama_folder, clip_folder):
-    model, processor = build_visual_chat(str(llama_folder), str(clip_folder))
+    model, processor = build(llama_folder, clip_folder)
+    assert processor.image_seq_length == 5
     ids = torch.tensor([[1] + [processor.image_token_id] * 5 + [7, 8, 9]])
     out = model(input_ids=ids, pixel_values=torch.randn(1, 3, 16, 16))
     assert out.logits.shape == (1, 9, model.config.text_config.vocab_size)
+
+
+def test_the_image_token_gets_the_mean_row(llama_folder, clip_folder):
+    base = LlamaForCausalLM.from_pretrained(llama_folder)
+    model, processor = build(llama_folder, clip_folder)
+    rows = base.config.vocab_size
+    assert processor.image_token_id == rows
+    for ours, theirs in (
+        (model.get_input_embeddings().weight, base.get_input_embeddings().weight),
+        (model.lm_head.weight, base.lm_head.weight),
+    ):
+        assert ours.shape[0] == rows + 1
+        assert torch.equal(ours[:rows], theirs)
+        torch.testing.assert_close(ours[rows], theirs.mean(0))
+    assert model.generation_config.suppress_tokens == [rows]
+
+
+def test_pads_with_unk_where_there_is_no_padding_token(llama_folder, clip_folder):
+    assert AutoTokenizer.from_pretrained(llama_folder).pad_token is None
+    model, processor = build(llama_folder, clip_folder)
+    assert processor.tokenizer.pad_token == "<unk>"
+    assert model.generation_config.pad_token_id == 0
+
+
+def test_embedding_and_projector_learn_and_the_counts_are_logged(llama_folder, clip_folder, caplog):
+    with caplog.at_level(logging.INFO):
+        model, _ = build(llama_folder, clip_folder)
+    names = learning(model)
+    assert "model.language_model.embed_tokens.weight" in names
+    assert all("projector" in name or "embed_tokens" in name for name in names)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert f"learning: {count:,} parameters (embedding" in caplog.text
+
+
+def test_a_tied_head_is_untied_and_it_is_logged(llama_folder, clip_folder, tmp_path, caplog):
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO):
+        model, _ = build(tmp_path, clip_folder)
+    assert "untied the head" in caplog.text
+    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    assert model.lm_head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr()
+    assert not model.lm_head.weight.requires_grad and not model.config.text_config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_lora_finds_the_layers_that_the_flags_name(llama_folder, clip_folder, only):
+    lora = LoraSettings(
+        lang_dim=4, lang_module_name="model.layers.1.self_attn", vis_dim=2, only_optimize_lora=only
+    )
+    model, _ = build(llama_folder, clip_folder, lora=lora)
+    names = learning(model)
+    adapted = {name.split(".lora_")[0] for name in names if "lora_" in name}
+    decoder = {name for name in adapted if "language_model" in name}
+    assert decoder == {f"model.language_model.layers.1.self_attn.{part}_proj" for part in "qkvo"}
+    encoder = {name for name in adapted if "vision_tower" in name}
+    assert len(encoder) == 2 * 6 and all(".encoder.layers." in name for name in encoder)
+    assert any("embed_tokens" in name for name in names) != only
+
+
+def test_adapters_start_as_the_identity(llama_folder, clip_folder):
+    inputs = {"input_ids": torch.tensor([[1, 5, 9, 20]])}
+    plain, _ = build(llama_folder, clip_folder)
+    adapted, _ = build(llama_folder, clip_folder, lora=LoraSettings(lang_dim=4, alpha=16))
+    assert torch.equal(plain(**inputs).logits, adapted(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(only_optimize_lora=True), "would train nothing"),
+        (dict(lang_dim=2, lang_module_name="nowhere"), "finds no linear layer of LlamaModel with 'nowhere'"),
+    ],
+)
+def test_lora_that_does_nothing_is_refused(llama_folder, clip_folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(llama_folder, clip_folder, lora=LoraSettings(**settings))
+
+
+def test_a_wrong_image_length_is_refused(llama_folder, clip_folder):
+    with pytest.raises(ValueError, match=r"image_seq_length is 256, but .* gives 5 tokens an image"):
+        build(llama_folder, clip_folder, image_seq_length=256)
+
+
+@pytest.mark.parametrize("attention", ["causal", "cross"])
+def test_the_baselines_share_the_weights(llama_folder, clip_folder, attention):
+    ours, processor = build(llama_folder, clip_folder)
+    other, _ = build(llama_folder, clip_folder, attention=attention)
+    assert other.config.text_config._attn_implementation == {"causal": "sdpa"}.get(attention, attention)
+    text = {"input_ids": torch.tensor([[1, 5, 9, 20]])}
+    torch.testing.assert_close(ours(**text).logits, other(**text).logits, atol=1e-5, rtol=1e-5)
+    image = [processor.image_token_id] * 5
+    inputs = {"input_ids": torch.tensor([[1, *image, 9, 20]]), "pixel_values": torch.randn(1, 3, 16, 16)}
+    assert not torch.allclose(ours(**inputs).logits, other(**inputs).logits, atol=1e-3)
+
+
+def test_checkpoint_sizes_count_every_weight(llama_folder, clip_folder):
+    lora = LoraSettings(lang_dim=4)
+    model, _ = build(llama_folder, clip_folder, lora=lora)
+    sizes = checkpoint_sizes(model.config, lora, dtype=torch.float32)
+    adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert sizes.full == 4 * (sum(p.numel() for p in model.state_dict().values()) - adapters)
+    assert sizes.trained == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("projector_type", ["linear", "vit", "perceiver"])
+def test_trained_weights_of_llama_2_70b_take_less_than_a_gigabyte(projector_type):
+    sizes = checkpoint_sizes(llama_2_config("70B", projector_type))
+    assert sizes.trained < 10**9
+    assert 135 * 10**9 < sizes.full < 145 * 10**9
+
+
+def test_readable_sizes():
+    assert [readable_size(size) for size in (12, 1_500, 812_000_000, 13_500_000_000)] == [
+        "12 bytes",
+        "1.5 kB",
+        "812 MB",
+        "13.5 GB",
+    ]

@@ -1,0 +1,90 @@
+"""Encoders behind one interface."""
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    CLIPVisionConfig,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from utils.model.projector import PerceiverProjector, build_projector, image_seq_length, sine_cosine_grid
+from utils.model.vision import encode_images, load_vision_tower, vision_config_of, vision_family
+
+SHAPE = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    image_size=16,
+    patch_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("siglip")
+    text = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
+    )
+    SiglipModel(SiglipConfig(text_config=text, vision_config=SHAPE)).save_pretrained(folder)
+    return folder
+
+
+def test_clip_gives_its_class_token_and_patches(clip_folder):
+    tower = load_vision_tower(str(clip_folder))
+    hidden = encode_images(tower, torch.randn(3, 3, 16, 16))
+    assert hidden.shape == (3, 5, 32)
+    assert not hidden.requires_grad or any(p.requires_grad for p in tower.parameters())
+
+
+def test_siglip_gives_its_patches(siglip_folder, tmp_path):
+    whole = load_vision_tower(str(siglip_folder))
+    assert isinstance(whole, SiglipVisionModel)
+    assert encode_images(whole, torch.randn(2, 3, 16, 16)).shape == (2, 4, 32)
+    whole.save_pretrained(tmp_path)  # the vision half alone
+    alone = load_vision_tower(str(tmp_path))
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in alone.state_dict().items())
+
+
+def test_clip_l_takes_257_tokens():
+    config = CLIPVisionConfig(hidden_size=1024, num_attention_heads=16, image_size=224, patch_size=14)
+    assert image_seq_length("linear", config) == image_seq_length("vit", config) == 257
+    assert image_seq_length("perceiver", config) == 256
+
+
+def test_an_unknown_encoder_names_the_known(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"'bert'; supported are clip_vision_model, siglip_vision_model"):
+        vision_config_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("vision_config", [CLIPVisionConfig(**SHAPE), SiglipVisionConfig(**SHAPE)])
+@pytest.mark.parametrize("projector_type", ["linear", "vit", "perceiver"])
+def test_projectors_give_the_decoders_width_and_the_promised_length(projector_type, vision_config):
+    projector = build_projector(projector_type, vision_config, 48)
+    features = torch.randn(2, vision_family(vision_config).sequence_length(vision_config), 32)
+    out = projector(features)
+    assert out.shape == (2, image_seq_length(projector_type, vision_config), 48)
+    torch.testing.assert_close(out.mean(-1), torch.zeros(out.shape[:2]), atol=1e-5, rtol=0)  # after LayerNorm
+    out.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in projector.parameters())
+
+
+def test_the_perceivers_queries_differ_by_place():
+    projector = PerceiverProjector(CLIPVisionConfig(**SHAPE), 48)
+    with torch.no_grad():
+        projector.queries.zero_()
+    out = projector(torch.randn(1, 5, 32))[0]
+    assert torch.cdist(out, out).fill_diagonal_(1.0).min() > 1e-6
+
+
+def test_positions_by_hand():
+    """Width 4: sine and cosine of the row, then of the column."""
+    grid = sine_cosine_grid(2, 4)
+    sine, cosine = torch.tensor(1.0).double().sin(), torch.tensor(1.0).double().cos()
+    expected = [[0, 1, 0, 1], [0, 1, sine, cosine], [sine, cosine, 0, 1], [sine, cosine, sine, cosine]]
+    torch.testing.assert_close(grid, torch.tensor(expected, dtype=torch.float64))
