@@ -1,7 +1,7 @@
 """The one renderer of conversations: text, token ids, labels and pixels for training, chat and evaluation.
 
-This file travels inside checkpoints as custom code, so it imports torch, numpy and transformers only, and
-takes a conversation by its shape (`RendersToMessages`), not by its class.
+This file travels inside checkpoints as custom code, so it imports its neighbours, torch, numpy and
+transformers only, and takes a conversation by its shape (`RendersToMessages`), not by its class.
 """
 
 import re
@@ -17,54 +17,10 @@ from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .chat_template import DEFAULT_CHAT_TEMPLATE
+
 IGNORED_LABEL = -100
 """The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
-
-DEFAULT_SYSTEM = "You are a powerful vision-language assistant."
-
-DEFAULT_CHAT_TEMPLATE = (
-    r"""
-{%- macro text_of(content) -%}
-    {%- if content is string -%}
-        {{- content | trim -}}
-    {%- else -%}
-        {{- content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\n') | trim -}}
-    {%- endif -%}
-{%- endmacro -%}
-{%- set count = namespace(images=0) -%}
-{%- if messages[0].role == 'system' -%}
-    {{- bos_token ~ text_of(messages[0].content) -}}
-    {%- set rounds = messages[1:] -%}
-{%- else -%}
-    {{- bos_token ~ '"""
-    + DEFAULT_SYSTEM
-    + r"""' -}}
-    {%- set rounds = messages -%}
-{%- endif -%}
-{%- for message in rounds -%}
-    {%- if message.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
-        {{- raise_exception('the roles must be: system (optional), then user and assistant in turn') -}}
-    {%- endif -%}
-    {%- if message.role == 'user' -%}
-        {{- '\n\n' -}}
-        {%- if message.content is not string -%}
-            {%- for part in message.content if part.type == 'image' -%}
-                {%- set count.images = count.images + 1 -%}
-                {{- '### Image ' ~ count.images ~ ': <image>\n' -}}
-            {%- endfor -%}
-        {%- endif -%}
-        {{- '### Question: ' ~ text_of(message.content) -}}
-    {%- else -%}
-        {{- '\n### Answer:' -}}
-        {%- generation -%}{{- ' ' ~ text_of(message.content) ~ eos_token -}}{%- endgeneration -%}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '\n### Answer:' -}}
-{%- endif -%}
-"""
-)
-"""Images are numbered through the whole conversation; one BOS opens it; EOS closes each answer."""
 
 
 class OpensToPicture(Protocol):
