@@ -1,7 +1,8 @@
 """Join a pretrained decoder, a pretrained encoder and a new projector into a model that can learn to see."""
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def build_visual_chat(
     of one image; follows from encoder and projector, and a number that differs is an error. Works inside
     DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
     """
+    seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
+    for path in (language_model, vision_model):
+        _refuse_missing_folder(path)
     tokenizer = _tokenizer_with_image_token(language_model)
     decoder = load_decoder(language_model, dtype)
     base_vocabulary = decoder.config.vocab_size
@@ -75,12 +79,15 @@ def build_visual_chat(
         },
         dtype=decoder.dtype,
     )
+    with _seeded(seed):
+        projector = _new_projector(config, decoder)
     model = VisualChatForConditionalGeneration.from_parts(
-        config, tower, _new_projector(config, decoder), decoder.base_model, decoder.get_output_embeddings()
+        config, tower, projector, decoder.base_model, decoder.get_output_embeddings()
     )
     model.generation_config = _generation_config(tokenizer, config.image_token_id)
     if lora:
-        inject_lora(model, lora)
+        with _seeded(seed + 1):
+            inject_lora(model, lora)
     freeze(model, only_optimize_lora=bool(lora) and lora.only_optimize_lora)
     image_processor = AutoImageProcessor.from_pretrained(vision_model)
     processor = VisualChatProcessor(
@@ -98,6 +105,21 @@ def _tokenizer_with_image_token(path: str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         logger.info("padding with %s", tokenizer.pad_token)
     return tokenizer
+
+
+def _refuse_missing_folder(path: str) -> None:
+    """A path that is none would be looked up as a hub name, and the error would be about that."""
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_path and not Path(path).is_dir():
+        raise ValueError(f"there is no folder {path}; give a folder in Hugging Face format, or a hub name")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from a seed of their own; those outside go on as before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def _lasting(path: str) -> str:

@@ -120,6 +120,14 @@ def test_a_wrong_image_length_is_refused(llama_folder, clip_folder):
         build(llama_folder, clip_folder, image_seq_length=256)
 
 
+@pytest.mark.parametrize("missing", ["./nowhere", "/nowhere/at/all", "assets/of/nobody"])
+def test_a_missing_folder_is_named(llama_folder, clip_folder, missing):
+    with pytest.raises(ValueError, match=f"there is no folder {missing}"):
+        build_visual_chat(missing, str(clip_folder))
+    with pytest.raises(ValueError, match=f"there is no folder {missing}"):
+        build_visual_chat(str(llama_folder), missing)
+
+
 @pytest.mark.parametrize("attention", ["causal", "cross"])
 def test_the_baselines_share_the_weights(llama_folder, clip_folder, attention):
     ours, processor = build(llama_folder, clip_folder)
