@@ -170,14 +170,16 @@ class VisualChatTrainer(Trainer):
                 self._write_model(staging, form, weights)
         distributed.barrier()
 
-    def _write_model(self, folder: Path, form: str, weights: dict[str, torch.Tensor] | None) -> None:
+    def _write_model(self, folder: Path, form: str, weights: dict[str, torch.Tensor]) -> None:
         save = save_trained_only if form == "trained" else save_full
         save(self.model, self.processing_class, folder, state_dict=weights)
 
-    def _consolidated(self, trained_only: bool) -> dict[str, torch.Tensor] | None:
-        """Weights that ZeRO-3 has split, whole and on the main process' CPU; None where they are whole."""
-        if self.run.zero_stage != 3:
-            return None
+    def _consolidated(self, trained_only: bool) -> dict[str, torch.Tensor]:
+        """Weights as tensors of their own, whole, on the CPU of the main process; elsewhere none.
+
+        With `trained_only`, those that no base model holds. Under ZeRO-1 and 2 weights are views of one large
+        buffer, which safetensors refuses, so those are copied too.
+        """
         import deepspeed  # at the top it would choose the device before the arguments are read
 
         own = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]  # hold added tokens
@@ -187,12 +189,12 @@ class VisualChatTrainer(Trainer):
         for name, parameter in self.model.named_parameters():
             if trained_only and not (parameter.requires_grad or id(parameter) in not_in_base_models):
                 continue
-            with deepspeed.zero.GatheredParameters([parameter]):
+            with deepspeed.zero.GatheredParameters([parameter]):  # does nothing unless ZeRO-3 has split it
                 if distributed.is_main_process():
                     weights[name] = parameter.detach().to("cpu", copy=True)
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         buffers = {name: value for name, value in self.model.state_dict().items() if name not in parameters}
-        return weights | buffers
+        return weights | buffers if distributed.is_main_process() else {}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As transformers'; a new best is written to {output_dir}/best at once, safe from later crashes."""

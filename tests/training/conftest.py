@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -200,7 +201,11 @@ class Trainings:
     def run(self, command: list[str], expected: int = 0, **how: Any) -> str:
         """Run training to its end and return what it printed; its exit code has to be the expected one."""
         process = self.start(command, **how)
-        printed, _ = process.communicate(timeout=280)
+        try:
+            printed, _ = process.communicate(timeout=280)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         assert process.returncode == expected, printed[-4000:]
         return printed
 
