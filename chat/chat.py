@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from chat.checkpoint_arguments import add_checkpoint_arguments, add_sampling_arguments, load_named_checkpoint
+from chat.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    add_sampling_arguments,
+    load_named_checkpoint,
+    positive,
+)
 from chat.image_paths import ImagePathError, existing_image_paths
-from chat.sampling import Sampling
+from chat.sampling import Sampling, SamplingError
 from chat.session import MAX_IMAGES, MAX_NEW_TOKENS, ChatError, ChatSession
 from utils.conversation import ConversationError, Image, ImageError
 from utils.distributed import configure_logging
@@ -43,7 +48,7 @@ class TerminalChat:
 
     def run(self) -> None:
         """Rounds until the user leaves or the input ends."""
-        self._console.print(HELP, style="dim")
+        self._console.print(HELP, style="dim", soft_wrap=True)
         while True:
             try:
                 self._round()
@@ -71,7 +76,7 @@ class TerminalChat:
         cost = self._session.statistics[-1]
         self._console.print(
             f"({cost.computed_tokens} tokens computed of {cost.prompt_tokens + cost.generated_tokens},"
-            f" {cost.encoded_images} images encoded, {cost.seconds:.1f} s"
+            f" new images: {cost.encoded_images}, {cost.seconds:.1f} s"
             + (", cut at the length limit)" if cost.end == "length" else ")"),
             style="dim",
             highlight=False,
@@ -130,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_seq_len=parsed.max_seq_len,
             sampling=sampling,
         )
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, SamplingError) as error:
         errors.print(f"error: {error}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:
@@ -145,9 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_checkpoint_arguments(parser)
     parser.add_argument(
-        "--generation_length_per_round", type=int, default=MAX_NEW_TOKENS, help="tokens of an answer at most"
+        "--generation_length_per_round",
+        type=positive,
+        default=MAX_NEW_TOKENS,
+        help="tokens of an answer at most",
     )
-    parser.add_argument("--max_images", type=int, default=MAX_IMAGES, help="images of a dialogue at most")
+    parser.add_argument(
+        "--max_images", type=positive, default=MAX_IMAGES, help="images of a dialogue at most"
+    )
     add_sampling_arguments(parser, seed=1234)
     return parser
 

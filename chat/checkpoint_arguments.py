@@ -12,7 +12,16 @@ logger = get_logger(__name__)
 PROJECTORS_OF_2023 = {"baseline": "linear"}
 """Names of projectors that changed; the others kept theirs."""
 
+
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as argparse takes it."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +31,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder of a checkpoint (it brings its own models and processor)",
     )
-    parser.add_argument("--max_seq_len", type=int, default=4096, help="tokens of a dialogue, images included")
+    parser.add_argument(
+        "--max_seq_len", type=positive, default=4096, help="tokens of a dialogue, images included"
+    )
     described = parser.add_argument_group(
         "what the checkpoint says itself",
         "needed only where a checkpoint of trained weights finds its base models at another place;"

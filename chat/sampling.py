@@ -14,6 +14,10 @@ from transformers import (
 )
 
 
+class SamplingError(ValueError):
+    """A setting that makes no sense; the message names it."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Settings of generation; `temperature` 0 is greedy, and then `top_p`, `top_k` and `seed` have no effect.
@@ -29,13 +33,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+            raise SamplingError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+            raise SamplingError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
+            raise SamplingError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
         if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1: none)")
+            raise SamplingError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1: none)"
+            )
 
 
 class TokenChooser:

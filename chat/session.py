@@ -75,6 +75,8 @@ class ChatSession:
         sampling: Sampling | None = None,
         system: str | None = None,
     ) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; an answer needs at least 1")
         self.model = model
         self.processor = processor
         self.max_images = max_images
@@ -129,7 +131,7 @@ class ChatSession:
         if self._answering is not None:
             self._answering.close()
 
-    def ask(self, question: str, images: Sequence[ImageSource] = ()) -> Iterator[str]:
+    def ask(self, question: str, images: ImageSource | Sequence[ImageSource] = ()) -> Iterator[str]:
         """Ask, and get the answer's text in pieces as it is generated; the pieces joined are the answer.
 
         Images are opened and everything is checked before this returns; the computation happens while the
@@ -160,11 +162,13 @@ class ChatSession:
         )
         return self._answering
 
-    def open_images(self, images: Sequence[ImageSource]) -> tuple[Image, ...]:
-        """Read images for the next turn now: a file that changes or goes later does not change the dialogue.
+    def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[Image, ...]:
+        """Read images for the next turn now: a file that changes later does not change the dialogue.
 
         Raises `ChatError` where there would be too many, `ImageError` for one that cannot be read.
         """
+        if isinstance(images, ImageSource):
+            images = [images]
         count = len(self.images) + len(images)
         if count > self.max_images:
             raise ChatError(

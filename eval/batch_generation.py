@@ -16,8 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from tqdm import tqdm
 
-from chat.checkpoint_arguments import add_checkpoint_arguments, add_sampling_arguments, load_named_checkpoint
-from chat.sampling import Sampling
+from chat.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    add_sampling_arguments,
+    load_named_checkpoint,
+    positive,
+)
+from chat.sampling import Sampling, SamplingError
 from eval.dialogues import ROOT, EvalDataError, EvalDialogue, load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings
 from eval.results import rows_of, score_table, scores_of_rows, write_csv, write_scores
@@ -46,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for checkpoint, output in _runs(parsed):
             _run(checkpoint, output, dialogues, settings, parsed)
-    except (CheckpointError, EvalDataError, ConversationError, ImageError, ValueError) as error:
+    except (CheckpointError, EvalDataError, SamplingError, ConversationError, ImageError) as error:
         errors.print(f"error: {error}", style="red", markup=False)
         return 1
     return 0
@@ -121,9 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_filename", help="the results' path without ending (default: eval/results/NAME OF THE SET)"
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="dialogues that are computed together")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of an answer at most")
-    parser.add_argument("--max_images", type=int, default=8, help="images of a dialogue at most")
+    parser.add_argument("--batch_size", type=positive, default=8, help="dialogues that are computed together")
+    parser.add_argument("--max_new_tokens", type=positive, default=256, help="tokens of an answer at most")
+    parser.add_argument("--max_images", type=positive, default=8, help="images of a dialogue at most")
     parser.add_argument(
         "--history",
         choices=["generated", "reference"],

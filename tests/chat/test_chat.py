@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_rounds_with_and_without_images(monkeypatch, capsys, checkpoint, picture
     transcript = talk(monkeypatch, capsys, checkpoint, lines)
     assert [transcript.count(f"image {number}: ") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
     assert transcript.count("Answer:") == 3
-    assert re.findall(r"(\d) images encoded", transcript) == ["2", "0", "1"]
+    assert re.findall(r"new images: (\d)", transcript) == ["2", "0", "1"]
     assert "(24 x 20)" in transcript and "And [bold]?" in transcript
 
 
@@ -122,6 +123,26 @@ def test_base_models_of_a_trained_only_checkpoint_are_found_by_flag(
     moved.symlink_to(base_models[0])
     flags = ["--lm_model_name_or_path", str(moved), "--vision_model_name_or_path", str(base_models[1])]
     assert "Answer:" in talk(monkeypatch, capsys, tmp_path / "trained", ["", "What?"], *flags)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "generation_config.json"],
+)
+def test_a_half_copied_checkpoint_is_one_line(checkpoint, tmp_path, capsys, damaged):
+    folder = shutil.copytree(checkpoint, tmp_path / "broken")
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[: len(content) // 2])
+    assert chat.main(["--checkpoint_path", str(folder), "--device_map", "cpu"]) == 1
+    message = capsys.readouterr().err
+    assert message.splitlines()[-1].startswith(f"error: {folder}")
+
+
+@pytest.mark.parametrize("flag", ["--generation_length_per_round", "--max_seq_len", "--max_images"])
+def test_numbers_that_make_no_sense_are_usage_errors(flag, capsys):
+    with pytest.raises(SystemExit) as raised:
+        chat.main(["--checkpoint_path", "x", flag, "0"])
+    assert raised.value.code == 2 and f"argument {flag}: 0 is not above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["", "config.json", "model.safetensors", "processor_config.json"])

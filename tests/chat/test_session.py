@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chat.answers import EMPTY_ANSWER, decoded_answer
-from chat.sampling import Sampling
+from chat.sampling import Sampling, SamplingError
 from chat.session import ChatError, ChatSession
 from utils.conversation import Conversation, ConversationError, ImageError, Turn
 
@@ -95,7 +95,7 @@ def test_clear_forgets_turns_and_images(session, pictures):
 
 
 def test_images_are_numbered_through_the_dialogue_and_read_once(session, pictures):
-    list(session.ask("What?", pictures[:1]))
+    list(session.ask("What?", pictures[0]))
     PIL.Image.new("RGB", (20, 20)).save(pictures[0])
     pictures[1].unlink()
     with pytest.raises(ImageError, match="picture 1"):
@@ -202,7 +202,7 @@ def test_sampling_is_seeded_and_its_own(model_and_processor):
     state = torch.get_rng_state()
     assert answers(1) == first != answers(2)
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(ValueError, match="top_p"):
+    with pytest.raises(SamplingError, match="top_p"):
         Sampling(top_p=0)
 
 

@@ -9,11 +9,13 @@ atomic here: the caller chooses the folder and gives it its name when it is comp
 """
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
@@ -85,6 +87,7 @@ def load_checkpoint(
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}, so it is not a whole checkpoint; copy it again")
+    _refuse_damaged_json(folder)
     config = VisualChatConfig.from_pretrained(folder)
     if config.model_type != VisualChatConfig.model_type:
         raise CheckpointError(f"{folder} holds a {config.model_type!r} model, not a VisualChat checkpoint")
@@ -93,10 +96,19 @@ def load_checkpoint(
         model = AutoModelForImageTextToText.from_pretrained(
             folder, device_map=device_map, dtype=dtype, **kwargs
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         line = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder} is not a whole checkpoint; copy it again ({line})") from error
     return model, processor
+
+
+def _refuse_damaged_json(folder: Path) -> None:
+    """Half-copied files, found here because each of the loaders would report them in its own way."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged ({error}); copy the checkpoint again") from error
 
 
 def trained_weights(
