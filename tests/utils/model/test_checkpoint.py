@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -135,6 +136,18 @@ def test_no_pickle_and_a_card(full, trained_only):
             ".model",
         }
         assert "from_pretrained" in (folder / "README.md").read_text()
+
+
+def test_the_code_on_the_card_runs(full, tmp_path, capsys):
+    """Both blocks as they stand, for this folder and two pictures."""
+    card = (full / "README.md").read_text()
+    blocks = [block.split("```")[0] for block in card.split("```python")[1:]]
+    code = "\n".join(blocks).replace("this/folder", str(full)).replace("=256", "=4")
+    for name in ("first.jpg", "second.jpg"):
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+        code = code.replace(name, str(tmp_path / name))
+    exec(code, {})
+    assert capsys.readouterr().out.endswith("\n")
 
 
 ELSEWHERE = """
