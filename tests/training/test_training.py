@@ -106,11 +106,10 @@ def interrupted(output, copy, step):
             shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("kind, flags", [("alone", {}), ("together", TWO_PROCESSES)])
-@pytest.mark.parametrize("step", [10, 20])
+@pytest.mark.parametrize(
+    "kind, flags, step", [("alone", {}, 10), ("alone", {}, 20), ("together", TWO_PROCESSES, 20)]
+)
 def test_resume_from_the_middle_of_an_epoch_is_bitwise_equal(trainings, request, tmp_path, kind, flags, step):
-    if (kind, step) == ("together", 10):
-        pytest.skip("the second epoch is the harder case, and starting two processes takes long")
     whole, output = request.getfixturevalue(kind), tmp_path / "run"
     interrupted(whole, output, step)
     command = trainings.arguments(output, **STEPS, **flags, resume_from_checkpoint=True)
@@ -145,7 +144,7 @@ def test_killed_while_saving_goes_on_from_the_checkpoint_before(trainings, alone
             break
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert (tmp_path / ".checkpoint-10.partial" / "trained.safetensors").exists()
+    assert list((tmp_path / ".checkpoint-10.partial").rglob("*.pt"))
     assert [folder.name for folder in resumable_checkpoints(tmp_path)] == ["checkpoint-5"]
     printed = trainings.run(trainings.arguments(tmp_path, **STEPS, resume_from_checkpoint=True))
     assert "removed a half-written checkpoint-10" in printed
