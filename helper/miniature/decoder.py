@@ -20,22 +20,33 @@ _PADDING = 0  # the unknown token, which no dialogue holds
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum: its share of all steps, captions in a dialogue at most, and rounds."""
+
+    share: float
+    captions: int
+    rounds: int
+
+
+@dataclass(frozen=True)
 class DecoderRecipe:
-    """Size and schedule. The curriculum goes from one caption to three: `curriculum` is the share of steps at each."""
+    """Size and schedule.
+
+    Short dialogues come first: in a long one, earlier questions speak of things that are not there ("is there a green
+    circle?"), and a decoder that has not yet learned to look into the caption is misled by them.
+    """
 
     hidden_size: int = 128
     layers: int = 5
     heads: int = 4
     intermediate_size: int = 352
-    steps: int = 4500
-    dialogues_per_step: int = 16
-    rounds: int = 12
-    curriculum: tuple[float, ...] = (0.25, 0.2, 0.55)
+    steps: int = 4000
+    rounds_per_step: int = 128
+    curriculum: tuple[Stage, ...] = (Stage(0.25, 1, 2), Stage(0.15, 2, 3), Stage(0.15, 3, 4), Stage(0.45, 3, 12))
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     other_tokens_weight: float = 0.5
-    report_every: int = 250
-    bf16: bool = True
+    report_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -71,16 +82,20 @@ def pretrain_decoder(
     seed: int,
     log: Log = print,
     on_report: Callable[[LlamaForCausalLM], None] | None = None,
+    decoder: LlamaForCausalLM | None = None,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
     """Trains on freshly drawn dialogues: on the answers with their EOS and, with less weight, on all other text.
 
     The other text is no ballast: questions speak of what the captions say, so that predicting them teaches the decoder
     to look things up long before it can answer.
 
+    Args:
+        decoder: one to go on with; a new one by default.
+
     Returns:
         The decoder in float32, and its accuracy by kind of question on held-out scenes told in words.
     """
-    decoder = build_decoder(recipe, len(tokenizer), seed)
+    decoder = decoder or build_decoder(recipe, len(tokenizer), seed)
     log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, {recipe}")
     optimizer = torch.optim.AdamW(
         decoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
@@ -88,11 +103,11 @@ def pretrain_decoder(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(recipe, step))
     rng, start, accuracy = np.random.default_rng(seed), time.monotonic(), {}
     for step in range(1, recipe.steps + 1):
-        images = _images_at(recipe, step)
-        batch = draw_batch(rng, tokenizer, recipe.dialogues_per_step, images, recipe.rounds)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            logits = decoder(batch.ids, use_cache=False).logits[:, :-1]  # [B, S-1, V]
-        losses = F.cross_entropy(logits.float().transpose(1, 2), batch.ids[:, 1:], reduction="none")
+        stage = _stage_at(recipe, step)
+        dialogues = recipe.rounds_per_step // stage.rounds
+        batch = draw_batch(rng, tokenizer, dialogues, stage.captions, stage.rounds)
+        logits = decoder(batch.ids, use_cache=False).logits[:, :-1]  # [B, S-1, V]
+        losses = F.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
         answers, others = batch.answer[:, 1:] >= 0, (batch.answer[:, 1:] < 0) & (batch.ids[:, 1:] != _PADDING)
         loss = losses[answers].mean()
         objective = loss + recipe.other_tokens_weight * losses[others].mean()
@@ -102,10 +117,12 @@ def pretrain_decoder(
         optimizer.step()
         schedule.step()
         if step % recipe.report_every == 0 or step == recipe.steps:
-            accuracy = evaluate_decoder(decoder, tokenizer, seed=seed + 1, dialogues=64)
+            last = step == recipe.steps
+            asked = recipe.curriculum[-1] if last else stage
+            accuracy = evaluate_decoder(decoder, tokenizer, seed + 1, 64, asked.captions, asked.rounds)
             told = " ".join(f"{kind} {share:.2f}" for kind, share in accuracy.items())
             elapsed = time.monotonic() - start
-            log(f"step {step}/{recipe.steps} captions<= {images} loss {loss.item():.4f} | {told} | {elapsed:.0f} s")
+            log(f"step {step}/{recipe.steps} {stage} loss {loss.item():.4f} | {told} | {elapsed:.0f} s")
             if on_report is not None:
                 on_report(decoder)
     return decoder, accuracy
@@ -113,13 +130,18 @@ def pretrain_decoder(
 
 @torch.no_grad()
 def evaluate_decoder(
-    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, dialogues: int
+    decoder: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    dialogues: int,
+    captions: int = 3,
+    rounds: int = 12,
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, by kind and `overall`, on held-out scenes in words."""
     rng = np.random.default_rng(seed)
     right, total = Counter(), Counter()
     for _ in range(max(1, dialogues // 32)):
-        batch = draw_batch(rng, tokenizer, min(dialogues, 32), images=3, rounds=12, held_out=True)
+        batch = draw_batch(rng, tokenizer, min(dialogues, 32), captions, rounds, held_out=True)
         hit = decoder(batch.ids, use_cache=False).logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
         for row, kinds in enumerate(batch.kinds):
             for index, kind in enumerate(kinds):
@@ -165,9 +187,9 @@ def draw_batch(
     return TextBatch(torch.from_numpy(ids), torch.from_numpy(answer), [kinds for _, _, kinds in rows])
 
 
-def _images_at(recipe: DecoderRecipe, step: int) -> int:
-    borders = np.cumsum(recipe.curriculum) * recipe.steps
-    return min(int(np.searchsorted(borders, step)) + 1, len(recipe.curriculum))
+def _stage_at(recipe: DecoderRecipe, step: int) -> Stage:
+    borders = np.cumsum([stage.share for stage in recipe.curriculum]) * recipe.steps
+    return recipe.curriculum[min(int(np.searchsorted(borders, step)), len(recipe.curriculum) - 1)]
 
 
 def _rate(recipe: DecoderRecipe, step: int) -> float:
@@ -177,4 +199,4 @@ def _rate(recipe: DecoderRecipe, step: int) -> float:
     return warm * (0.03 + 0.97 * cosine)
 
 
-__all__ = ["DecoderRecipe", "TextBatch", "build_decoder", "draw_batch", "evaluate_decoder", "pretrain_decoder"]
+__all__ = ["DecoderRecipe", "Stage", "TextBatch", "build_decoder", "draw_batch", "evaluate_decoder", "pretrain_decoder"]

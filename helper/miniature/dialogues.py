@@ -10,6 +10,8 @@ last two kinds compare pictures.
     exist     is there a blue cross in image 1?                 yes
     which     which image has a green square?                   image 2
     more      which has more objects, image 1 or image 3?       image 3
+
+An eighth, `description` ("describe image 2." and the scene in words), teaches; evaluation leaves it out.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from helper.miniature.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, Scene, T
 SINGLE_IMAGE_KINDS = ("color", "shape", "position", "count", "exist")
 COMPARING_KINDS = ("which", "more")
 KINDS = SINGLE_IMAGE_KINDS + COMPARING_KINDS
+DESCRIPTION = "description"
 _TRIES_FOR_A_NEW_QUESTION = 20
 
 
@@ -137,6 +140,10 @@ def _exist(rng: np.random.Generator, scene: Scene, name: str) -> tuple[str, str]
     return (f"is there a {_pick(rng, absent)} in {name}?", "no") if absent else None
 
 
+def _description(rng: np.random.Generator, scene: Scene, name: str) -> tuple[str, str] | None:
+    return f"describe {name}.", scene.in_words()
+
+
 def _which(rng: np.random.Generator, shown: Sequence[Scene]) -> tuple[str, str] | None:
     index = int(rng.integers(len(shown)))
     elsewhere = {thing.name for other, scene in enumerate(shown) if other != index for thing in scene.things}
@@ -159,5 +166,6 @@ _SINGLE: dict[str, Callable] = {
     "position": _position,
     "count": _count,
     "exist": _exist,
+    DESCRIPTION: _description,
 }
 _COMPARING: dict[str, Callable] = {"which": _which, "more": _more}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helper.miniature.dialogues import Round, make_dialogue
+from helper.miniature.dialogues import DESCRIPTION, KINDS, Round, make_dialogue
 from helper.miniature.scenes import sample_scene
 
 SYSTEM = "You are a powerful vision-language assistant."
@@ -38,7 +38,7 @@ def dialogue_in_words(
 ) -> WrittenDialogue:
     """Draws scenes and a dialogue about them, and writes both down."""
     scenes = [sample_scene(rng, held_out=held_out) for _ in range(images)]
-    dialogue = make_dialogue(rng, scenes, rounds, numbered=numbered)
+    dialogue = make_dialogue(rng, scenes, rounds, numbered=numbered, kinds=(*KINDS, DESCRIPTION))
     return _write(dialogue, name_first, bos, eos)
 
 

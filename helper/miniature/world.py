@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from helper.miniature.dialogues import SINGLE_IMAGE_KINDS, Round, make_dialogue
+from helper.miniature.dialogues import DESCRIPTION, SINGLE_IMAGE_KINDS, Round, make_dialogue
 from helper.miniature.scenes import Scene, draw, sample_scene
 from utils.atomic import atomic_directory
 
@@ -76,8 +76,7 @@ def _write_training(root: Path, size: WorldSize, seed: int, tick: Callable[[], o
         return made
 
     def description() -> list[Round]:
-        (scene,) = scenes(1)
-        return [Round("describe the image.", scene.in_words(), "description", (scene,))]
+        return make_dialogue(rng, scenes(1), 1, numbered=False, kinds=(DESCRIPTION,))
 
     def question() -> list[Round]:
         return make_dialogue(rng, scenes(1), 1, numbered=False, kinds=SINGLE_IMAGE_KINDS)
