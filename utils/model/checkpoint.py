@@ -28,6 +28,7 @@ from .modeling_visual_chat import VisualChatForConditionalGeneration
 from .processing_visual_chat import VisualChatProcessor
 
 SHARD_SIZE = "5GB"
+_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")  # beside weights
 
 
 def save_full(
@@ -84,13 +85,13 @@ def load_checkpoint(
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint folder {folder}; check the path")
-    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+    for name in _FILES:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}, so it is not a whole checkpoint; copy it again")
     _refuse_damaged_json(folder)
-    config = VisualChatConfig.from_pretrained(folder)
-    if config.model_type != VisualChatConfig.model_type:
-        raise CheckpointError(f"{folder} holds a {config.model_type!r} model, not a VisualChat checkpoint")
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type != VisualChatConfig.model_type:
+        raise CheckpointError(f"{folder} holds a model of type {model_type!r}, not a VisualChat checkpoint")
     try:
         processor = AutoProcessor.from_pretrained(folder)
         model = AutoModelForImageTextToText.from_pretrained(

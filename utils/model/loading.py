@@ -48,6 +48,8 @@ def load_model(
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         overrides = {name: kwargs.pop(name) for name in ("attention",) if name in kwargs}
         config = cls.config_class.from_pretrained(config or path, **hub, **overrides)
+    if not is_deepspeed_zero3_enabled():
+        kwargs.setdefault("ignore_mismatched_sizes", True)  # then they are in the report, and refused below
     if path is None or config.checkpoint_form == "full":
         model, report = load(path, *args, config=config, output_loading_info=True, **kwargs)
         _refuse_misfits(path, report)
@@ -156,7 +158,8 @@ def _refuse_misfits(path: str | Path | None, report: dict[str, Iterable[Any]]) -
     """`CheckpointError` naming the keys that are missing, unexpected or of another shape."""
     found = []
     for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(str(key) for key in report.get(f"{kind}_keys") or ())
+        keys = report.get(f"{kind}_keys") or ()
+        keys = sorted(key if isinstance(key, str) else key[0] for key in keys)  # mismatched ones bring shapes
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             found.append(f"{len(keys)} {kind}: {', '.join(keys[:5])}{more}")

@@ -202,7 +202,9 @@ def broken(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target))
 
 
-@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"]
+)
 def test_a_missing_file_is_named(full, tmp_path, name):
     folder = broken(full, tmp_path / "copy")
     (folder / name).unlink()
@@ -237,6 +239,36 @@ def test_missing_and_unexpected_keys_are_named(form, name, loader, tmp_path, req
     )
     with pytest.raises(CheckpointError, match=r"1 unexpected: model\.stranger"):
         loader(folder)
+
+
+@pytest.mark.parametrize(("form", "name"), [("full", "model"), ("trained_only", "trained")])
+def test_keys_of_another_shape_are_named(form, name, tmp_path, request):
+    folder = broken(request.getfixturevalue(form), tmp_path / "copy")
+    weights = load_file(folder / f"{name}.safetensors")
+    weights["model.multi_modal_projector.linear.bias"] = torch.zeros(7)
+    save_file(weights, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 mismatched: model\.multi_modal_projector\.linear\.bias"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("model.safetensors", "not a whole checkpoint"), ("config.json", r"config\.json is damaged")],
+)
+def test_a_file_cut_short_is_an_error_of_one_line(full, tmp_path, name, message):
+    folder = broken(full, tmp_path / "copy")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_checkpoint(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_another_model_is_refused(full, tmp_path):
+    folder = broken(full, tmp_path / "copy")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="a model of type 'llama', not a VisualChat checkpoint"):
+        load_checkpoint(folder)
 
 
 def test_moved_base_models(trained_only, folders, model_and_processor, tmp_path):
