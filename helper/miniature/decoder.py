@@ -1,10 +1,9 @@
-"""The miniature decoder: a small LLaMA pretrained on dialogues in words alone, with plain causal attention."""
+"""The miniature decoder: a small LLaMA pretrained on words alone, with plain causal attention."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,40 +12,64 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helper.miniature.words import dialogue_in_words
+from helper.miniature.words import WrittenText, dialogue_in_words, list_said_twice
 
 Log = Callable[[str], None]
-_PADDING = 0  # the unknown token, which no dialogue holds
+_PADDING = 0  # the unknown token, which no text holds
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum: its share of all steps, captions in a dialogue at most, and rounds."""
+    """A lesson: what its texts are like, and when it is over.
 
-    share: float
-    captions: int
-    rounds: int
+    It ends when `mastered` of the answers are right (a running mean), at the latest after `steps`. `captions` 0 means
+    lists said twice, of up to `things` things of `words` words each, `shuffled` or not; otherwise dialogues of `rounds` rounds over up to so many captions.
+    """
+
+    steps: int
+    texts: int
+    things: int = 4
+    captions: int = 0
+    rounds: int = 1
+    words: int = 3
+    shuffled: bool = True
+    mastered: float = 0.97
+
+
+FULL_DIALOGUES = Stage(steps=600, texts=14, captions=3, rounds=10, mastered=2.0)
+
+LESSONS = (
+    Stage(steps=300, texts=128, things=2, words=2, shuffled=False),
+    Stage(steps=400, texts=96, things=2, words=2),
+    Stage(steps=300, texts=64, things=4, words=2),
+    Stage(steps=600, texts=80, things=2, mastered=0.95),
+    Stage(steps=400, texts=48, things=4, mastered=0.95),
+    Stage(steps=500, texts=48, things=2, captions=1),
+    Stage(steps=600, texts=40, captions=1, rounds=2),
+    Stage(steps=600, texts=28, captions=2, rounds=3),
+    Stage(steps=600, texts=20, captions=3, rounds=5),
+    FULL_DIALOGUES,
+)
 
 
 @dataclass(frozen=True)
 class DecoderRecipe:
     """Size and schedule.
 
-    Short dialogues come first: in a long one, earlier questions speak of things that are not there ("is there a green
-    circle?"), and a decoder that has not yet learned to look into the caption is misled by them.
+    The lessons start with the shortest texts in which words must be bound to each other, because attention learns that
+    a hundred times sooner where there is little else to look at. The last one lets the learning rates fall to zero.
     """
 
     hidden_size: int = 128
     layers: int = 5
     heads: int = 4
     intermediate_size: int = 352
-    steps: int = 4000
-    rounds_per_step: int = 128
-    curriculum: tuple[Stage, ...] = (Stage(0.25, 1, 2), Stage(0.15, 2, 3), Stage(0.15, 3, 4), Stage(0.45, 3, 12))
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
+    lessons: tuple[Stage, ...] = LESSONS
+    matrix_learning_rate: float = 0.02
+    learning_rate: float = 3e-3
+    warmup_steps: int = 50
     other_tokens_weight: float = 0.5
-    report_every: int = 100
+    report_every: int = 50
 
 
 @dataclass(frozen=True)
@@ -82,95 +105,62 @@ def pretrain_decoder(
     seed: int,
     log: Log = print,
     on_report: Callable[[LlamaForCausalLM], None] | None = None,
-    decoder: LlamaForCausalLM | None = None,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """Trains on freshly drawn dialogues: on the answers with their EOS and, with less weight, on all other text.
-
-    The other text is no ballast: questions speak of what the captions say, so that predicting them teaches the decoder
-    to look things up long before it can answer.
-
-    Args:
-        decoder: one to go on with; a new one by default.
+    """Trains on freshly drawn texts: on the answers with their EOS and, with less weight, on all other words.
 
     Returns:
         The decoder in float32, and its accuracy by kind of question on held-out scenes told in words.
     """
-    decoder = decoder or build_decoder(recipe, len(tokenizer), seed)
+    decoder = build_decoder(recipe, len(tokenizer), seed)
     log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, {recipe}")
-    optimizer = torch.optim.AdamW(
-        decoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(recipe, step))
-    rng, start, accuracy = np.random.default_rng(seed), time.monotonic(), {}
-    for step in range(1, recipe.steps + 1):
-        stage = _stage_at(recipe, step)
-        dialogues = recipe.rounds_per_step // stage.rounds
-        batch = draw_batch(rng, tokenizer, dialogues, stage.captions, stage.rounds)
-        logits = decoder(batch.ids, use_cache=False).logits[:, :-1]  # [B, S-1, V]
-        losses = F.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
-        answers, others = batch.answer[:, 1:] >= 0, (batch.answer[:, 1:] < 0) & (batch.ids[:, 1:] != _PADDING)
-        loss = losses[answers].mean()
-        objective = loss + recipe.other_tokens_weight * losses[others].mean()
-        optimizer.zero_grad()
-        objective.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % recipe.report_every == 0 or step == recipe.steps:
-            last = step == recipe.steps
-            asked = recipe.curriculum[-1] if last else stage
-            accuracy = evaluate_decoder(decoder, tokenizer, seed + 1, 64, asked.captions, asked.rounds)
-            told = " ".join(f"{kind} {share:.2f}" for kind, share in accuracy.items())
-            elapsed = time.monotonic() - start
-            log(f"step {step}/{recipe.steps} {stage} loss {loss.item():.4f} | {told} | {elapsed:.0f} s")
-            if on_report is not None:
-                on_report(decoder)
-    return decoder, accuracy
+    optimizers = _optimizers(recipe, decoder)
+    rng, start, step = np.random.default_rng(seed), time.monotonic(), 0
+    for number, stage in enumerate(recipe.lessons, start=1):
+        log(f"lesson {number}: {stage}")
+        mastery = 0.0
+        for place in range(1, stage.steps + 1):
+            step += 1
+            remaining = 1 - place / stage.steps if stage is recipe.lessons[-1] else 1.0
+            batch = draw_batch(rng, tokenizer, stage)
+            loss, hits = _train(recipe, decoder, optimizers, batch, min(step / recipe.warmup_steps, remaining))
+            mastery = 0.95 * mastery + 0.05 * np.mean([hit for _, hit in _outcomes(batch, hits)])
+            over = mastery >= stage.mastered or place == stage.steps
+            if place % recipe.report_every == 0 or over:
+                log(f"step {step} loss {loss:.4f} mastery {mastery:.3f} | {time.monotonic() - start:.0f} s")
+            if over:
+                break
+        if on_report is not None:
+            on_report(decoder)
+        if stage.captions:
+            told = evaluate_decoder(decoder, tokenizer, seed + 1, stage)
+            log("held-out " + " ".join(f"{kind} {share:.2f}" for kind, share in told.items()))
+    return decoder, evaluate_decoder(decoder, tokenizer, seed + 1)
 
 
 @torch.no_grad()
 def evaluate_decoder(
-    decoder: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    dialogues: int,
-    captions: int = 3,
-    rounds: int = 12,
+    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, stage: Stage = FULL_DIALOGUES
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, by kind and `overall`, on held-out scenes in words."""
     rng = np.random.default_rng(seed)
     right, total = Counter(), Counter()
-    for _ in range(max(1, dialogues // 32)):
-        batch = draw_batch(rng, tokenizer, min(dialogues, 32), captions, rounds, held_out=True)
-        hit = decoder(batch.ids, use_cache=False).logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
-        for row, kinds in enumerate(batch.kinds):
-            for index, kind in enumerate(kinds):
-                won = bool(hit[row][batch.answer[row, 1:] == index].all())
-                for name in (kind, "overall"):
-                    total[name] += 1
-                    right[name] += won
+    while total["overall"] < 500:
+        batch = draw_batch(rng, tokenizer, stage, held_out=True)
+        hits = decoder(batch.ids, use_cache=False).logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
+        for kind, hit in _outcomes(batch, hits):
+            for name in (kind, "overall"):
+                total[name] += 1
+                right[name] += hit
     return {name: right[name] / total[name] for name in sorted(total)}
 
 
 def draw_batch(
-    rng: np.random.Generator,
-    tokenizer: PreTrainedTokenizerFast,
-    dialogues: int,
-    images: int,
-    rounds: int,
-    held_out: bool = False,
+    rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, stage: Stage, held_out: bool = False
 ) -> TextBatch:
-    """Draws dialogues over one to `images` captions: four in five number them, half name them before the caption."""
+    """Draws the texts of one step of a lesson."""
     rows = []
-    for _ in range(dialogues):
-        written = dialogue_in_words(
-            rng,
-            images=int(rng.integers(1, images + 1)),
-            rounds=rounds,
-            held_out=held_out,
-            numbered=rng.random() < 0.8,
-            name_first=rng.random() < 0.5,
-        )
+    for _ in range(stage.texts):
+        written = _draw_text(rng, stage, held_out)
         encoded = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
         answer_at = np.full(len(written.text), -1)
         for index, (begin, end, _) in enumerate(written.answers):
@@ -179,24 +169,81 @@ def draw_batch(
         rows.append((encoded["input_ids"], answer_at[starts], [kind for _, _, kind in written.answers]))
     length = max(len(ids) for ids, _, _ in rows)
     # Padded on the right: causal attention then needs no mask.
-    ids = np.full((dialogues, length), _PADDING)
-    answer = np.full((dialogues, length), -1)
+    ids = np.full((len(rows), length), _PADDING)
+    answer = np.full((len(rows), length), -1)
     for row, (row_ids, row_answer, _) in enumerate(rows):
         ids[row, : len(row_ids)] = row_ids
         answer[row, : len(row_ids)] = row_answer
     return TextBatch(torch.from_numpy(ids), torch.from_numpy(answer), [kinds for _, _, kinds in rows])
 
 
-def _stage_at(recipe: DecoderRecipe, step: int) -> Stage:
-    borders = np.cumsum([stage.share for stage in recipe.curriculum]) * recipe.steps
-    return recipe.curriculum[min(int(np.searchsorted(borders, step)), len(recipe.curriculum) - 1)]
+def _draw_text(rng: np.random.Generator, stage: Stage, held_out: bool) -> WrittenText:
+    """A list, or a dialogue: four in five of those number the captions, half name them before the caption."""
+    if stage.captions == 0:
+        return list_said_twice(rng, stage.things, stage.words, shuffled=stage.shuffled)
+    return dialogue_in_words(
+        rng,
+        images=int(rng.integers(1, stage.captions + 1)),
+        rounds=stage.rounds,
+        things=stage.things,
+        held_out=held_out,
+        numbered=rng.random() < 0.8,
+        name_first=rng.random() < 0.5,
+    )
 
 
-def _rate(recipe: DecoderRecipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to 3 %."""
-    warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))
-    return warm * (0.03 + 0.97 * cosine)
+def _optimizers(recipe: DecoderRecipe, decoder: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embedding, head and norms (Jordan et al., "Muon", 2024)."""
+    matrices = [parameter for parameter in decoder.model.layers.parameters() if parameter.ndim == 2]
+    inside = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in decoder.parameters() if id(parameter) not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
-__all__ = ["DecoderRecipe", "Stage", "TextBatch", "build_decoder", "draw_batch", "evaluate_decoder", "pretrain_decoder"]
+def _train(
+    recipe: DecoderRecipe,
+    decoder: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    batch: TextBatch,
+    rate: float,
+) -> tuple[float, torch.Tensor]:
+    """One step at `rate` times the learning rates: the loss of the answers, and which tokens were foreseen [B, S-1]."""
+    logits = decoder(batch.ids, use_cache=False).logits[:, :-1]  # [B, S-1, V]
+    targets = batch.ids[:, 1:]
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    answers = batch.answer[:, 1:] >= 0
+    loss = losses[answers].mean()
+    others = losses[~answers & (targets != _PADDING)].mean()
+    for optimizer, peak in zip(optimizers, (recipe.matrix_learning_rate, recipe.learning_rate), strict=True):
+        optimizer.param_groups[0]["lr"] = peak * rate
+        optimizer.zero_grad()
+    (loss + recipe.other_tokens_weight * others).backward()
+    torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.item(), logits.argmax(-1) == targets
+
+
+def _outcomes(batch: TextBatch, hits: torch.Tensor) -> list[tuple[str, bool]]:
+    """For every answer of the batch its kind, and whether all its tokens were foreseen."""
+    return [
+        (kind, bool(hits[row][batch.answer[row, 1:] == index].all()))
+        for row, kinds in enumerate(batch.kinds)
+        for index, kind in enumerate(kinds)
+    ]
+
+
+__all__ = [
+    "FULL_DIALOGUES",
+    "LESSONS",
+    "DecoderRecipe",
+    "Stage",
+    "TextBatch",
+    "build_decoder",
+    "draw_batch",
+    "evaluate_decoder",
+    "pretrain_decoder",
+]

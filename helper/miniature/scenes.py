@@ -56,9 +56,9 @@ class Scene:
         return f"{NUMBERS[len(self.things)]} object{'s' if len(self.things) > 1 else ''}: {listed}"
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene with one to four things, every number equally often."""
-    count = int(rng.integers(1, len(POSITIONS) + 1))
+def random_scene(rng: np.random.Generator, things: int = len(POSITIONS)) -> Scene:
+    """Draws a scene with one to `things` things, every number equally often."""
+    count = int(rng.integers(1, things + 1))
     positions = sorted(rng.permutation(len(POSITIONS))[:count].tolist())
     colors = list(COLORS)
     return Scene(
@@ -69,10 +69,10 @@ def random_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-def sample_scene(rng: np.random.Generator, *, held_out: bool) -> Scene:
+def sample_scene(rng: np.random.Generator, *, held_out: bool, things: int = len(POSITIONS)) -> Scene:
     """Draws a scene from the training side or from the held-out side."""
     while True:
-        scene = random_scene(rng)
+        scene = random_scene(rng, things)
         if scene.held_out == held_out:
             return scene
 

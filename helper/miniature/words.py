@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from helper.miniature.dialogues import DESCRIPTION, KINDS, Round, make_dialogue
-from helper.miniature.scenes import sample_scene
+from helper.miniature.scenes import COLORS, POSITIONS, SHAPES, sample_scene
 
 SYSTEM = "You are a powerful vision-language assistant."
 
 
 @dataclass(frozen=True)
-class WrittenDialogue:
-    """A dialogue as one string; `answers` are the (begin, end, kind) character spans to learn, end token included."""
+class WrittenText:
+    """A text as one string; `answers` are the (begin, end, kind) character spans to learn, end token included."""
 
     text: str
     answers: tuple[tuple[int, int, str], ...]
@@ -30,19 +30,20 @@ def dialogue_in_words(
     *,
     images: int,
     rounds: int,
+    things: int = 4,
     held_out: bool = False,
     numbered: bool = True,
     name_first: bool = True,
     bos: str = "<s>",
     eos: str = "</s>",
-) -> WrittenDialogue:
+) -> WrittenText:
     """Draws scenes and a dialogue about them, and writes both down."""
-    scenes = [sample_scene(rng, held_out=held_out) for _ in range(images)]
+    scenes = [sample_scene(rng, held_out=held_out, things=things) for _ in range(images)]
     dialogue = make_dialogue(rng, scenes, rounds, numbered=numbered, kinds=(*KINDS, DESCRIPTION))
     return _write(dialogue, name_first, bos, eos)
 
 
-def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> WrittenDialogue:
+def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> WrittenText:
     text, spans, images = f"{bos}{SYSTEM}", [], 0
     for turn in dialogue:
         text += "\n\n"
@@ -54,4 +55,29 @@ def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> Writt
         begin = len(text)
         text += f" {turn.answer}{eos}"
         spans.append((begin, len(text), turn.kind))
-    return WrittenDialogue(text, tuple(spans))
+    return WrittenText(text, tuple(spans))
+
+
+def list_said_twice(
+    rng: np.random.Generator, things: int, words: int = 3, *, shuffled: bool = True, bos: str = "<s>", eos: str = "</s>"
+) -> WrittenText:
+    """Two to `things` things that differ in everything, then the same again, things and their words in another order.
+
+    When a thing is said again, its last word follows from the first list: the shortest text that asks a decoder to bind
+    colour, shape and place together. Those last words are the spans to learn. With `words` 2 there is no place; unless
+    `shuffled`, a thing's words keep their order.
+    """
+    count = int(rng.integers(2, things + 1))
+    kinds = (list(COLORS), SHAPES, POSITIONS)[:words]
+    listed = list(zip(*([kind[i] for i in rng.permutation(len(kind))[:count]] for kind in kinds), strict=True))
+    text, spans = bos, []
+    for again in (False, True):
+        for place, index in enumerate(rng.permutation(count)):
+            order = rng.permutation(len(kinds)) if shuffled else range(len(kinds))
+            *first, last = [listed[index][kind] for kind in order]
+            text += ("," if place else "") + (" " if place or again else "") + " ".join(first)
+            if again:
+                spans.append((len(text), len(text) + 1 + len(last), "list"))
+            text += f" {last}"
+        text += eos if again else "."
+    return WrittenText(text, tuple(spans))
