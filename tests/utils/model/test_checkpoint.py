@@ -194,6 +194,7 @@ def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, re
         env=environment,
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
