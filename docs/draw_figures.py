@@ -17,7 +17,9 @@ def text(x: float, y: float, words: str, size: int = 14, anchor: str = "middle",
     return f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' text-anchor='{anchor}' {FONT}{fill}{more}>{words}</text>"
 
 
-def box(x: float, y: float, width: float, height: float, fill: str, stroke: str = "none", radius: int = 2) -> str:
+def box(
+    x: float, y: float, width: float, height: float, fill: str, stroke: str = "none", radius: int = 2
+) -> str:
     return (
         f"<rect x='{x:.1f}' y='{y:.1f}' width='{width:.1f}' height='{height:.1f}' rx='{radius}'"
         f" fill='{fill}' stroke='{stroke}'/>"
@@ -25,9 +27,7 @@ def box(x: float, y: float, width: float, height: float, fill: str, stroke: str 
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
-    return (
-        f"<line x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}' stroke='{INK}' stroke-width='1.6' marker-end='url(#head)'/>"
-    )
+    return f"<line x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}' stroke='{INK}' stroke-width='1.6' marker-end='url(#head)'/>"
 
 
 def page(width: int, height: int, parts: list[str]) -> str:
@@ -69,7 +69,9 @@ def mmca(query: int, key: int) -> str | None:
     return TEXT if KINDS[key] == "T" else IMAGE
 
 
-def attention_grid(left: float, title: str, below: str, colour: Callable[[int, int], str | None]) -> list[str]:
+def attention_grid(
+    left: float, title: str, below: str, colour: Callable[[int, int], str | None]
+) -> list[str]:
     size = CELL * len(TOKENS)
     parts = [text(left + size / 2, 34, title, 17, font_weight="bold")]
     for index, token in enumerate(TOKENS):
@@ -77,7 +79,9 @@ def attention_grid(left: float, title: str, below: str, colour: Callable[[int, i
         x, y = left + (index + 0.5) * CELL, TOP + (index + 0.68) * CELL
         parts.append(text(left - 6, y, token, 12, "end", fill=fill))
         parts.append(
-            text(x + 4, TOP - 6, token, 12, "start", fill=fill, transform=f"rotate(-60 {x + 4:.1f} {TOP - 6})")
+            text(
+                x + 4, TOP - 6, token, 12, "start", fill=fill, transform=f"rotate(-60 {x + 4:.1f} {TOP - 6})"
+            )
         )
     for query in range(len(TOKENS)):
         for key in range(len(TOKENS)):
@@ -98,7 +102,12 @@ def attention_figure() -> str:
     for index, (title, below, colour) in enumerate(grids):
         parts += attention_grid(LEFT + index * (size + GAP), title, below, colour)
     width, legend = LEFT + 3 * size + 2 * GAP + 40, TOP + size + 58
-    entries = ((JOINT, "joint softmax"), (TEXT, "softmax over text"), (IMAGE, "softmax over images"), (SELF, "itself only"))
+    entries = (
+        (JOINT, "joint softmax"),
+        (TEXT, "softmax over text"),
+        (IMAGE, "softmax over images"),
+        (SELF, "itself only"),
+    )
     for index, (fill, words) in enumerate(entries):
         x = LEFT + 60 + index * 205
         parts += [box(x, legend - 12, 15, 15, fill), text(x + 22, legend, words, 13, "start")]
@@ -111,7 +120,10 @@ def attention_figure() -> str:
 def block(x: float, y: float, width: float, title: str, lines: tuple[str, ...], trained: bool) -> list[str]:
     height = 40 + 18 * len(lines)
     fill, stroke = ("#fdeede", IMAGE) if trained else ("#eef2f8", FAINT)
-    parts = [box(x, y, width, height, fill, stroke, 8), text(x + width / 2, y + 25, title, 15, font_weight="bold")]
+    parts = [
+        box(x, y, width, height, fill, stroke, 8),
+        text(x + width / 2, y + 25, title, 15, font_weight="bold"),
+    ]
     return parts + [text(x + width / 2, y + 46 + 18 * n, line, 12.5) for n, line in enumerate(lines)]  # type: ignore[arg-type]
 
 
@@ -123,7 +135,11 @@ def architecture_figure() -> str:
         *block(30, 370, 200, "conversation", ("### Image 1: ...", "### Question: ...", "### Answer:"), False),
         *block(310, 379, 200, "token embedding", ("LLaMA-2's own table", "trained"), True),
         *block(310, 250, 200, "interleave", ("image features take the", "places of their tokens"), False),
-        *block(600, 196, 230, "decoder with MMCA", ("LLaMA-2 7B to 70B, frozen", "text reads text: one softmax", "text reads images: another", "images read themselves"), False),
+        *block(
+            600, 196, 230, "decoder with MMCA",
+            ("LLaMA-2 7B to 70B, frozen", "text reads text: one softmax", "text reads images: another", "images read themselves"),
+            False,
+        ),
         *block(600, 379, 230, "answer", ("token by token, streamed", "the cache is kept between rounds"), False),
         arrow(130, 88, 130, 128),
         arrow(130, 206, 130, 248),

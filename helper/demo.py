@@ -2,7 +2,8 @@
 
 Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
 checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. Values of the training
-script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`; further options go to `helper.make_tiny_world`.
+script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`; further options go to
+`helper.make_tiny_world`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ console = Console(highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "miniature")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "tiny")
     arguments, world_options = parser.parse_known_args(argv)
@@ -40,13 +43,26 @@ def main(argv: list[str] | None = None) -> int:
             questions = arguments.data / "eval" / "miniature.json"
             results = arguments.output / "evaluation"
             command = ("-m", "eval.batch_generation", "--checkpoint_path", final, "--eval_data", questions)
-            _run(sys.executable, *command, "--output_filename", results, "--batch_size", "50", "--max_new_tokens", "8")
+            _run(
+                sys.executable,
+                *command,
+                "--output_filename",
+                results,
+                "--batch_size",
+                "50",
+                "--max_new_tokens",
+                "8",
+            )
         with _step("4/4  Talk about three pictures it has never seen"):
             hold_dialogue(final, arguments.output / "dialogue")
     except subprocess.CalledProcessError as error:
-        console.print(f"demo: this step failed with exit code {error.returncode}; its message is above", style="red")
+        console.print(
+            f"demo: this step failed with exit code {error.returncode}; its message is above", style="red"
+        )
         return 1
-    console.print(f"\nAll of it took {_minutes(time.monotonic() - begun)}. The checkpoint: [bold]{final}[/bold]")
+    console.print(
+        f"\nAll of it took {_minutes(time.monotonic() - begun)}. The checkpoint: [bold]{final}[/bold]"
+    )
     console.print(f"Chat with it:  {_shown(sys.executable)} -m chat.chat --checkpoint_path {_shown(final)}")
     console.print(f"Pictures to ask about:  {_shown(arguments.data / 'eval' / 'image')}")
     return 0
@@ -75,7 +91,9 @@ def hold_dialogue(checkpoint: Path, folder: Path) -> None:
             console.print(f"  [dim]image {shown}: {_shown(pictures[-1])} ({scene.in_words()})[/dim]")
         answer = "".join(session.ask(turn.question, pictures))
         verdict = "[green]right[/green]" if answer == turn.answer else f"[red]wrong: {turn.answer}[/red]"
-        console.print(f"  [bold]Question[/bold]  {turn.question}\n  [bold]Answer[/bold]    {answer}   {verdict}")
+        console.print(
+            f"  [bold]Question[/bold]  {turn.question}\n  [bold]Answer[/bold]    {answer}   {verdict}"
+        )
 
 
 @contextmanager

@@ -66,7 +66,9 @@ def _shortened(recipe: DecoderRecipe, steps: int | None) -> DecoderRecipe:
     """The recipe with at most `steps` steps a lesson."""
     if steps is None:
         return recipe
-    return replace(recipe, lessons=tuple(replace(each, steps=min(each.steps, steps)) for each in recipe.lessons))
+    return replace(
+        recipe, lessons=tuple(replace(each, steps=min(each.steps, steps)) for each in recipe.lessons)
+    )
 
 
 def _log_to(path: Path) -> Callable[[str], None]:
@@ -82,11 +84,17 @@ def _log_to(path: Path) -> Callable[[str], None]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("assets"), help="folder for tiny_llama and tiny_clip")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("assets"), help="folder for tiny_llama and tiny_clip"
+    )
     parser.add_argument("--only", choices=("decoder", "encoder"), help="make one of the two")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="steps of the encoder, and of a lesson of the decoder at most")
+    parser.add_argument(
+        "--steps", type=int, help="steps of the encoder, and of a lesson of the decoder at most"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args(argv)
 

@@ -15,7 +15,9 @@ from helper.miniature.world import WorldSize, write_world
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("data/miniature"))
     parser.add_argument("--seed", type=int, default=1234)
     for field in fields(WorldSize):

@@ -23,7 +23,8 @@ class Stage:
     """A lesson: what its texts are like, and when it is over.
 
     It ends when `mastered` of the answers are right (a running mean), at the latest after `steps`. `captions` 0 means
-    lists said twice, of up to `things` things of `words` words each, `shuffled` or not; otherwise dialogues of `rounds` rounds over up to so many captions.
+    lists said twice, of up to `things` things of `words` words each, `shuffled` or not; otherwise dialogues of `rounds`
+    rounds over up to so many captions.
     """
 
     steps: int
@@ -122,7 +123,9 @@ def pretrain_decoder(
             step += 1
             remaining = 1 - place / stage.steps if stage is recipe.lessons[-1] else 1.0
             batch = draw_batch(rng, tokenizer, stage)
-            loss, hits = _train(recipe, decoder, optimizers, batch, min(step / recipe.warmup_steps, remaining))
+            loss, hits = _train(
+                recipe, decoder, optimizers, batch, min(step / recipe.warmup_steps, remaining)
+            )
             mastery = 0.95 * mastery + 0.05 * np.mean([hit for _, hit in _outcomes(batch, hits)])
             over = mastery >= stage.mastered or place == stage.steps
             if place % recipe.report_every == 0 or over:

@@ -94,15 +94,13 @@ def build_encoder(recipe: EncoderRecipe, tokenizer: PreTrainedTokenizerFast, see
         "image_size": PICTURE_SIZE,
         "patch_size": recipe.patch_size,
     }
-    return CLIPModel(
-        CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection_dim)
-    )
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection_dim))
 
 
 def pretrain_encoder(
     recipe: EncoderRecipe, seed: int, log: Callable[[str], None] = print
 ) -> tuple[CLIPModel, float]:
-    """Trains on freshly drawn pictures; returns the CLIP and its held-out accuracy at picking a caption among siblings."""
+    """Trains on freshly drawn pictures; returns the CLIP and its held-out accuracy at choosing among siblings."""
     tokenizer = caption_tokenizer()
     model = build_encoder(recipe, tokenizer, seed)
     log(f"encoder: {sum(each.numel() for each in model.parameters()):,} parameters, {recipe}")
@@ -131,7 +129,9 @@ def pretrain_encoder(
         if step % recipe.report_every == 0 or step == recipe.steps:
             accuracy = evaluate_encoder(model, seed + 1)
             elapsed = time.monotonic() - start
-            log(f"step {step}/{recipe.steps} loss {loss.item():.4f} siblings {accuracy:.3f} | {elapsed:.0f} s")
+            log(
+                f"step {step}/{recipe.steps} loss {loss.item():.4f} siblings {accuracy:.3f} | {elapsed:.0f} s"
+            )
     return model, accuracy
 
 
@@ -142,7 +142,9 @@ def evaluate_encoder(model: CLIPModel, seed: int, families: int = 64) -> float:
         np.random.default_rng(seed), caption_tokenizer(), families, held_out=True
     )
     logits = model(pixel_values=pictures, **captions).logits_per_image
-    blocks = logits.view(families, _SIBLINGS, families, _SIBLINGS).diagonal(dim1=0, dim2=2)  # [4, 4, families]
+    blocks = logits.view(families, _SIBLINGS, families, _SIBLINGS).diagonal(
+        dim1=0, dim2=2
+    )  # [4, 4, families]
     return float((blocks.argmax(1) == torch.arange(_SIBLINGS)[:, None]).float().mean())
 
 

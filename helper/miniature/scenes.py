@@ -46,7 +46,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True for the scenes kept for evaluation: a property of the content, so no picture of theirs can be trained on."""
+        """True for the scenes kept for evaluation: a property of the content, so none of them is trained on."""
         digest = hashlib.sha256(repr(self.things).encode()).digest()
         return digest[0] % _HELD_OUT_SHARE == 0
 

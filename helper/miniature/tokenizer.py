@@ -1,4 +1,4 @@
-"""The miniature decoder's tokenizer: sentencepiece BPE with byte fallback, as LLaMA's, learnt on the miniature dialogues."""
+"""The miniature decoder's tokenizer: sentencepiece BPE with byte fallback, as LLaMA's, learnt on its dialogues."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ VOCABULARY_SIZE = 512  # 3 control pieces, 256 bytes, the rest for the words of 
 
 
 def train_tokenizer(folder: Path, seed: int) -> LlamaTokenizerFast:
-    """Learns the pieces on 2,000 dialogues, writes `folder`/tokenizer.model, and returns the tokenizer in its fast form."""
+    """Learns the pieces on 2,000 dialogues, writes tokenizer.model into `folder`, and returns the fast form."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    corpus = [line for _ in range(2000) for line in dialogue_in_words(rng, images=3, rounds=8).text.split("\n")]
+    corpus = [
+        line for _ in range(2000) for line in dialogue_in_words(rng, images=3, rounds=8).text.split("\n")
+    ]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
         model_prefix=str(folder / "tokenizer"),

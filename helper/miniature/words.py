@@ -59,7 +59,13 @@ def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> Writt
 
 
 def list_said_twice(
-    rng: np.random.Generator, things: int, words: int = 3, *, shuffled: bool = True, bos: str = "<s>", eos: str = "</s>"
+    rng: np.random.Generator,
+    things: int,
+    words: int = 3,
+    *,
+    shuffled: bool = True,
+    bos: str = "<s>",
+    eos: str = "</s>",
 ) -> WrittenText:
     """Two to `things` things that differ in everything, then the same again, things and their words in another order.
 
@@ -69,7 +75,9 @@ def list_said_twice(
     """
     count = int(rng.integers(2, things + 1))
     kinds = (list(COLORS), SHAPES, POSITIONS)[:words]
-    listed = list(zip(*([kind[i] for i in rng.permutation(len(kind))[:count]] for kind in kinds), strict=True))
+    listed = list(
+        zip(*([kind[i] for i in rng.permutation(len(kind))[:count]] for kind in kinds), strict=True)
+    )
     text, spans = bos, []
     for again in (False, True):
         for place, index in enumerate(rng.permutation(count)):

@@ -98,7 +98,12 @@ def _write_evaluation(root: Path, size: WorldSize, seed: int, tick: Callable[[],
         scenes = [sample_scene(rng, held_out=True) for _ in range(count)]
         dialogue = make_dialogue(rng, scenes, size.eval_rounds)
         dialogues[f"miniature-{index + 1:03d}"] = [
-            [turn.question, " ".join(f"image/{album.add(scene)}" for scene in turn.new_scenes), turn.answer, turn.kind]
+            [
+                turn.question,
+                " ".join(f"image/{album.add(scene)}" for scene in turn.new_scenes),
+                turn.answer,
+                turn.kind,
+            ]
             for turn in dialogue
         ]
         tick()

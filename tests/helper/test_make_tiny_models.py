@@ -47,7 +47,9 @@ def test_script_still_makes_such_models(tmp_path: Path) -> None:
         shipped = model_class.from_pretrained(ASSETS / name)
         shapes = {key: tensor.shape for key, tensor in made.state_dict().items()}
         assert shapes == {key: tensor.shape for key, tensor in shipped.state_dict().items()}
-    assert (tmp_path / "tiny_llama/tokenizer.model").read_bytes() == (DECODER / "tokenizer.model").read_bytes()
+    assert (tmp_path / "tiny_llama/tokenizer.model").read_bytes() == (
+        DECODER / "tokenizer.model"
+    ).read_bytes()
     (loss,) = logged(tmp_path / "tiny_llama", r"loss ([\d.]+)")
     assert loss < 2.5  # chance: ln 512 = 6.2
     (accuracy,) = logged(tmp_path / "tiny_clip", r"siblings ([\d.]+)")

@@ -137,7 +137,9 @@ def test_evaluation_has_several_pictures_and_references(world: Path) -> None:
         assert all(answer and kind in KINDS for _, _, answer, kind in rounds)
 
 
-def test_world_is_kept_when_it_is_the_same_and_never_overwrites_strangers(world: Path, tmp_path, capsys) -> None:
+def test_world_is_kept_when_it_is_the_same_and_never_overwrites_strangers(
+    world: Path, tmp_path, capsys
+) -> None:
     small = ["--descriptions", "3", "--reasoning", "4", "--conversations", "5", "--eval_dialogues", "4"]
     make_world(["--output", str(world), *small])
     assert "kept" in capsys.readouterr().out
