@@ -137,7 +137,8 @@ def architecture_figure() -> str:
         *block(310, 250, 200, "interleave", ("image features take the", "places of their tokens"), False),
         *block(
             600, 196, 230, "decoder with MMCA",
-            ("LLaMA-2 7B to 70B, frozen", "text reads text: one softmax", "text reads images: another", "images read themselves"),
+            ("LLaMA-2 7B to 70B, frozen", "text reads text: one softmax",
+             "text reads images: another", "images read themselves"),
             False,
         ),
         *block(600, 379, 230, "answer", ("token by token, streamed", "the cache is kept between rounds"), False),
