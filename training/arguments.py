@@ -1,19 +1,15 @@
-"""The command line: the 2023 flags with their defaults, over all of transformers' `TrainingArguments`."""
+"""The flags of training: those of 2023 with their defaults, over all of transformers' `TrainingArguments`."""
 
-import difflib
 import os
 import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
 from training.ds_configs import zero_config
-from utils.distributed import initialise, is_main_process
 
 
 class UsageError(ValueError):
@@ -148,6 +144,10 @@ class VisualChatTrainingArguments(TrainingArguments):
     )
     stage3_param_persistence_threshold: int = _flag(10_000, "ZeRO-3 leaves tensors below this size whole.")
     stage3_max_live_parameters: int = _flag(30_000_000, "ZeRO-3 keeps at most this many gathered elements.")
+    stage3_gather_layers: bool = _flag(
+        False,
+        "ZeRO-3 gathers a layer at a time, not a matrix: fewer and larger steps, quicker for small models.",
+    )
     enable_tensorboard: bool = _flag(False, "Write TensorBoard files; short for --report_to tensorboard.")
     checkpoint_form: Literal["full", "trained"] = _flag(
         "full",
@@ -166,6 +166,10 @@ class VisualChatTrainingArguments(TrainingArguments):
         self._settle_precision()
         if self.num_warmup_steps and self.warmup_steps:
             raise UsageError("--num_warmup_steps and --warmup_steps: give one of the two")
+        if self.push_to_hub:
+            raise UsageError(
+                "--push_to_hub is not offered: upload {output_dir}/final with `hf upload` afterwards"
+            )
         if self.enable_tensorboard:
             given = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
             self.report_to = [name for name in given if name not in ("none", "tensorboard")] + ["tensorboard"]
@@ -200,57 +204,6 @@ class VisualChatTrainingArguments(TrainingArguments):
             self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
         if self.fp16 and self.use_cpu:
             raise UsageError("fp16 needs a GPU: use --precision fp32 or bf16 on a CPU")
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> None:
-        # Usage lines of 200 flags would bury the one line that matters.
-        if is_main_process():
-            print("error:", re.sub(r"^argument (--\w+)\S*:", r"\1:", message), file=sys.stderr)
-        raise SystemExit(2)
-
-
-def parse_arguments(
-    argv: Sequence[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, VisualChatTrainingArguments]:
-    """Read the command line, and start the process group, which the training arguments need.
-
-    A mistake ends the program with code 2 and one line that says what to do.
-    """
-    argv = _as_today(list(sys.argv[1:] if argv is None else argv))
-    parser = _Parser(
-        (ModelArguments, DataArguments, VisualChatTrainingArguments),
-        prog="python -m training.main",
-        allow_abbrev=False,
-    )
-    _, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        if word.startswith("-"):
-            known = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
-            hint = f"did you mean {known[0]}?" if known else "--help lists all flags"
-            parser.error(f"unknown flag {word}: {hint}")
-    if unknown:
-        parser.error(f"unexpected word {unknown[0]}: a flag may be missing before it")
-    initialise(use_cpu="--use_cpu" in argv)
-    try:
-        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except ValueError as error:
-        parser.error(" ".join(str(error).split()))
-
-
-def _as_today(argv: list[str]) -> list[str]:
-    """Bare `--deepspeed` (2023: use DeepSpeed, which is always used now) and `--resume_from_checkpoint` (the
-    newest).
-    """
-    words = []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
-        bare = following.startswith("--")
-        if word == "--deepspeed" and bare:
-            continue
-        words.append(word)
-        if word == "--resume_from_checkpoint" and bare:
-            words.append("True")
-    return words
 
 
 def _check_model(flag: str, name: str) -> None:

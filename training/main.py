@@ -14,10 +14,10 @@ from training.arguments import (
     ModelArguments,
     UsageError,
     VisualChatTrainingArguments,
-    parse_arguments,
 )
 from training.callbacks import ProgressReporter
 from training.checkpoints import ResumeError, resume_folder
+from training.command_line import parse_arguments
 from training.debug import dump_samples
 from training.trainer import TrainingDivergedError, VisualChatTrainer
 from utils.atomic import clear_leftovers

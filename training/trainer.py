@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from training.arguments import VisualChatTrainingArguments
 from training.checkpoints import TRAINER_STATE, Run, checkpoint_name, rotate
+from training.ds_configs import gather_by_layer
 from training.parameter_groups import parameter_groups
 from training.sampling import GlobalBatchSampler, PaddedDataset
 from training.throughput import ThroughputMeter
@@ -61,6 +62,8 @@ class VisualChatTrainer(Trainer):
         self.throughput = ThroughputMeter()
         self.remove_callback(ProgressCallback)  # our reporter shows what they do
         self.remove_callback(PrinterCallback)
+        if args.stage3_gather_layers and args.hf_deepspeed_config.is_zero3():
+            gather_by_layer(model)
         stage = args.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
         self.run = Run(args.world_size, stage, str(args.dtype).removeprefix("torch."))
 

@@ -2,14 +2,14 @@ import pytest
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-import training.arguments
-from training.arguments import parse_arguments
+import training.command_line
+from training.command_line import parse_arguments
 
 
 @pytest.fixture
 def parse(trainings, tmp_path, monkeypatch):
     """Read a command line without starting a process group, and leave no trace of ZeRO-3 in this process."""
-    monkeypatch.setattr(training.arguments, "initialise", lambda use_cpu: None)
+    monkeypatch.setattr(training.command_line, "initialise", lambda use_cpu: None)
 
     def read(*words, **flags):
         return parse_arguments([*trainings.arguments(tmp_path, **flags), "--use_cpu", *words])

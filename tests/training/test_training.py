@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from training.checkpoints import resumable_checkpoints
+from training.command_line import Parser
 
 pytestmark = pytest.mark.slow
 STEPS = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 7}
@@ -181,6 +182,15 @@ def test_bad_input_gets_one_line(trainings, tmp_path):
     assert "000000000003.jpg" in line and "Traceback" not in printed
 
 
+def test_a_loss_that_is_no_number_stops_the_run(trainings, tmp_path):
+    command = trainings.arguments(
+        tmp_path, learning_rate=1e30, lr_scheduler_type="constant", eval_strategy="no"
+    )
+    printed = trainings.run(command, expected=2)
+    assert "error: the loss is nan at step" in printed and "lower --learning_rate" in printed
+    assert not (tmp_path / "final").exists()
+
+
 def test_debug_samples_and_summary(trainings, tmp_path):
     command = trainings.arguments(
         tmp_path,
@@ -200,8 +210,6 @@ def test_debug_samples_and_summary(trainings, tmp_path):
 
 @pytest.mark.parametrize("name", ["run_7b.sh", "run_tiny.sh"])
 def test_scripts_name_known_flags_from_any_folder(name, tmp_path):
-    from training.arguments import DataArguments, ModelArguments, VisualChatTrainingArguments, _Parser
-
     script = Path(__file__).parents[2] / "training" / "training_scripts" / name
     command = subprocess.run(
         ["bash", script, "--save_total_limit", "7"],
@@ -218,8 +226,7 @@ def test_scripts_name_known_flags_from_any_folder(name, tmp_path):
         check=True,
     ).stdout
     words = shlex.split(command)
-    parser = _Parser((ModelArguments, DataArguments, VisualChatTrainingArguments))
-    namespace, unknown = parser.parse_known_args(words[words.index("training.main") + 1 :])
+    namespace, unknown = Parser().parse_known_args(words[words.index("training.main") + 1 :])
     assert unknown == []
     assert namespace.data_path == str(tmp_path / "some data")
     assert namespace.save_total_limit == 7 and namespace.attention == "mmca"

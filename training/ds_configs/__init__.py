@@ -5,6 +5,8 @@
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
 AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
 
 
@@ -43,3 +45,14 @@ def zero_config(
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,  # the Trainer reports
     }
+
+
+def gather_by_layer(model: PreTrainedModel) -> None:
+    """Make layers of encoder and decoder (what transformers never splits) the units that ZeRO-3 gathers."""
+    from deepspeed.utils import set_z3_leaf_modules  # here: importing it chooses the device
+
+    for part in (model.model.vision_tower, model.model.language_model):
+        layers = {
+            type(module) for module in part.modules() if type(module).__name__ in part._no_split_modules
+        }
+        set_z3_leaf_modules(part, list(layers))

@@ -34,6 +34,7 @@ local_or_name() { if [ -e "$1" ]; then absolute "$1"; else echo "$1"; fi }  # a 
 : "${SEED:=1234}"
 # Running
 : "${ZERO_STAGE:=3}"
+: "${STAGE3_GATHER_LAYERS:=false}"
 : "${PRECISION:=auto}"
 : "${GRADIENT_CHECKPOINTING:=true}"
 : "${TENSORBOARD:=true}"
@@ -82,7 +83,7 @@ set -- "$PYTHON" -m deepspeed.launcher.runner \
     --per_device_train_batch_size "$BATCH" --per_device_eval_batch_size "$EVAL_BATCH" \
     --learning_rate "$LR" --learning_rate_pretraining_components "$EMBEDDING_LR" \
     --weight_decay "$WEIGHT_DECAY" --num_warmup_steps "$WARMUP" --seed "$SEED" \
-    --zero_stage "$ZERO_STAGE" --precision "$PRECISION" --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
+    --zero_stage "$ZERO_STAGE" --stage3_gather_layers "$STAGE3_GATHER_LAYERS" --precision "$PRECISION" --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
     --enable_tensorboard "$TENSORBOARD" --logging_steps "$LOGGING_STEPS" \
     --eval_strategy "$EVAL_STRATEGY" --eval_steps "$EVAL_STEPS" \
     --save_strategy "$SAVE_STRATEGY" --save_steps "$SAVE_STEPS" --save_total_limit "$SAVE_TOTAL_LIMIT" \

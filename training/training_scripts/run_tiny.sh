@@ -18,6 +18,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 : "${WARMUP:=0.05}"
 : "${MAX_SEQ_LEN:=512}"
 : "${ZERO_STAGE:=3}"
+: "${STAGE3_GATHER_LAYERS:=true}"  # a matrix at a time takes longer to gather than to multiply, at this size
 : "${NUM_GPUS:=2}"
 : "${WORKERS:=0}"
 : "${GRADIENT_CHECKPOINTING:=false}"
