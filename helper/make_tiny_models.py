@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from helper.miniature.decoder import DecoderRecipe, pretrain_decoder
 from helper.miniature.encoder import EncoderRecipe, caption_tokenizer, picture_processor, pretrain_encoder
@@ -23,10 +24,20 @@ from helper.miniature.tokenizer import train_tokenizer
 STORED_DTYPE = torch.float16  # as LLaMA-2's own files; half the size in the repository
 
 
-def make_decoder(folder: Path, recipe: DecoderRecipe, seed: int, log: Callable[[str], None]) -> None:
-    """Trains tokenizer and decoder into `folder`; the decoder is saved at every report, so a stop loses little."""
-    tokenizer = train_tokenizer(folder, seed)
-    tokenizer.save_pretrained(folder)
+def make_decoder(
+    folder: Path, recipe: DecoderRecipe, seed: int, log: Callable[[str], None], first_lesson: int = 1
+) -> None:
+    """Trains tokenizer and decoder into `folder`, or from `first_lesson` on goes on with what is there.
+
+    The decoder is saved after every lesson, so that a stop loses little.
+    """
+    decoder = None
+    if first_lesson > 1:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        decoder = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(folder, seed)
+        tokenizer.save_pretrained(folder)
 
     def save(decoder: torch.nn.Module) -> None:
         decoder.generation_config.do_sample = False
@@ -34,7 +45,7 @@ def make_decoder(folder: Path, recipe: DecoderRecipe, seed: int, log: Callable[[
         decoder.config.dtype = STORED_DTYPE
         decoder.save_pretrained(folder, state_dict=state)
 
-    decoder, accuracy = pretrain_decoder(recipe, tokenizer, seed, log, on_report=save)
+    decoder, accuracy = pretrain_decoder(recipe, tokenizer, seed, log, save, decoder, first_lesson)
     save(decoder)
     log(f"accuracy on held-out scenes in words: {accuracy}")
 
@@ -58,8 +69,9 @@ def main(argv: list[str] | None = None) -> None:
         make_encoder(folder, replace(EncoderRecipe(), **changes), arguments.seed, log)
     if arguments.only in (None, "decoder"):
         folder = arguments.output / "tiny_llama"
-        log = _log_to(folder / "pretraining.log")
-        make_decoder(folder, _shortened(DecoderRecipe(), arguments.steps), arguments.seed, log)
+        log = _log_to(folder / "pretraining.log", append=arguments.first_lesson > 1)
+        recipe = _shortened(DecoderRecipe(), arguments.steps)
+        make_decoder(folder, recipe, arguments.seed, log, arguments.first_lesson)
 
 
 def _shortened(recipe: DecoderRecipe, steps: int | None) -> DecoderRecipe:
@@ -71,9 +83,10 @@ def _shortened(recipe: DecoderRecipe, steps: int | None) -> DecoderRecipe:
     )
 
 
-def _log_to(path: Path) -> Callable[[str], None]:
+def _log_to(path: Path, append: bool = False) -> Callable[[str], None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"# {' '.join(['python -m helper.make_tiny_models', *sys.argv[1:]])}\n")
+    with path.open("a" if append else "w") as stream:
+        stream.write(f"# {' '.join(['python -m helper.make_tiny_models', *sys.argv[1:]])}\n")
 
     def log(line: str) -> None:
         print(line, flush=True)
@@ -95,6 +108,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, help="steps of the encoder, and of a lesson of the decoder at most"
     )
+    parser.add_argument("--first_lesson", type=int, default=1, help="go on with the decoder in --output from here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args(argv)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helper.miniature.words import WrittenText, dialogue_in_words, list_said_twice
+from helper.miniature.words import WrittenText, dialogue_in_words, list_said_twice, quiz
 
 Log = Callable[[str], None]
 _PADDING = 0  # the unknown token, which no text holds
@@ -24,7 +24,7 @@ class Stage:
 
     It ends when `mastered` of the answers are right (a running mean), at the latest after `steps`. `captions` 0 means
     lists said twice, of up to `things` things of `words` words each, `shuffled` or not; otherwise dialogues of `rounds`
-    rounds over up to so many captions.
+    rounds over up to so many captions, or a `quiz` about one.
     """
 
     steps: int
@@ -34,6 +34,7 @@ class Stage:
     rounds: int = 1
     words: int = 3
     shuffled: bool = True
+    quiz: bool = False
     mastered: float = 0.97
 
 
@@ -46,6 +47,9 @@ LESSONS = (
     Stage(steps=600, texts=80, things=2, mastered=0.95),
     Stage(steps=400, texts=48, things=4, mastered=0.95),
     Stage(steps=500, texts=48, things=2, captions=1),
+    Stage(steps=500, texts=64, things=2, captions=1, rounds=3, quiz=True, mastered=0.95),
+    Stage(steps=500, texts=48, captions=1, rounds=4, quiz=True, mastered=0.95),
+    Stage(steps=400, texts=48, things=2, captions=1),
     Stage(steps=600, texts=40, captions=1, rounds=2),
     Stage(steps=600, texts=28, captions=2, rounds=3),
     Stage(steps=600, texts=20, captions=3, rounds=5),
@@ -106,17 +110,22 @@ def pretrain_decoder(
     seed: int,
     log: Log = print,
     on_report: Callable[[LlamaForCausalLM], None] | None = None,
+    decoder: LlamaForCausalLM | None = None,
+    first_lesson: int = 1,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
     """Trains on freshly drawn texts: on the answers with their EOS and, with less weight, on all other words.
+
+    Args:
+        decoder: one that went through the lessons before `first_lesson`, to go on with.
 
     Returns:
         The decoder in float32, and its accuracy by kind of question on held-out scenes told in words.
     """
-    decoder = build_decoder(recipe, len(tokenizer), seed)
+    decoder = decoder or build_decoder(recipe, len(tokenizer), seed)
     log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, {recipe}")
     optimizers = _optimizers(recipe, decoder)
     rng, start, step = np.random.default_rng(seed), time.monotonic(), 0
-    for number, stage in enumerate(recipe.lessons, start=1):
+    for number, stage in enumerate(recipe.lessons[first_lesson - 1 :], start=first_lesson):
         log(f"lesson {number}: {stage}")
         mastery = 0.0
         for place in range(1, stage.steps + 1):
@@ -184,6 +193,8 @@ def _draw_text(rng: np.random.Generator, stage: Stage, held_out: bool) -> Writte
     """A list, or a dialogue: four in five of those number the captions, half name them before the caption."""
     if stage.captions == 0:
         return list_said_twice(rng, stage.things, stage.words, shuffled=stage.shuffled)
+    if stage.quiz:
+        return quiz(rng, stage.things, stage.rounds, held_out=held_out)
     return dialogue_in_words(
         rng,
         images=int(rng.integers(1, stage.captions + 1)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helper.miniature.dialogues import DESCRIPTION, KINDS, Round, make_dialogue
+from helper.miniature.dialogues import DESCRIPTION, KINDS, SINGLE_IMAGE_KINDS, Round, make_dialogue
 from helper.miniature.scenes import COLORS, POSITIONS, SHAPES, sample_scene
 
 SYSTEM = "You are a powerful vision-language assistant."
@@ -56,6 +56,19 @@ def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> Writt
         text += f" {turn.answer}{eos}"
         spans.append((begin, len(text), turn.kind))
     return WrittenText(text, tuple(spans))
+
+
+def quiz(
+    rng: np.random.Generator, things: int, rounds: int, *, held_out: bool = False, bos: str = "<s>", eos: str = "</s>"
+) -> WrittenText:
+    """A caption and short questions about it, each answered at once: a dialogue without its trappings."""
+    scene = sample_scene(rng, held_out=held_out, things=things)
+    text, spans = f"{bos}{scene.in_words()}.", []
+    for turn in make_dialogue(rng, [scene], rounds, kinds=SINGLE_IMAGE_KINDS):
+        text += " " + turn.question.replace(" in image 1?", "?").replace(" of image 1?", "?")
+        spans.append((len(text), len(text) + len(turn.answer) + 1, turn.kind))
+        text += f" {turn.answer}."
+    return WrittenText(text + eos, tuple(spans))
 
 
 def list_said_twice(
