@@ -38,7 +38,7 @@ class Stage:
     mastered: float = 0.97
 
 
-FULL_DIALOGUES = Stage(steps=600, texts=14, captions=3, rounds=10, mastered=2.0)
+FULL_DIALOGUES = Stage(steps=700, texts=16, captions=3, rounds=8, mastered=2.0)
 
 LESSONS = (
     Stage(steps=300, texts=128, things=2, words=2, shuffled=False),
@@ -49,10 +49,7 @@ LESSONS = (
     Stage(steps=500, texts=48, things=2, captions=1),
     Stage(steps=500, texts=64, things=2, captions=1, rounds=3, quiz=True, mastered=0.95),
     Stage(steps=500, texts=48, captions=1, rounds=4, quiz=True, mastered=0.95),
-    Stage(steps=400, texts=48, things=2, captions=1),
-    Stage(steps=600, texts=40, captions=1, rounds=2),
-    Stage(steps=600, texts=28, captions=2, rounds=3),
-    Stage(steps=600, texts=20, captions=3, rounds=5),
+    Stage(steps=600, texts=32, captions=2, rounds=3),
     FULL_DIALOGUES,
 )
 
