@@ -159,6 +159,7 @@ class VisualChatTrainingArguments(TrainingArguments):
     logging_steps: float = _flag(10, "Steps between two log lines.")
     logging_first_step: bool = _flag(True, "Log the first step too.")
     logging_nan_inf_filter: bool = _flag(False, "Hide NaN losses from the log; off: they stop the run.")
+    log_level_replica: str = _flag("error", "transformers' messages from processes other than the first.")
     remove_unused_columns: bool = _flag(False, "Of no use here: the collator decides what the model gets.")
 
     def __post_init__(self) -> None:
