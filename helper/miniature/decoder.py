@@ -38,7 +38,7 @@ class Stage:
     mastered: float = 0.97
 
 
-FULL_DIALOGUES = Stage(steps=700, texts=16, captions=3, rounds=8, mastered=2.0)
+FULL_DIALOGUES = Stage(steps=300, texts=16, captions=3, rounds=8, mastered=2.0)
 
 LESSONS = (
     Stage(steps=300, texts=128, things=2, words=2, shuffled=False),

@@ -29,13 +29,13 @@ _MANIFEST = "world.json"
 
 @dataclass(frozen=True)
 class WorldSize:
-    """How much of each file to write; the names are those of the published files."""
+    """How many records each file gets, named as the published files are; `rounds` is a conversation's at most."""
 
-    descriptions: int = 1000
-    reasoning: int = 2000
-    conversations: int = 8000
+    descriptions: int = 500
+    reasoning: int = 6000
+    conversations: int = 7000
     eval_dialogues: int = 100
-    rounds: int = 10
+    rounds: int = 8
     eval_rounds: int = 8
     max_images: int = 3
 
@@ -82,7 +82,8 @@ def _write_training(root: Path, size: WorldSize, seed: int, tick: Callable[[], o
         return make_dialogue(rng, scenes(1), 1, numbered=False, kinds=SINGLE_IMAGE_KINDS)
 
     def conversation() -> list[Round]:
-        return make_dialogue(rng, scenes(int(rng.integers(1, size.max_images + 1))), size.rounds)
+        shown = scenes(int(rng.integers(1, size.max_images + 1)))
+        return make_dialogue(rng, shown, int(rng.integers(min(3, size.rounds), size.rounds + 1)))
 
     _write_json(root / "llava" / "detail_23k.json", records(size.descriptions, description))
     _write_json(root / "llava" / "complex_reasoning_77k.json", records(size.reasoning, question))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The miniature world on a laptop: the models in assets/ in place of LLaMA-2 and CLIP, everything else as run_7b.sh.
-# Its data: python -m helper.miniature. Set any value below or in launch.sh from the environment; DRY_RUN=1 prints
+# Its data: python -m helper.make_tiny_world. Set any value below or in launch.sh from the environment; DRY_RUN=1 prints
 # the command and stops.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -10,7 +10,10 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 : "${DATA_PATH:=$ROOT/data/miniature}"
 : "${OUTPUT_DIR:=$ROOT/output/tiny}"
 : "${DATASETS:=llava llava_dial}"
-: "${DATASET_CONCAT:=3 2}"
+: "${DATASET_CONCAT:=3 1}"  # the conversations speak of "image 2": joined, their numbers would be wrong
+: "${DATA_TRAIN_SPLIT:=0.97}"
+: "${LANG_LORA_DIM:=16}"
+: "${LOGGING_STEPS:=25}"
 : "${EPOCHS:=2}"
 : "${GLOBAL_BATCH:=32}"
 : "${BATCH:=16}"
