@@ -108,7 +108,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, help="steps of the encoder, and of a lesson of the decoder at most"
     )
-    parser.add_argument("--first_lesson", type=int, default=1, help="go on with the decoder in --output from here")
+    parser.add_argument(
+        "--first_lesson", type=int, default=1, help="go on with the decoder in --output from here"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args(argv)
 

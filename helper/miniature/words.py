@@ -59,7 +59,13 @@ def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> Writt
 
 
 def quiz(
-    rng: np.random.Generator, things: int, rounds: int, *, held_out: bool = False, bos: str = "<s>", eos: str = "</s>"
+    rng: np.random.Generator,
+    things: int,
+    rounds: int,
+    *,
+    held_out: bool = False,
+    bos: str = "<s>",
+    eos: str = "</s>",
 ) -> WrittenText:
     """A caption and short questions about it, each answered at once: a dialogue without its trappings."""
     scene = sample_scene(rng, held_out=held_out, things=things)
