@@ -13,8 +13,7 @@ import numpy as np
 
 from helper.miniature.dialogues import DESCRIPTION, KINDS, SINGLE_IMAGE_KINDS, Round, make_dialogue
 from helper.miniature.scenes import COLORS, POSITIONS, SHAPES, sample_scene
-
-SYSTEM = "You are a powerful vision-language assistant."
+from utils.model.chat_template import DEFAULT_SYSTEM
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def dialogue_in_words(
 
 
 def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> WrittenText:
-    text, spans, images = f"{bos}{SYSTEM}", [], 0
+    text, spans, images = f"{bos}{DEFAULT_SYSTEM}", [], 0
     for turn in dialogue:
         text += "\n\n"
         for scene in turn.new_scenes:

@@ -1,4 +1,4 @@
-"""Writes the miniature world to disk in the published datasets' own layout, as `original` users would have it.
+"""Writes the miniature world to disk in the published datasets' own layout.
 
     {root}/coco/train2017/000000000001.jpg ...
     {root}/llava/detail_23k.json             one picture, one round: describe it
