@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import PIL.Image
 import PIL.ImageOps
@@ -27,18 +27,26 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names its file and the reason."""
 
 
+@runtime_checkable
+class EncodedPicture(Protocol):
+    """A picture kept somewhere else than in a file of its own: `read` gives the encoded bytes of one."""
+
+    def read(self) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Image:
     """A picture that is read when `open` is called, not before.
 
-    `source` is a file's path, the encoded bytes of a file, or a PIL image; `name` is what messages call it.
+    `source` is a file's path, the encoded bytes of a file, something that reads them when asked
+    (`EncodedPicture`), or a PIL image; `name` is what messages call it.
     """
 
-    source: str | Path | bytes | PIL.Image.Image
+    source: str | Path | bytes | EncodedPicture | PIL.Image.Image
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, str | Path | bytes | PIL.Image.Image):
+        if not isinstance(self.source, str | Path | bytes | EncodedPicture | PIL.Image.Image):
             raise ImageError(
                 f"an image's source is a path, encoded bytes or a PIL image, not {type(self.source).__name__}"
             )
@@ -88,10 +96,11 @@ class Image:
     def _opened(self) -> PIL.Image.Image:
         if isinstance(self.source, PIL.Image.Image):
             return self.source
-        return PIL.Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+        encoded = self.source.read() if isinstance(self.source, EncodedPicture) else self.source
+        return PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
 
 
-def _name_of(source: str | Path | bytes | PIL.Image.Image) -> str:
+def _name_of(source: str | Path | bytes | EncodedPicture | PIL.Image.Image) -> str:
     if isinstance(source, bytes):
         return f"<image of {len(source)} bytes>"
     if isinstance(source, PIL.Image.Image):

@@ -2,7 +2,7 @@
 them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,75 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """A file or folder of a dataset: its path under the data folder, and where it is to be had."""
+    """A file or folder of a dataset: its path under the data folder, and where it is to be had.
+
+    `key` is where an annotation file has its records, if it is not itself a list of them; `is_store` says
+    that one file holds many pictures by their ids. `alternatives` are other paths under which later releases
+    have the same: the first that is there is taken.
+    """
 
     path: str
     origin: str
+    key: str | None = None
+    is_store: bool = False
+    alternatives: tuple[str, ...] = ()
+
+    def locate(self, data_path: Path) -> Path | None:
+        """Where it is, or None if it is missing."""
+        return next(
+            (each for path in (self.path, *self.alternatives) if (each := data_path / path).exists()), None
+        )
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """One picture of a store, fetched when it is opened."""
+
+    store: Mapping[str, bytes]
+    name: str
+
+    def read(self) -> bytes:
+        """The encoded picture."""
+        return self.store[self.name]
+
+
+@dataclass(frozen=True)
+class PictureStore:
+    """Encoded pictures by their ids, and the path by which messages name the file that holds them."""
+
+    path: str
+    pictures: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
 class RawRecord:
     """One record of an annotation file, as an adapter gets it.
 
-    `source` names it in messages ("llava/detail_23k.json#17"); `image_folders` are the dataset's, in the
-    order of its row; `file` counts the row's annotation files from 0. `rng` is seeded by the record's place
-    and the epoch: what an adapter draws from it (one caption of several, the wording of a question) is the
-    same on every process, and another in each epoch.
+    `source` names it in messages ("llava/detail_23k.json#17"); `image_folders` are the dataset's folders and
+    stores, in the order of its row; `file` counts the row's annotation files from 0. `rng` is seeded by the
+    record's place and the epoch: what an adapter draws from it (one caption of several, the wording of a
+    question) is the same on every process, and another in each epoch. `related` are the other records that
+    its row's `arrange` puts into the same conversation.
     """
 
     fields: dict[str, Any]
     source: str
-    image_folders: tuple[Path, ...]
+    image_folders: tuple[Path | PictureStore, ...]
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     file: int = 0
+    related: tuple["RawRecord", ...] = ()
 
     def image(self, name: str, folder: int = 0) -> Image:
-        """The picture of that name in the dataset's `folder`-th image folder; it is not read here."""
-        return Image(self.image_folders[folder] / name)
+        """The picture of that name in the dataset's `folder`-th image folder or store; it is not read here."""
+        place = self.image_folders[folder]
+        if isinstance(place, PictureStore):
+            return Image(StoredPicture(place.pictures, name), name=f"{place.path}#{name}")
+        return Image(place / name)
 
     def has_image(self, name: str, folder: int = 0) -> bool:
         """Whether that picture is there."""
-        return (self.image_folders[folder] / name).is_file()
+        place = self.image_folders[folder]
+        return name in place.pictures if isinstance(place, PictureStore) else (place / name).is_file()
 
     def error(self, message: str) -> ConversationError:
         """An error about this record, its place named first."""
@@ -63,19 +103,53 @@ class LeftOut:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """Which records make which conversation, where that is not one record each.
+
+    Records are counted through all annotation files of the row. Conversation u is made of
+    `members[borders[u]:borders[u + 1]]`, of which the first `own[u]` belong to it alone; the others only
+    lend something to it, and may do so to several.
+    """
+
+    members: np.ndarray  # [m] int64
+    borders: np.ndarray  # [conversations + 1] int64, from 0 to m
+    own: np.ndarray  # [conversations] int64, at least 1
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[int]], own: Sequence[int] | None = None) -> "Arrangement":
+        """Conversations given as lists of records; without `own`, all of each belong to it alone."""
+        sizes = np.array([len(group) for group in groups], dtype=np.int64)
+        return cls(
+            members=np.array([member for group in groups for member in group], dtype=np.int64),
+            borders=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            own=sizes if own is None else np.array(own, dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, conversation: int) -> np.ndarray:
+        return self.members[self.borders[conversation] : self.borders[conversation + 1]]
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset's row: the name that `--dataset_names` takes, its files, and the pure function that reads it.
+    """A dataset's row: the name that `--dataset_names` takes, its files, and the pure functions that read it.
 
     The adapter makes a conversation of one record, says why it is left out, or raises `ConversationError`
-    where the record is not what the published format says.
+    where the record is not what the published format says. How many images are too many is not its business:
+    that is one rule for all datasets. `arrange`, where there is one, reads the annotation files (a sequence
+    of records for each) and says which records go together; it passes over what it cannot read, which the
+    adapter then names.
     """
 
     name: str
     annotations: tuple[Part, ...]
     images: tuple[Part, ...]
     adapter: Callable[[RawRecord], Conversation | LeftOut]
+    arrange: Callable[[Sequence[Sequence[dict[str, Any]]]], Arrangement] | None = None
 
     def missing(self, data_path: Path) -> list[Part]:
         """The parts that are not under `data_path`."""
-        return [part for part in (*self.annotations, *self.images) if not (data_path / part.path).exists()]
+        return [part for part in (*self.annotations, *self.images) if part.locate(data_path) is None]
