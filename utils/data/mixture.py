@@ -4,12 +4,14 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from utils.conversation import Conversation
+from utils.conversation import Conversation, ConversationError
+from utils.data.bad_data import BadRecord, BadRecords, Member, RecordPlace
 from utils.data.grouping import Grouping, group, join, regroup
 from utils.data.registry import find_specs, require_files
 from utils.data.sources import open_records
@@ -24,20 +26,24 @@ _Value = TypeVar("_Value", int, str)
 class RecordSet(Sequence[Conversation]):
     """One dataset: the records of its annotation files in order, adapted when they are asked for."""
 
-    def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
+    def __init__(self, spec: DatasetSpec, data_path: Path, bad: BadRecords | None = None) -> None:
         self.spec = spec
         self._image_folders = tuple(data_path / part.path for part in spec.images)
-        self._files = [open_records(data_path / part.path) for part in spec.annotations]
+        self._files = [_open(part.path, spec.name, data_path, bad) for part in spec.annotations]
         self._first = np.cumsum([0, *map(len, self._files)])
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
+    def place(self, index: int) -> RecordPlace:
+        """Where a record is to be found."""
+        file = int(np.searchsorted(self._first, index, side="right")) - 1
+        return RecordPlace(self.spec.name, self.spec.annotations[file].path, int(index - self._first[file]))
+
     def __getitem__(self, index: int) -> Conversation:
         file = int(np.searchsorted(self._first, index, side="right")) - 1
-        place = int(index - self._first[file])
-        source = f"{self.spec.annotations[file].path}#{place}"
-        record = RawRecord(self._files[file][place], source, self._image_folders)
+        fields = self._files[file][int(index - self._first[file])]
+        record = RawRecord(fields, str(self.place(index)), self._image_folders)
         try:
             return self.spec.adapter(record)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -92,6 +98,17 @@ class Mixture(Sequence[Conversation]):
     def __iter__(self) -> Iterator[Conversation]:
         return (self[index] for index in range(len(self)))
 
+    def members(self, index: int) -> list[Member]:
+        """The records that conversation `index` is joined of."""
+        sets, set_of, index_of = self._recipe.sets, self._recipe.set_of, self._recipe.index_of
+        return [
+            Member(
+                sets[set_of[each]].place(index_of[each]),
+                partial(sets[set_of[each]].__getitem__, int(index_of[each])),
+            )
+            for each in self._grouping[index]
+        ]
+
     @property
     def num_records(self) -> int:
         """How many records the conversations are made of, each in exactly one."""
@@ -134,6 +151,7 @@ def build_dataset(
     concatenate: int | Sequence[int] = 1,
     max_images: int = 8,
     seed: int = 1234,
+    bad: BadRecords | None = None,
 ) -> Mixture:
     """The conversations of the named datasets, lazily read; the same on every process for the same arguments.
 
@@ -143,6 +161,7 @@ def build_dataset(
         samples: how many records to take at random, "all" for all: one value, or one for each name.
         concatenate: join 1 to this many records of a dataset at random, each record exactly once: one value,
         or one for each name. max_images: no conversation has more images.
+        bad: takes up records and files that cannot be used; without it the first of them is an error.
 
     Raises `DataError` for unknown names, missing files (all at once) and values that do not fit, and
     `ConversationError` for a record that is not in its dataset's format or has too many images.
@@ -155,9 +174,15 @@ def build_dataset(
     data_path = Path(data_path)
     require_files(specs, data_path)
 
-    sets = tuple(RecordSet(spec, data_path) for spec in specs)
+    sets = tuple(RecordSet(spec, data_path, bad) for spec in specs)
     chosen = [_choose(records, count, seed) for records, count in zip(sets, samples, strict=True)]
-    counts, pictures = _survey(sets, chosen, max_images)
+    chosen, counts, pictures = _survey(sets, chosen, max_images, bad)
+    if bad:
+        bad.check()
+        if not len(counts):
+            raise DataError(
+                f"no record of {', '.join(names)} can be used: {bad.sorted()[0].place} and all others are bad"
+            )
     recipe = _Recipe(
         sets=sets,
         concatenate=tuple(concatenate),
@@ -208,23 +233,49 @@ def _choose(records: RecordSet, count: str | int, seed: int) -> np.ndarray:
 
 
 def _survey(
-    sets: Sequence[RecordSet], chosen: Sequence[np.ndarray], max_images: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Adapt every chosen record once: its number of images, and a fingerprint of the first one's name.
+    sets: Sequence[RecordSet], chosen: Sequence[np.ndarray], max_images: int, bad: BadRecords | None
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Adapt every chosen record once: which are usable, the number of images of each, and a fingerprint of the
+    first one's name.
 
     So a record that is not in the format, or has too many images, is named before training starts.
     """
-    counts, pictures = [], []
+    usable, counts, pictures = [], [], []
     for records, indices in zip(sets, chosen, strict=True):
+        kept = []
         for index in indices.tolist():
-            conversation = records[index]
+            try:
+                conversation = _within(records[index], max_images)
+            except ConversationError as error:
+                if bad is None:
+                    raise
+                bad.add(BadRecord.of(records.place(index), error))
+                continue
             images = conversation.images
-            if len(images) > max_images:
-                raise conversation.error(
-                    f"it has {len(images)} images, more than the maximum of {max_images};"
-                    " raise --max_num_image_per_sample"
-                )
+            kept.append(index)
             counts.append(len(images))
             shown = images[0].name if images else conversation.source
             pictures.append(int.from_bytes(hashlib.blake2b(shown.encode(), digest_size=8).digest(), "little"))
-    return np.array(counts, dtype=np.int64), np.array(pictures, dtype=np.uint64)
+        usable.append(np.array(kept, dtype=np.int64))
+        if bad is not None:
+            bad.total += len(indices)
+    return usable, np.array(counts, dtype=np.int64), np.array(pictures, dtype=np.uint64)
+
+
+def _within(conversation: Conversation, max_images: int) -> Conversation:
+    if len(conversation.images) > max_images:
+        raise conversation.error(
+            f"it has {len(conversation.images)} images, more than the maximum of {max_images};"
+            " raise --max_num_image_per_sample"
+        )
+    return conversation
+
+
+def _open(path: str, dataset: str, data_path: Path, bad: BadRecords | None) -> Sequence[dict]:
+    try:
+        return open_records(data_path / path)
+    except DataError as error:
+        if bad is None:
+            raise
+        bad.add(BadRecord(RecordPlace(dataset, path, None), str(error)))
+        return []
