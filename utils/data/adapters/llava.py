@@ -18,14 +18,11 @@ makes one::
 only.
 """
 
-import re
 from dataclasses import replace
 
-from utils.conversation import Conversation, Image, Turn
+from utils.conversation import Conversation, Turn
+from utils.data.adapters.texts import TAG, one_line
 from utils.data.spec import RawRecord
-
-_TAG = "<image>"
-_LINE_BREAK = re.compile(r"\s*\n\s*")
 
 
 def llava(record: RawRecord) -> Conversation:
@@ -46,13 +43,13 @@ def llava_dial(record: RawRecord) -> Conversation:
         raise record.error(f"expected human and gpt in turn, found {', '.join(roles) or 'no message'}")
     pictures = record.fields.get("image") or []
     names = [pictures] if isinstance(pictures, str) else list(pictures)
-    tags = [message["value"].count(_TAG) for message in messages[::2]]
+    tags = [message["value"].count(TAG) for message in messages[::2]]
     if sum(tags) != len(names):
-        raise record.error(f"it lists {len(names)} images, but its questions hold {sum(tags)} {_TAG} tags")
+        raise record.error(f"it lists {len(names)} images, but its questions hold {sum(tags)} {TAG} tags")
 
-    images = iter([Image(record.image_folders[0] / name) for name in names])
+    images = iter([record.image(name) for name in names])
     turns = []
     for human, gpt, count in zip(messages[::2], messages[1::2], tags, strict=True):
-        question = _LINE_BREAK.sub(" ", human["value"].replace(_TAG, "\n").strip())
+        question = one_line(human["value"].replace(TAG, "\n"))
         turns.append(Turn(question, gpt["value"].strip(), tuple(next(images) for _ in range(count))))
     return Conversation(tuple(turns), source=record.source)

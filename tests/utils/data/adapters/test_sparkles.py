@@ -1,0 +1,165 @@
+"""SparklesDialogue, worked out by hand: names for ids, one manner a dialogue, and what is left out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.data.adapters.sparkles import MANNERS, sparkles_dialogue
+from utils.data.spec import LeftOut, RawRecord
+
+Raw = Callable[..., RawRecord]
+TAG = "<Img><ImageHere></Img>"
+A, CAPITAL_A, FIRST = range(3)
+
+
+def user(content: str, *image_ids: object) -> dict:
+    return {"role": "user", "content": content, "images": [{"image_id": each} for each in image_ids]}
+
+
+def assistant(content: str) -> dict:
+    return {"role": "assistant", "content": content}
+
+
+BOATS = [
+    user(f"Which is older,\nthe one in IMAGE#14{TAG} or in IMAGE#1417{TAG}?", 14, 1417),
+    assistant("IMAGE#1417 shows the older one.\nIMAGE#14 shows NASA's. IMAGE#14, e.g. here: it's new."),
+    user(f"And IMAGE#9{TAG}, vs. IMAGE#14?", 9),
+    assistant("C'est l'été à IMAGE#9! IMAGE#1417's is not."),
+]
+
+
+@pytest.fixture
+def all_pictures(write_picture: Callable) -> None:
+    for name in ("14.jpg", "1417.jpg", "9.jpg", "141.jpg"):
+        write_picture(name)
+
+
+@pytest.fixture
+def by_manner(raw: Raw, all_pictures: None) -> Callable[[list[dict], int], Conversation]:
+    """The conversation of a dialogue, in the manner asked for: a seed is looked for that draws it."""
+
+    def make(dialogue: list[dict], manner: int) -> Conversation:
+        for seed in range(60):
+            conversation = sparkles_dialogue(raw({"dialogue": dialogue}, seed))
+            assert isinstance(conversation, Conversation), conversation
+            text = " ".join(f"{turn.question} {turn.answer}" for turn in conversation.turns)
+            if MANNERS[manner][0] in text or MANNERS[manner][0].capitalize() in text:
+                return conversation
+        raise AssertionError("no seed draws this manner")
+
+    return make
+
+
+def test_golden_with_letters(by_manner: Callable, folders: tuple[Path, Path]) -> None:
+    assert by_manner(BOATS, A) == Conversation(
+        (
+            Turn(
+                "Which is older, the one in image a or in image b?",
+                "Image b shows the older one.\nImage a shows NASA's. Image a, e.g. here: it's new.",
+                (Image(folders[0] / "14.jpg"), Image(folders[0] / "1417.jpg")),
+            ),
+            Turn(
+                "And image c, vs. image a?",
+                "C'est l'été à image c! Image b's is not.",
+                (Image(folders[0] / "9.jpg"),),
+            ),
+        ),
+        source="set/file.json#7",
+    )
+
+
+def test_golden_with_capital_letters_and_with_ordinals(by_manner: Callable) -> None:
+    capital = by_manner(BOATS, CAPITAL_A).turns
+    assert capital[0].question == "Which is older, the one in image A or in image B?"
+    assert capital[1].answer == "C'est l'été à image C! Image B's is not."
+    first = by_manner(BOATS, FIRST).turns
+    assert first[0].question == "Which is older, the one in the first image or in the second image?"
+    assert first[0].answer == (
+        "The second image shows the older one.\nThe first image shows NASA's."
+        " The first image, e.g. here: it's new."
+    )
+    assert first[1].question == "And the third image, vs. the first image?"
+
+
+def test_each_manner_is_drawn_and_never_two_in_one_dialogue(raw: Raw, all_pictures: None) -> None:
+    seen = set()
+    for seed in range(60):
+        turns = sparkles_dialogue(raw({"dialogue": BOATS}, seed)).turns
+        named = turns[0].question.split("one in ")[1].split(" or ")[0]
+        manner = next(number for number, names in enumerate(MANNERS) if named == names[0])
+        seen.add(manner)
+        assert f"And {MANNERS[manner][2]}, vs. {MANNERS[manner][0]}?" == turns[1].question
+    assert seen == {A, CAPITAL_A, FIRST}
+
+
+@pytest.mark.parametrize("order", [("14", "141", "1417"), ("1417", "141", "14"), (141, 1417, 14)])
+def test_ids_that_begin_other_ids(by_manner: Callable, order: tuple) -> None:
+    said = " ".join(f"IMAGE#{each}," for each in order)
+    conversation = by_manner([user(f"See {said} what?", *order), assistant("IMAGE#1417.")], A)
+    assert conversation.turns[0].question == "See image a, image b, image c, what?"
+    place = "abc"[[str(each) for each in order].index("1417")]
+    assert conversation.turns[0].answer == f"Image {place}."
+
+
+def test_an_image_shown_again_keeps_its_name_and_later_ones_count_on(by_manner: Callable) -> None:
+    dialogue = [
+        user(f"IMAGE#14{TAG}?", 14),
+        assistant("A dog."),
+        user(f"IMAGE#14{TAG} and IMAGE#9{TAG}?", 14, 9),
+        assistant("A dog and IMAGE#9."),
+    ]
+    conversation = by_manner(dialogue, FIRST)
+    assert [len(turn.images) for turn in conversation.turns] == [1, 2]
+    assert conversation.turns[1].question == "The first image and the third image?"
+    assert conversation.turns[1].answer == "A dog and the third image."
+
+
+def test_tags_go_wherever_they_stand(by_manner: Callable) -> None:
+    dialogue = [
+        user(f"{TAG}See IMAGE#14 {TAG} here\nand IMAGE#9{TAG}, too.", 14, 9),
+        assistant("- IMAGE#9: no"),
+    ]
+    turn = by_manner(dialogue, A).turns[0]
+    assert turn.question == "See image a here and image b, too."
+    assert turn.answer == "- Image b: no"
+
+
+def test_a_dialogue_without_images_is_text_only(raw: Raw) -> None:
+    conversation = sparkles_dialogue(
+        raw({"dialogue": [{"role": "user", "content": "hi"}, assistant("hello")]})
+    )
+    assert conversation.turns == (Turn("Hi", "Hello"),)
+
+
+def test_images_of_the_second_file_are_in_the_second_folder(
+    raw: Raw, folders: tuple[Path, Path], write_picture: Callable
+) -> None:
+    dialogue = {"dialogue": [user(f"IMAGE#5{TAG}?", 5), assistant("Yes.")]}
+    write_picture("5.jpg", folder=1)
+    assert isinstance(sparkles_dialogue(raw(dialogue, file=0)), LeftOut)
+    assert sparkles_dialogue(raw(dialogue, file=1)).images == (Image(folders[1] / "5.jpg"),)
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "reason"),
+    [
+        (BOATS[:3], "do not take turns"),
+        (BOATS[1:3], "do not take turns"),
+        ([BOATS[0], BOATS[2], BOATS[1], BOATS[3]], "do not take turns"),
+        ([], "do not take turns"),
+        ([user("IMAGE#77?", 77), assistant("Yes.")], "image file of it is not there"),
+        ([user("IMAGE#14?", 14), assistant("No, IMAGE#141.")], "speaks of an image that it never shows"),
+        ([user("Well?", *["14"] * 27), assistant("Yes.")], "more than 26 images"),
+    ],
+)
+def test_what_the_recipe_leaves_out(raw: Raw, all_pictures: None, dialogue: list, reason: str) -> None:
+    left_out = sparkles_dialogue(raw({"dialogue": dialogue}))
+    assert isinstance(left_out, LeftOut) and reason in left_out.reason
+
+
+def test_an_image_in_an_answer_is_named(raw: Raw, all_pictures: None) -> None:
+    dialogue = [user("Well?"), assistant("See.") | {"images": [{"image_id": 14}]}]
+    with pytest.raises(ConversationError, match=r"set/file\.json#7: an answer brings an image"):
+        sparkles_dialogue(raw({"dialogue": dialogue}))
