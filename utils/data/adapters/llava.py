@@ -1,6 +1,6 @@
-"""LLaVA-Instruct: conversations about COCO pictures (Liu et al. 2023, https://arxiv.org/abs/2304.08485).
+"""LLaVA-Instruct: conversations about COCO pictures.
 
-A record, invented here in the published shape::
+Liu et al. 2023, https://arxiv.org/abs/2304.08485. A record, invented here in the published shape::
 
     {"id": "000000000042", "image": "000000000042.jpg", "conversations": [
         {"from": "human", "value": "What is the dog doing?\\n<image>"},
