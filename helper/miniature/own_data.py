@@ -1,0 +1,119 @@
+"""Writes own data in the three shapes that people have, once in each kind of file that training reads.
+
+own/llava.json      LLaVA: `image` is a path, a list of them, or not there (text only)
+own/sharegpt.jsonl  ShareGPT: `images` beside `conversations`, and a system text
+own/openai.parquet  OpenAI: pictures stand in the messages, as paths and as data URLs
+own/saved/          a folder saved by `datasets`, which holds the pictures themselves
+own/images/         the pictures of the others: `--image_folder`
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+
+from helper.miniature.album import Album
+from helper.miniature.dialogues import Round
+from helper.miniature.scenes import Scene
+
+SYSTEM = "you are a powerful vision-language assistant."
+_TAG = "<image>\n"
+
+
+def write_own_data(root: Path, records: int, album: Album) -> None:
+    """Write `records` records in each of the four files into `root`/own."""
+    own = root / "own"
+    (own / "images").mkdir(parents=True)
+    llava = [_llava(number, album, own / "images") for number in range(records)]
+    (own / "llava.json").write_text(json.dumps(llava))
+    sharegpt = [_sharegpt(f"sharegpt-{number}", album, own / "images") for number in range(records)]
+    (own / "sharegpt.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in sharegpt))
+    openai = [_openai(number, album, own / "images") for number in range(records)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(openai), own / "openai.parquet")
+    _saved(records, album).save_to_disk(own / "saved")
+
+
+def _dialogue(album: Album, count: int) -> tuple[list[Scene], list[Round]]:
+    scenes = [album.scene() for _ in range(count)]
+    return scenes, album.dialogue(*scenes, rounds=2)
+
+
+def _tagged(rounds: list[Round]) -> list[tuple[str, str]]:
+    return [(_TAG * len(turn.new_scenes) + turn.question, turn.answer) for turn in rounds]
+
+
+def _drawn(scenes: list[Scene], name: str, album: Album, folder: Path) -> list[str]:
+    names = [f"{name}-{place}.jpg" for place in range(len(scenes))]
+    for scene, file in zip(scenes, names, strict=True):
+        album.draw(scene, folder / file)
+    return names
+
+
+def _llava(number: int, album: Album, folder: Path) -> dict:
+    if number % 4 == 3:
+        scene = album.scene()
+        said = [
+            (f"this is what you know. {scene.in_words()}. how many objects?", scene.in_words().split()[0])
+        ]
+        names = []
+    else:
+        scenes, rounds = _dialogue(album, 1 + number % 2)
+        names, said = _drawn(scenes, f"llava-{number}", album, folder), _tagged(rounds)
+    messages = [
+        {"from": role, "value": text}
+        for pair in said
+        for role, text in zip(("human", "gpt"), pair, strict=True)
+    ]
+    record = {"id": str(number), "conversations": messages}
+    return record | ({"image": names[0] if len(names) == 1 else names} if names else {})
+
+
+def _sharegpt(name: str, album: Album, folder: Path) -> dict:
+    scenes, rounds = _dialogue(album, 2)
+    messages = [
+        {"from": role, "value": text}
+        for pair in _tagged(rounds)
+        for role, text in zip(("human", "gpt"), pair, strict=True)
+    ]
+    return {"conversations": messages, "images": _drawn(scenes, name, album, folder), "system": SYSTEM}
+
+
+def _openai(number: int, album: Album, folder: Path) -> dict:
+    scenes, rounds = _dialogue(album, 1)
+    if number % 2:
+        url = "data:image/jpeg;base64," + base64.b64encode(album.encoded(scenes[0])).decode()
+    else:
+        url = _drawn(scenes, f"openai-{number}", album, folder)[0]
+    messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
+    for turn in rounds:
+        picture = [{"type": "image_url", "image_url": {"url": url}}] if turn.new_scenes else []
+        question = [*picture, {"type": "text", "text": turn.question}]
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+    return {"messages": messages}
+
+
+def _saved(records: int, album: Album) -> datasets.Dataset:
+    rows = []
+    for _ in range(records):
+        scenes, rounds = _dialogue(album, 2)
+        messages = [
+            {"role": role, "content": text}
+            for pair in _tagged(rounds)
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        pictures = [{"bytes": album.encoded(scene), "path": None} for scene in scenes]
+        rows.append({"messages": messages, "images": pictures})
+    text = datasets.Value("string")
+    features = datasets.Features(
+        {
+            "messages": [{"role": text, "content": text}],
+            "images": [datasets.Image()],
+        }
+    )
+    return datasets.Dataset.from_list(rows, features=features)
