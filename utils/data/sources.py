@@ -1,101 +1,162 @@
 """Annotation files as memory-mapped Arrow: read once per machine, then shared by all processes and workers.
 
-A JSON list is converted the first time it is used, into a cache folder outside the data folder (the
-environment variable VISUALCHAT_CACHE, or ~/.cache/visualchat). Records differ in their fields, so each is
-kept as the text it was; a process holds in memory only those that it looks at.
+A file is converted the first time it is used, into a cache folder outside the data folder, as it streams by:
+so neither the first nor a later use needs memory for more than a few records at a time. Records of JSON
+differ in their fields, so each is kept as the text it was, and parsed when it is asked for.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.arrow_writer import ArrowWriter
-from filelock import FileLock
+import pyarrow as pa
 
-from utils.atomic import atomic_directory
+from utils.data.arrow_rows import ArrowRows, RowWriter
+from utils.data.cache import Source, cached, in_units
+from utils.data.image_store import ImageStore, open_image_store
+from utils.data.parquet import ParquetSource
+from utils.data.progress import byte_bar
+from utils.data.record_texts import RecordText, read_json, read_json_lines
 from utils.data.spec import DataError
 from utils.distributed import get_logger
 
+__all__ = ["ImageStore", "Records", "Unusable", "open_image_store", "open_records"]
+
 logger = get_logger(__name__)
 
-_FORMAT = 1  # raise it when what is written changes, and old entries are passed over
-_RECORD = "record"
 _FILE = "records.arrow"
-_READ_BATCH = 1000
+_SCHEMA = pa.schema({"record": pa.large_string(), "problem": pa.large_string()})
 
 
-def cache_folder() -> Path:
-    """Where converted annotation files are kept."""
-    return Path(os.environ.get("VISUALCHAT_CACHE") or "~/.cache/visualchat").expanduser()
+@dataclass(frozen=True)
+class Unusable:
+    """What stands in the place of a record that cannot be read, and why; no adapter takes it."""
+
+    reason: str
 
 
 class Records(Sequence[dict[str, Any]]):
-    """The records of one annotation file, parsed one at a time."""
+    """The records of one annotation file, each read when it is asked for.
 
-    def __init__(self, table: datasets.Dataset) -> None:
-        self._table = table
+    What is in the place of a record comes as it is, also where it is no object: a number, a text, or
+    `Unusable`. So the place of every record stays the same, and one bad record costs the others nothing.
+    """
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return json.loads(self._table[index][_RECORD])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self._read(self._rows[int(index) % len(self)])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._table.iter(_READ_BATCH):
-            yield from map(json.loads, batch[_RECORD])
+        return map(self._read, self._rows)
+
+    def _read(self, row: Any) -> dict[str, Any]:
+        return row
 
 
-def open_records(path: Path) -> Records:
-    """The records of a JSON list, from the cache, where they are put first if the file is new or has changed.
+class _TextRecords(Records):
+    """Records kept as JSON texts."""
 
-    Processes that start together wait for the one that converts. Raises `DataError` for a file that is not a
-    JSON list of objects, and for a cache folder that cannot be written.
-    """
-    entry = cache_folder() / "records" / _entry_name(path)
-    if not entry.exists():
+    def _read(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["problem"] is not None:
+            return Unusable(row["problem"])
         try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(entry.with_name(f"{entry.name}.lock")):
-                if not entry.exists():  # another process may have been faster
-                    _convert(path, entry)
-        except OSError as error:
-            raise DataError(
-                f"cannot keep {path} in the cache ({error}); set VISUALCHAT_CACHE to a folder with space"
-            ) from error
-    return Records(datasets.Dataset.from_file(str(entry / _FILE)))
+            return json.loads(row["record"])
+        except RecursionError:
+            return Unusable("its lists and objects are nested too deeply")
 
 
-def _entry_name(path: Path) -> str:
-    status = path.stat()
-    identity = f"{_FORMAT}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+class _TableRecords(Records):
+    """Records of a dataset that `datasets` has saved; its pictures are left encoded."""
+
+    def _read(self, row: pa.Table) -> dict[str, Any]:
+        return row.to_pylist()[0]
 
 
-def _convert(path: Path, entry: Path) -> None:
-    logger.info("Reading %s into %s (once)", path, entry)
-    records = _read_list(path)
-    features = datasets.Features({_RECORD: datasets.Value("large_string")})
-    with (
-        atomic_directory(entry) as folder,
-        ArrowWriter(path=str(folder / _FILE), features=features) as writer,
-    ):
-        for record in records:
-            writer.write({_RECORD: json.dumps(record)})
-        writer.finalize()
+def open_records(path: Path, key: str | None = None) -> Records:
+    """The records of an annotation file, from the cache, where they are put first if the file is new or changed.
+
+    Args:
+        path: a JSON list of objects; a JSON object of objects, whose records get their key as "id"; a file
+            named .jsonl with one object a line; a parquet file; a folder saved by `datasets`.
+        key: the records are a list or an object under this key of one JSON object.
+
+    Processes that start together wait for the one that converts. Raises `DataError` for a file that cannot be
+    read to its end or holds no such records, and for a cache folder that cannot be written.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file; check its name, or fetch it")
+    if path.is_dir():
+        return _TableRecords(_open_saved(path))
+    if path.suffix == ".parquet":
+        return Records(ArrowRows(_convert(path, "", 3.0, _write_parquet)))
+    if path.suffix == ".jsonl":
+        return _TextRecords(ArrowRows(_convert(path, "lines", 1.1, _write_texts(read_json_lines))))
+
+    def read(file: Path, advance: Callable[[int], object]) -> Iterator[RecordText]:
+        return read_json(file, key, advance)
+
+    return _TextRecords(ArrowRows(_convert(path, f"json {key}", 1.1, _write_texts(read))))
 
 
-def _read_list(path: Path) -> list[dict[str, Any]]:
+def _convert(path: Path, variant: str, share: float, write: Callable[[Path, Path], None]) -> Path:
+    source = Source(path, (path,), variant)
+    return cached(source, "records", lambda folder: write(path, folder / _FILE), share) / _FILE
+
+
+def _write_texts(
+    read: Callable[[Path, Callable[[int], object]], Iterator[RecordText]],
+) -> Callable[[Path, Path], None]:
+    def write(path: Path, target: Path) -> None:
+        count = objects = 0
+        with (
+            byte_bar(path.name, path.stat().st_size) as advance,
+            RowWriter(target, _SCHEMA) as writer,
+        ):
+            for record in read(path, advance):
+                writer.add({"record": record.text, "problem": record.problem}, len(record.text or ""))
+                count += 1
+                objects += record.is_object
+            if count and not objects:
+                raise DataError(
+                    f"{path} holds {count:,} values, none of them a record (a JSON object): it is not the"
+                    " published file, fetch it again; or its records are under a key of their own"
+                )
+        logger.info("%s: %s records, %s", path, f"{count:,}", in_units(path.stat().st_size))
+
+    return write
+
+
+def _write_parquet(path: Path, target: Path) -> None:
+    parquet = ParquetSource(path)
+    with byte_bar(path.name, parquet.size) as advance, RowWriter(target, parquet.schema) as writer:
+        for batch in parquet.batches():
+            writer.write_batch(pa.Table.from_batches([batch]))
+            advance(batch.nbytes)
+
+
+def _open_saved(path: Path) -> datasets.Dataset:
     try:
-        records = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error})") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); it may be cut off: fetch it again") from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{path} holds no JSON list of objects; it is not the published file: fetch it again")
-    return records
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{path} is not a folder that `datasets` saved whole, by save_to_disk"
+            f" ({' '.join(str(error).split())}); save it again, or name a .json, .jsonl or .parquet file"
+        ) from error
+    if isinstance(saved, datasets.DatasetDict):
+        if len(saved) != 1:
+            raise DataError(
+                f"{path} holds the splits {', '.join(saved)}; name one: {path / next(iter(saved))}"
+            )
+        saved = next(iter(saved.values()))
+    return saved.with_format("arrow")  # pictures stay encoded, rows come without a copy

@@ -58,3 +58,14 @@ def write_root(tmp_path: Path) -> WriteRoot:
         return root
 
     return write
+
+
+@pytest.fixture
+def cache_entries(cache: Path) -> Callable[[str], list[Path]]:
+    """The cache's entries of a kind; what is only begun is none."""
+
+    def entries(kind: str) -> list[Path]:
+        found = cache.glob(f"{kind}/*/*")
+        return sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
+
+    return entries

@@ -1,0 +1,302 @@
+"""Stores of pictures: all there, found by their ids, in little memory, whatever the size of the file."""
+
+import base64
+import json
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from utils.conversation import Image, ImageError
+from utils.data import id_index, image_store
+from utils.data.encoded_pictures import encoded_picture
+from utils.data.image_store import ImageStore, open_image_store
+from utils.data.spec import DataError, PictureStore, RawRecord
+
+ROOT = Path(__file__).parents[3]
+
+
+def pictures(count: int) -> dict[str, bytes]:
+    """Stand-ins of very different sizes; ids of which one begins with another."""
+    rng = np.random.default_rng(count)
+    return {f"SN_IMG_{index}": rng.bytes(int(rng.integers(1, 3000))) for index in range(count)}
+
+
+def text(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
+
+
+def write_json(path: Path, content: dict[str, bytes]) -> Path:
+    path.write_text(json.dumps({name: text(picture) for name, picture in content.items()}))
+    return path
+
+
+def assert_holds(store: ImageStore, content: dict[str, bytes]) -> None:
+    assert len(store) == len(content)
+    assert list(store) == list(content)
+    assert dict(store) == content
+    assert all(name in store for name in content)
+    for missing in ("", "SN_IMG_", "SN_IMG_00", "no such id", "ü", 5, None):
+        assert missing not in store
+    with pytest.raises(KeyError):
+        store["no such id"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5000])
+def test_json(tmp_path: Path, count: int) -> None:
+    content = pictures(count)
+    store = open_image_store(write_json(tmp_path / "SN.json", content))
+    assert_holds(store, content)
+    assert_holds(pickle.loads(pickle.dumps(store)), content)
+    assert_holds(open_image_store(tmp_path / "SN.json"), content)
+    assert store.notes == ()
+
+
+def test_a_pickled_store_is_small(tmp_path: Path) -> None:
+    store = open_image_store(write_json(tmp_path / "SN.json", pictures(1000)))
+    assert len(pickle.dumps(store)) < 1000
+
+
+def test_ids_that_share_a_checksum_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(id_index, "_checksum", lambda name: len(name) % 2)
+    content = pictures(150)
+    assert_holds(open_image_store(write_json(tmp_path / "SN.json", content)), content)
+
+
+@pytest.mark.parametrize("checksum", [id_index._checksum, lambda name: 7])
+def test_of_an_id_that_comes_repeatedly_the_last_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, checksum: object
+) -> None:
+    monkeypatch.setattr(id_index, "_checksum", checksum)
+    path = tmp_path / "SN.json"
+    rows = [("a", b"1"), ("b", b"2"), ("a", b"3"), ("c", b"4"), ("a", b"5"), ("b", b"6")]
+    path.write_text("{" + ", ".join(f'"{name}": "{text(picture)}"' for name, picture in rows) + "}")
+    store = open_image_store(path)
+    assert dict(store) == {"c": b"4", "a": b"5", "b": b"6"}
+    assert sorted(store.notes) == [f"{name}: it comes more than once; the last is used" for name in "ab"]
+    assert "2 ids come more than once" in caplog.text
+
+
+def test_an_entry_that_is_no_picture_is_named_and_keeps_its_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "SD.json"
+    bad = {
+        "null": None,
+        "number": 5,
+        "list": [],
+        "object": {},
+        "empty": "",
+        "words": "not base64!",
+        "cut": "QUJDR",
+    }
+    path.write_text(json.dumps({"good": text(b"picture"), **bad, "last": text(b"other")}))
+    store = open_image_store(path)
+    assert len(store) == 9
+    for name in bad:
+        assert (
+            name in store
+        )  # it is there, but damaged: a record that needs it is bad, not short of a picture
+        with pytest.raises(ImageError, match=rf"SD\.json#{name}: it is "):
+            store[name]
+    assert [note.split(":")[0] for note in store.notes] == list(bad)
+    assert "7 ids cannot be decoded: null: it is null, not base64 text; number: " in caplog.text
+    assert (store["good"], store["last"]) == (b"picture", b"other")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        text(b"\xfb\xff picture"),
+        "data:image/jpeg;base64," + text(b"\xfb\xff picture"),
+        "data:;base64," + text(b"\xfb\xff picture"),
+        base64.urlsafe_b64encode(b"\xfb\xff picture").decode(),
+        text(b"\xfb\xff picture").rstrip("="),
+        base64.encodebytes(b"\xfb\xff picture").decode(),
+        " " + text(b"\xfb\xff picture")[:5] + "\r\n" + text(b"\xfb\xff picture")[5:],
+        b"\xfb\xff picture",
+        {"bytes": b"\xfb\xff picture", "path": None},
+    ],
+)
+def test_forms_of_a_picture(value: object) -> None:
+    assert encoded_picture(value) == b"\xfb\xff picture"
+
+
+@pytest.mark.parametrize(
+    "value", ["a", "abcde", "ab=c", "data:image/jpeg;base64,", "data:image/png", "é", b"", {}]
+)
+def test_what_is_no_picture(value: object) -> None:
+    with pytest.raises(ValueError, match="it is "):
+        encoded_picture(value)
+
+
+def test_escaped_slashes_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "SN.json"
+    path.write_text(json.dumps({"a/b": text(b"\xff\xff\xff")}).replace("/", "\\/"))
+    assert dict(open_image_store(path)) == {"a/b": b"\xff\xff\xff"}
+
+
+def test_an_id_that_is_no_text_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "SN.json"
+    path.write_text(json.dumps({"a\ud83d": text(b"1"), "ü 🐕": text(b"2")}))
+    store = open_image_store(path)
+    assert dict(store) == {"a?": b"1", "ü 🐕": b"2"}
+    assert "a\ud83d" not in store
+
+
+DAMAGED = {
+    "cut off in a picture": (
+        '{"a": "QUJD", "b": "QU',
+        r"byte 19 .*after 1 values.*the file ends inside the value",
+    ),
+    "cut off after a picture": ('{"a": "QUJD"', r"byte 12 .*cut off"),
+    "a list": ('["QUJD"]', "expected one object of pictures"),
+    "an empty file": ("", "is empty"),
+    "something behind": ('{"a": "QUJD"} {}', "something follows"),
+    "instructions": ('{"a": {"instruction": "x"}}', "holds no picture as base64 .a: it is null"),
+    "words": ('{"a": "no picture"}', "holds no picture as base64 .a: it is not valid base64"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path: Path, kind: str) -> None:
+    content, expected = DAMAGED[kind]
+    path = tmp_path / "SN.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"^{path} .*{expected}") as caught:
+        open_image_store(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_json(tmp_path / "SN.json", {"a": b"x" * 1000, "b": b"y" * 500})
+    with caplog.at_level(logging.INFO):
+        open_image_store(path)
+    assert f"{path}: 2 pictures, 1.5 kB encoded" in caplog.messages
+
+
+def frame(content: dict[str, bytes]) -> pd.DataFrame:
+    return pd.DataFrame({"id": list(content), "base64": list(map(text, content.values()))})
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_parquet_is_read_where_it_is(tmp_path: Path, cache: Path, rows: int) -> None:
+    content = pictures(300)
+    path = tmp_path / "SN.parquet"
+    frame(content).to_parquet(path, row_group_size=rows)
+    store = open_image_store(path)
+    assert_holds(store, content)
+    assert_holds(pickle.loads(pickle.dumps(store)), content)
+    assert sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) < path.stat().st_size / 5
+
+
+def test_parquet_with_large_row_groups_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_store, "_DIRECT_AT_MOST", 100_000)
+    content = pictures(300)
+    path = tmp_path / "SN.parquet"
+    frame(content).to_parquet(path)
+    store = open_image_store(path)
+    monkeypatch.setattr(image_store, "TablePictures", None)
+    assert_holds(store, content)
+
+
+def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
+    content = pictures(90)
+    folder = tmp_path / "SN"
+    folder.mkdir()
+    table = frame(content)
+    for shard in range(3):
+        table[shard * 30 : shard * 30 + 30].to_parquet(folder / f"part-{shard}.parquet", row_group_size=20)
+    assert_holds(open_image_store(folder), content)
+    table[:10].to_parquet(folder / "part-0.parquet")  # another release of one of them
+    assert len(open_image_store(folder)) == 70
+
+
+def test_parquet_whose_ids_are_the_frame_s_index(tmp_path: Path) -> None:
+    content = pictures(9)
+    frame(content).set_index("id").rename_axis(None).to_parquet(tmp_path / "LA.parquet")
+    assert_holds(open_image_store(tmp_path / "LA.parquet"), content)
+
+
+def test_parquet_as_datasets_writes_it(tmp_path: Path) -> None:
+    content = pictures(9)
+    features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
+    rows = [{"id": name, "image": {"bytes": each, "path": None}} for name, each in content.items()]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "CGD.parquet")
+    assert_holds(open_image_store(tmp_path / "CGD.parquet"), content)
+
+
+def test_a_damaged_picture_in_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "SN.parquet"
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "base64": ["QUJD", None, "?"]}), path)
+    store = open_image_store(path)
+    assert store["a"] == b"ABC"
+    for name in "bc":
+        with pytest.raises(ImageError, match=rf"SN\.parquet#{name}: it is "):
+            store[name]
+
+
+def test_parquet_with_other_columns_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "SN.parquet"
+    pq.write_table(pa.table({"name": ["a"], "base64": ["QUJD"]}), path)
+    with pytest.raises(
+        DataError, match=r"SN\.parquet has the columns name, base64; a column of ids \(id, image_id"
+    ):
+        open_image_store(path)
+
+
+def test_a_folder_without_parquet_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no \.parquet file"):
+        open_image_store(tmp_path)
+    with pytest.raises(DataError, match=r"SN\.json: there is no such file"):
+        open_image_store(tmp_path / "SN.json")
+
+
+def test_a_record_opens_its_picture_from_the_store(tmp_path: Path) -> None:
+    drawn = (ROOT / "eval/eval_data/image/cat.jpg").read_bytes()
+    path = tmp_path / "SN.json"
+    path.write_text(json.dumps({"cat": text(drawn), "broken": "?"}))
+    record = RawRecord({}, "x#1", (PictureStore("SN.json", open_image_store(path)),))
+    assert record.has_image("cat") and not record.has_image("dog")
+    assert record.image("cat").open().size == Image(drawn).open().size
+    with pytest.raises(ImageError, match=r"SN\.json#broken: it is not valid base64"):
+        record.image("broken").open()
+
+
+MEMORY = """
+import random, resource, sys
+from pathlib import Path
+from utils.data.image_store import open_image_store
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+store = open_image_store(Path(sys.argv[1]))
+names = list(store)
+random.Random(0).shuffle(names)
+assert sum(len(store[name]) for name in names) == int(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux only")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path, count, picture = tmp_path / "SN.json", 3000, np.random.default_rng(0).bytes(100_000)
+    encoded = text(picture)
+    with path.open("w") as file:  # 400 MB, 300 MB of pictures
+        file.write("{")
+        file.writelines(f'{", " if index else ""}"SN_{index}": "{encoded}"' for index in range(count))
+        file.write("}")
+    finished = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(path), str(count * len(picture))],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    megabytes = int(finished.stdout) / 1024
+    assert megabytes < 250, f"{megabytes:.0f} MB for a file of {path.stat().st_size / 1e6:.0f} MB"

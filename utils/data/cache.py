@@ -1,0 +1,133 @@
+"""Converted data files: each is made once per machine, and is complete or not there.
+
+An entry is a folder, named after the file it was made of and that file's size and time of change. Processes
+that start together wait for the one that makes it; one that is killed while it writes leaves nothing that
+another would take for an entry.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from utils.atomic import atomic_directory
+from utils.data.spec import DataError
+from utils.distributed import get_logger
+
+logger = get_logger(__name__)
+
+CACHE_VARIABLE = "VISUALCHAT_CACHE"
+"""The environment variable that names the cache folder; `--data_cache_path` sets it for a run."""
+
+_FORMAT = 2  # raise it when what is written changes, and old entries are passed over
+_MANIFEST = "manifest.json"  # the sizes of an entry's files, so that one that lost a part is made anew
+_REMEDY = f"set --data_cache_path (or {CACHE_VARIABLE}) to a folder with space"
+
+
+def cache_folder() -> Path:
+    """Where converted files are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/visualchat").expanduser()
+
+
+def use_cache_folder(path: str | Path) -> None:
+    """Keep converted files there from now on, in this process and in those that it starts."""
+    os.environ[CACHE_VARIABLE] = str(Path(path).expanduser().resolve())
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an entry is made of: a path as messages name it, its files (several for a folder), and which part
+    or view of them.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    variant: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def place(self) -> str:
+        """A name for it that does not change with its content."""
+        return f"{self.path.stem}-{_digest(_FORMAT, self.path.resolve(), self.variant)}"
+
+    def state(self) -> str:
+        """A name for its content, by names, sizes and times of change of its files."""
+        status = [(file.name, file.stat()) for file in self.files]
+        return _digest(*((name, each.st_size, each.st_mtime_ns) for name, each in status))
+
+
+def cached(source: Source, kind: str, write: Callable[[Path], None], share: float = 1.0) -> Path:
+    """The entry's folder for `source`, which `write` fills if it is not there yet.
+
+    Args:
+        kind: the cache's subfolder.
+        write: gets an empty folder; called in one process of this machine at a time.
+        share: how many bytes an entry takes for each of the source, roughly: asked for before writing.
+
+    Raises `DataError` where the source changes meanwhile and where the cache cannot be written, and whatever
+    `write` raises; an entry is then not made.
+    """
+    try:
+        entry = cache_folder() / kind / source.place() / source.state()
+        if not _is_whole(entry):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(entry.parent / ".lock"):
+                if not _is_whole(entry):  # another process may have been faster
+                    _require_space(source, entry.parent, share)
+                    _make(source, entry, write)
+    except OSError as error:
+        raise DataError(f"cannot keep {source.path} in the cache ({error}); {_REMEDY}") from error
+    return entry
+
+
+def _make(source: Source, entry: Path, write: Callable[[Path], None]) -> None:
+    logger.info("Reading %s (%s) into %s, once", source.path, in_units(source.size), entry)
+    with atomic_directory(entry) as folder:
+        write(folder)
+        if source.state() != entry.name:
+            raise DataError(
+                f"{source.path} changed while it was read; run again when its download is complete"
+            )
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+        (folder / _MANIFEST).write_text(json.dumps(sizes))
+    for other in entry.parent.iterdir():  # made of earlier contents of the same file, or left by a crash
+        if other.is_dir() and other != entry:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        sizes = json.loads((entry / _MANIFEST).read_text())
+        return all((entry / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _require_space(source: Source, folder: Path, share: float) -> None:
+    needed, free = int(source.size * share), shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{source.path} takes about {in_units(needed)} in the cache {cache_folder()}, where"
+            f" {in_units(free)} are free; {_REMEDY}"
+        )
+
+
+def in_units(count: float) -> str:
+    """Bytes as people write them: 3.2 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""Files that are not what their name says, told from their first bytes."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.data.spec import DataError
+
+_MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as some editors write it
+_KINDS = {
+    b"\x1f\x8b": "a gzip file: unpack it (gunzip)",
+    b"PK\x03\x04": "a zip file: unpack it (unzip)",
+    b"\xfd7zXZ": "an xz file: unpack it (unxz)",
+    b"\x28\xb5\x2f\xfd": "a zstandard file: unpack it (unzstd)",
+    b"PAR1": "a parquet file: name it .parquet",
+    b"ARROW1": "an Arrow file: hand over the folder that `datasets` saved",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
+    b"<": "a web page or XML, mostly an error message saved under the file's name: fetch the file again",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"\xff\xd8\xff": "a JPEG picture: hand over the annotation file",
+    b"\x89PNG": "a PNG picture: hand over the annotation file",
+    b"\0": "full of zero bytes, a download that was begun and not finished: fetch it again",
+}
+
+
+def refuse_other_kinds(path: Path, file: BinaryIO) -> int:
+    """How many bytes the byte order mark of a text file takes, 0 or 3.
+
+    Raises `DataError` for an empty file and for one whose first bytes say that it is no JSON text.
+    """
+    beginning = file.read(4096)
+    mark = len(_MARK) if beginning.startswith(_MARK) else 0
+    text = beginning[mark:].lstrip()
+    if not text:
+        raise DataError(f"{path} is empty; fetch it again")
+    for signature, kind in _KINDS.items():
+        if text.startswith(signature):
+            raise DataError(f"{path} is {kind}")
+    return mark
