@@ -73,6 +73,9 @@ class DataArguments:
     """Which dialogues to train on."""
 
     data_path: str = _flag("./data/", "Folder of the datasets.")
+    data_cache_path: str | None = _flag(
+        None, "Folder for converted data files; otherwise $VISUALCHAT_CACHE, or ~/.cache/visualchat."
+    )
     data_debug_path: str | None = _flag(None, "Folder to write 10 samples to, as images and text.")
     data_train_split_ratio: float = _flag(0.9, "Share of the data to train on; the rest evaluates.")
     dataset_names: list[str] = field(
@@ -87,6 +90,12 @@ class DataArguments:
     )
     max_num_image_per_sample: int = _flag(8, "Images in a conversation at most.")
     max_seq_len: int = _flag(4096, "Tokens in a conversation at most, image tokens included.")
+    max_bad_fraction: float = _flag(
+        0.001,
+        "Stop when more than this share of all records is bad; below it they are left out, and listed in"
+        " {output_dir}/bad_samples.jsonl. One bad record is let pass in any set, unless this is 0.",
+    )
+    strict: bool = _flag(False, "Stop at the first bad record.")
 
     def __post_init__(self) -> None:
         if not Path(self.data_path).is_dir():
@@ -110,6 +119,8 @@ class DataArguments:
         for flag in ("max_num_image_per_sample", "max_seq_len"):
             if getattr(self, flag) < 1:
                 raise UsageError(f"--{flag} {getattr(self, flag)}: give a positive number")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UsageError(f"--max_bad_fraction {self.max_bad_fraction}: give a share from 0 to 1")
         if min(self.dataset_concatenate_samples) < 1:
             raise UsageError("--dataset_concatenate_samples: give positive numbers")
 

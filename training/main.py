@@ -22,7 +22,19 @@ from training.debug import dump_samples
 from training.trainer import TrainingDivergedError, VisualChatTrainer
 from utils.atomic import clear_leftovers
 from utils.conversation import ConversationError, ImageError
-from utils.data import Collator, DataError, EncodedDataset, Mixture, build_dataset, split_dataset
+from utils.data import (
+    BadDataError,
+    BadRecords,
+    Collator,
+    DataError,
+    EncodedDataset,
+    Mixture,
+    TolerantDataset,
+    build_dataset,
+    split_dataset,
+)
+from utils.data.bad_data import BAD_SAMPLES
+from utils.data.cache import use_cache_folder
 from utils.distributed import (
     barrier,
     configure_logging,
@@ -61,13 +73,14 @@ def train(
         set_verbosity_error()  # transformers' warnings once, not once a process
     seed_everything(arguments.seed)
     resumed = prepare_output(arguments)
-    training_part, evaluation_part = load_data(data_arguments, arguments)
+    bad = bad_records(data_arguments, arguments, resumed is not None)
+    training_part, evaluation_part = load_data(data_arguments, arguments, bad)
     model, processor = load_model(model_arguments, arguments)
     if data_arguments.data_debug_path and is_main_process():
         dump_samples(training_part, processor, data_arguments.data_debug_path)
 
-    def encoded(part: Mixture) -> EncodedDataset:
-        return EncodedDataset(part, processor, data_arguments.max_seq_len)
+    def encoded(part: Mixture) -> TolerantDataset:
+        return TolerantDataset(EncodedDataset(part, processor, data_arguments.max_seq_len))
 
     learned = encoded(training_part)
     trainer = VisualChatTrainer(
@@ -78,8 +91,10 @@ def train(
         train_dataset=learned,
         eval_dataset=encoded(evaluation_part) if len(evaluation_part) else None,
         callbacks=[ProgressReporter()],
+        bad_records=bad,
     )
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.bad.exchange(arguments.device)
     trainer.export(Path(arguments.output_dir, "final"))
     summarise(trainer, learned)
 
@@ -99,18 +114,41 @@ def prepare_output(arguments: VisualChatTrainingArguments) -> Path | None:
     return resumed
 
 
+def bad_records(
+    data_arguments: DataArguments, arguments: VisualChatTrainingArguments, resumed: bool
+) -> BadRecords:
+    """The list of bad records: empty, or, in a resumed run, what was found before it was interrupted."""
+    path = Path(arguments.output_dir, BAD_SAMPLES)
+    bad = BadRecords(data_arguments.max_bad_fraction, data_arguments.strict, path)
+    if resumed:
+        bad.restore()
+    return bad
+
+
 def load_data(
-    data_arguments: DataArguments, arguments: VisualChatTrainingArguments
+    data_arguments: DataArguments, arguments: VisualChatTrainingArguments, bad: BadRecords
 ) -> tuple[Mixture, Mixture]:
-    """The conversations to learn from and those to evaluate on; without the latter, evaluation is off."""
-    dataset = build_dataset(
-        data_arguments.dataset_names,
-        data_arguments.data_path,
-        samples=data_arguments.samples,
-        concatenate=data_arguments.dataset_concatenate_samples,
-        max_images=data_arguments.max_num_image_per_sample,
-        seed=arguments.seed,
-    )
+    """The conversations to learn from and those to evaluate on; without the latter, evaluation is off.
+
+    Records that are not in their dataset's format go to `bad` instead, and its list is written.
+    """
+    if data_arguments.data_cache_path:
+        use_cache_folder(data_arguments.data_cache_path)
+    try:
+        dataset = build_dataset(
+            data_arguments.dataset_names,
+            data_arguments.data_path,
+            samples=data_arguments.samples,
+            concatenate=data_arguments.dataset_concatenate_samples,
+            max_images=data_arguments.max_num_image_per_sample,
+            seed=arguments.seed,
+            bad=bad,
+        )
+    finally:
+        if is_main_process():
+            bad.write()
+    if bad:
+        logger.info("left out: %s", bad.summary())
     parts = split_dataset(dataset, data_arguments.data_train_split_ratio, arguments.seed)
     logger.info("%-24s %12s %12s", "dataset", "train", "evaluation")
     counts = [part.records_per_dataset for part in parts]
@@ -148,8 +186,10 @@ def load_model(
         raise UsageError(f"the model cannot be built: {error}") from error
 
 
-def summarise(trainer: VisualChatTrainer, learned: EncodedDataset) -> None:
-    """The last lines: what was cut, and where the checkpoints are."""
+def summarise(trainer: VisualChatTrainer, learned: TolerantDataset) -> None:
+    """The last lines: what was left out, what was cut, and where the checkpoints are."""
+    if trainer.bad.records:
+        logger.info("left out: %s", trainer.bad.records.summary())
     if learned.cut.conversations:
         logger.info(
             "--max_seq_len cut %d conversations, by %d turns", learned.cut.conversations, learned.cut.turns
@@ -164,6 +204,8 @@ def _report(error: Exception) -> None:
     # A loader worker sends its error with a traceback, of which the last line is the message.
     message = str(error).strip().splitlines()[-1] if "Original Traceback" in str(error) else str(error)
     if not is_main_process():
+        if isinstance(error, BadDataError):
+            return  # all processes come to this verdict together
         # Mostly all processes meet the same mistake: the first says so, and the launcher ends the others.
         time.sleep(3)
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)

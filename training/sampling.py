@@ -7,8 +7,7 @@ steps.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -58,10 +57,21 @@ class GlobalBatchSampler(Sampler[list[int]]):
             yield order[start : start + self.batch_size].tolist()
 
 
-class PaddedDataset(Dataset):
-    """A dataset of encoded conversations, and at `PADDING` one of them with nothing to learn in it."""
+class RowsAndNothing(Protocol):
+    """Rows for the collator, and one in which nothing is learned (`TolerantDataset`)."""
 
-    def __init__(self, encoded: Dataset) -> None:
+    @property
+    def nothing(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class PaddedDataset(Dataset):
+    """A dataset of encoded conversations, and at `PADDING` a row with nothing to learn in it."""
+
+    def __init__(self, encoded: RowsAndNothing) -> None:
         self.encoded = encoded
 
     def __len__(self) -> int:
@@ -73,7 +83,4 @@ class PaddedDataset(Dataset):
             self.encoded.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> Any:
-        if index != PADDING:
-            return self.encoded[index]
-        example = self.encoded[0]
-        return replace(example, labels=np.full_like(example.labels, -100))
+        return self.encoded.nothing if index == PADDING else self.encoded[index]

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from training.arguments import VisualChatTrainingArguments
+from training.bad_batches import BadBatches
 from training.checkpoints import TRAINER_STATE, Run, checkpoint_name, rotate
 from training.ds_configs import gather_by_layer
 from training.parameter_groups import parameter_groups
@@ -30,6 +31,7 @@ from training.sampling import GlobalBatchSampler, PaddedDataset
 from training.throughput import ThroughputMeter
 from utils import distributed
 from utils.atomic import atomic_directory, begin_directory, commit_directory, staging_of
+from utils.data.bad_data import BadRecords
 from utils.model.checkpoint import save_full, save_trained_only
 
 
@@ -49,7 +51,9 @@ class VisualChatTrainer(Trainer):
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        bad_records: BadRecords | None = None,
     ) -> None:
+        """`bad_records` takes up those that turn up while batches are read (`Collator`)."""
         super().__init__(
             model=model,
             args=args,
@@ -60,6 +64,7 @@ class VisualChatTrainer(Trainer):
             callbacks=[_EpochSetter(), *(callbacks or [])],
         )
         self.throughput = ThroughputMeter()
+        self.bad = BadBatches(BadRecords() if bad_records is None else bad_records)
         self.remove_callback(ProgressCallback)  # our reporter shows what they do
         self.remove_callback(PrinterCallback)
         if args.stage3_gather_layers and args.hf_deepspeed_config.is_zero3():
@@ -98,6 +103,9 @@ class VisualChatTrainer(Trainer):
     ) -> tuple[list, Any]:
         """The micro-batches of an optimizer step and their supervised tokens on all processes."""
         batches, supervised = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.bad.take(batches)
+        if self.bad.strict:
+            self.bad.exchange(device)
         self.throughput.count(batches)
         return batches, supervised.clamp(min=1)  # none at all: a loss of 0, not of 0 / 0
 
@@ -136,12 +144,16 @@ class VisualChatTrainer(Trainer):
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # loss, supervised tokens
         with torch.no_grad():
             for batch in dataloader:
+                self.bad.take([batch])
+                if self.bad.strict:
+                    self.bad.exchange(self.args.device)
                 inputs = self._prepare_inputs(batch)
                 totals[0] += model(**inputs, num_items_in_batch=1).loss.double()
                 totals[1] += inputs["labels"].ne(-100).sum()
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.args.world_size > 1:
             dist.all_reduce(totals)
+        self.bad.exchange(self.args.device)
         loss, tokens = totals.tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / max(tokens, 1)}
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
@@ -154,6 +166,7 @@ class VisualChatTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add throughput to training's lines, and stop at a loss that is not a number."""
         if "loss" in logs:
+            self.bad.exchange(self.args.device)
             if not math.isfinite(logs["loss"]):
                 raise TrainingDivergedError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}: lower --learning_rate, or"
@@ -209,6 +222,7 @@ class VisualChatTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write checkpoint-N aside, from all processes, and give it its name when all is on the disk."""
+        self.bad.exchange(self.args.device)  # a resumed run finds those listed that it will not meet again
         with self.throughput.paused():
             target = Path(self.args.output_dir, checkpoint_name(self.state.global_step))
             staging = staging_of(target)

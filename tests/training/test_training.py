@@ -180,6 +180,7 @@ def test_bad_input_gets_one_line(trainings, tmp_path):
         data_train_split_ratio=1,  # the picture is among those trained on, wherever the split would put it
         dataloader_num_workers=1,
         eval_strategy="no",
+        strict=True,
     )
     printed = trainings.run(command, expected=2)
     [line] = [line for line in printed.splitlines() if line.startswith("error: ")]

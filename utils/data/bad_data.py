@@ -126,6 +126,12 @@ class BadRecords:
                 " --max_bad_fraction"
             )
 
+    def summary(self) -> str:
+        """How many there are, and where they are listed."""
+        listed_in = f", listed in {self.path}" if self.path else ""
+        share = f" ({len(self) / self.total:.2%})" if self.total else ""
+        return f"{len(self):,} bad of {self.total:,} records{share}{listed_in}"
+
     def write(self) -> None:
         """Write the list to `path`, a JSON object a line; complete or not at all. For the main process."""
         assert self.path is not None

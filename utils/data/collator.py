@@ -17,7 +17,8 @@ class Collator:
     """Pad conversations to a common length, a multiple of `pad_to_multiple_of` (tensor cores like eights).
 
     Returns `input_ids`, `attention_mask`, `mm_token_type_ids`, `labels`, each [B, S] int64, and, unless no
-    conversation has an image, `pixel_values` [images of the batch in order, 3, H, W].
+    conversation has an image, `pixel_values` [images of the batch in order, 3, H, W]; and, where there are any,
+    `bad`: a list of the bad records that were found in making the batch, which is not for the model.
     """
 
     pad_token_id: int
@@ -44,4 +45,6 @@ class Collator:
         pixels = [each.pixel_values for each in conversations if each.pixel_values is not None]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)
+        if bad := [found for each in conversations for found in getattr(each, "bad", ())]:
+            batch["bad"] = bad
         return batch

@@ -58,11 +58,14 @@ class EncodedDataset(Dataset):
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> Encoded:
-        """Raises `ConversationError` and `ImageError` that name the record.
+        """See `encode`."""
+        return self.encode(self.conversations[index])
+
+    def encode(self, conversation: Conversation, count_cut: bool = True) -> Encoded:
+        """What of a conversation fits. Raises `ConversationError` and `ImageError` that name the record.
 
         So for a conversation with no answer, or whose first turn alone is too long: both would teach nothing.
         """
-        conversation = self.conversations[index]
         encoded = self.processor.encode(conversation, load_images=False)
         turns = int((encoded.turn_ends <= self.max_seq_len).sum())
         if turns == 0:
@@ -75,11 +78,12 @@ class EncodedDataset(Dataset):
         if (labels < 0).all():
             raise conversation.error("it has no answer to learn from; take the record out")
         kept = conversation.turns[:turns]
-        self._count(len(conversation.turns) - turns)
         try:
             pixels = self.processor.pixel_values([image for turn in kept for image in turn.images])
         except ImageError as error:
             raise ImageError(f"{conversation.source}: {error}") from error
+        if count_cut:
+            self._count(len(conversation.turns) - turns)
         return replace(
             encoded,
             input_ids=encoded.input_ids[:end],

@@ -1,0 +1,119 @@
+"""Encoded conversations that never fail: a bad record costs its own place, and nothing else.
+
+Ranks have to stay in step under ZeRO-3, and no record may stand in for another. So a conversation keeps its
+place whatever is wrong with it: what is sound in it is learned, and where nothing is, a few tokens without
+labels are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from utils.conversation import Conversation, Turn
+from utils.data.bad_data import BadRecord, Member
+from utils.data.encode import CutCount, Encoded, EncodedDataset
+from utils.data.grouping import join
+from utils.data.spec import DataError
+
+_IGNORED_LABEL = -100  # the ignore_index of torch's cross entropy
+
+
+class JoinedConversations(Protocol):
+    """A mixture: conversations whose records are known one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    def members(self, index: int) -> list[Member]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """An encoded conversation (`Encoded`), and the bad records that were found in making it."""
+
+    input_ids: np.ndarray  # [S]
+    labels: np.ndarray  # [S]
+    mm_token_type_ids: np.ndarray  # [S]
+    turn_ends: np.ndarray  # [turns]
+    pixel_values: torch.Tensor | None  # [images, 3, H, W]
+    bad: tuple[BadRecord, ...] = ()
+
+
+class TolerantDataset(Dataset):
+    """The rows of an `EncodedDataset` over a mixture; bad records are left out of them and named in `Row.bad`."""
+
+    def __init__(self, encoded: EncodedDataset) -> None:
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> Row:
+        """Raises `DataError` where the data cannot be read at all (a cache that is gone), else nothing."""
+        try:
+            return _row(self.encoded[index])
+        except DataError:
+            raise
+        except ValueError as error:  # ConversationError, ImageError, and the processor's about a text
+            return self._without_bad(index, error)
+
+    @cached_property
+    def nothing(self) -> Row:
+        """A short row in which nothing is learned."""
+        empty = Conversation((Turn("-", "-"),), source="nothing to learn")
+        encoded = self.encoded.processor.encode(empty, load_images=False)
+        return replace(_row(encoded), labels=np.full_like(encoded.labels, _IGNORED_LABEL))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to conversations that are joined anew in each."""
+        self.encoded.set_epoch(epoch)
+
+    @property
+    def cut(self) -> CutCount:
+        """What `max_seq_len` took away so far."""
+        return self.encoded.cut
+
+    def _without_bad(self, index: int, error: ValueError) -> Row:
+        """Try the records one by one, and join those that are sound."""
+        members = self.encoded.conversations.members(index)
+        sound, bad = self._sorted_out(members)
+        if not bad:  # sound alone, but not together: none of them can be blamed, so all are left out
+            bad = [BadRecord.of(member.place, error) for member in members]
+        elif sound:
+            try:
+                return replace(_row(self.encoded.encode(join(sound))), bad=tuple(bad))
+            except DataError:
+                raise
+            except ValueError as second:
+                named = {each.place for each in bad}
+                bad += [BadRecord.of(each.place, second) for each in members if each.place not in named]
+        return replace(self.nothing, bad=tuple(bad))
+
+    def _sorted_out(self, members: Sequence[Member]) -> tuple[list[Conversation], list[BadRecord]]:
+        sound, bad = [], []
+        for member in members:
+            try:
+                conversation = member.read()
+                self.encoded.encode(conversation, count_cut=False)
+                sound.append(conversation)
+            except DataError:
+                raise
+            except ValueError as error:
+                bad.append(BadRecord.of(member.place, error))
+        return sound, bad
+
+
+def _row(encoded: Encoded) -> Row:
+    return Row(
+        encoded.input_ids,
+        encoded.labels,
+        encoded.mm_token_type_ids,
+        encoded.turn_ends,
+        encoded.pixel_values,
+    )
