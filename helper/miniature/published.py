@@ -148,7 +148,7 @@ def _aokvqa(root: Path, records: int, album: Album) -> None:
                 "choices": choices,
                 "correct_choice_idx": choices.index(asked.answer),
                 "direct_answers": [asked.answer] * 3,
-                "rationales": [scene.in_words(), f"there are {NUMBERS[len(scene.things)]} things in it"],
+                "rationales": [scene.in_words(), f"the number of things is {NUMBERS[len(scene.things)]}"],
             }
         )
     write_json(root / "aokvqa" / "annotations" / "aokvqa_v1p0_train.json", annotations)
