@@ -26,7 +26,13 @@ class Grouping:
         return self.members[self.borders[group] : self.borders[group + 1]]
 
 
-def group(image_counts: np.ndarray, most: int, max_images: int, rng: np.random.Generator) -> Grouping:
+def group(
+    image_counts: np.ndarray,
+    most: int,
+    max_images: int,
+    rng: np.random.Generator,
+    apart: np.ndarray | None = None,
+) -> Grouping:
     """Shuffle indices 0..n-1 and cut them into groups of 1 to `most`, sizes drawn evenly.
 
     A group is closed early where the next member would bring it over `max_images`. No single member may be
@@ -34,14 +40,19 @@ def group(image_counts: np.ndarray, most: int, max_images: int, rng: np.random.G
 
     Args:
         image_counts: [n], the images of each index.
+        apart: [n], indices with different values are never in one group; without it all may be.
     """
     assert not len(image_counts) or image_counts.max() <= max_images
     members = rng.permutation(len(image_counts))
+    sort = np.zeros(len(members), dtype=np.int64) if apart is None else apart[members]
+    together = np.argsort(sort, kind="stable")
+    members, sort = members[together], sort[together]
     sizes = iter(rng.integers(1, most, size=len(members), endpoint=True).tolist())
     borders = [0]
     size, images = next(sizes, 0), 0
-    for position, count in enumerate(image_counts[members].tolist()):
-        if position - borders[-1] == size or images + count > max_images:
+    breaks = np.append(False, sort[1:] != sort[:-1]).tolist()
+    for position, (count, is_break) in enumerate(zip(image_counts[members].tolist(), breaks, strict=False)):
+        if position - borders[-1] == size or images + count > max_images or is_break:
             borders.append(position)
             size, images = next(sizes), 0
         images += count
@@ -50,19 +61,30 @@ def group(image_counts: np.ndarray, most: int, max_images: int, rng: np.random.G
     return Grouping(members, np.array(borders, dtype=np.int64))
 
 
-def regroup(grouping: Grouping, kinds: np.ndarray, rng: np.random.Generator) -> Grouping:
-    """Exchange members at random among those of the same kind: other groups, of the same number and sizes.
+def refill(grouping: Grouping, kinds: np.ndarray, members: Sequence[np.ndarray]) -> Grouping:
+    """Groups of the same number and sizes, in which other members take the places of their kind.
 
     Args:
-        kinds: the kind of each index, for instance its dataset and its number of images.
+        kinds: [n], the kind of the member at each position of `grouping`, counted from 0.
+        members: of each kind as many as it has positions.
     """
-    kind_at = kinds[grouping.members]  # [n]
-    shuffled = rng.permutation(len(kind_at))
-    members = np.empty_like(grouping.members)
-    members[np.argsort(kind_at, kind="stable")] = grouping.members[
-        shuffled[np.argsort(kind_at[shuffled], kind="stable")]
-    ]
-    return Grouping(members, grouping.borders)
+    filled = np.empty_like(grouping.members)
+    if len(members):
+        filled[np.argsort(kinds, kind="stable")] = np.concatenate(members)
+    return Grouping(filled, grouping.borders)
+
+
+def visit(members: np.ndarray, count: int, epoch: int, seed: Sequence[int]) -> np.ndarray:
+    """The `count` members that come in an epoch.
+
+    Seeded permutations of all members follow each other without end, and each epoch takes the next `count`:
+    so after any number of epochs every member has come equally often, give or take once, whatever `count`.
+    """
+    start, stop = epoch * count, (epoch + 1) * count
+    first, last = start // len(members), -(-stop // len(members))
+    passes = [np.random.default_rng([*seed, each]).permutation(members) for each in range(first, last)]
+    offset = first * len(members)
+    return np.concatenate(passes)[start - offset : stop - offset]
 
 
 def join(conversations: Sequence[Conversation]) -> Conversation:

@@ -1,6 +1,5 @@
-"""From dataset names to a sequence of conversations: records, counts, concatenation and split."""
+"""From dataset names to a sequence of conversations: counts, weights, concatenation and split."""
 
-import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,79 +10,91 @@ from typing import TypeVar
 import numpy as np
 
 from utils.conversation import Conversation, ConversationError
-from utils.data.bad_data import BadRecord, BadRecords, Member, RecordPlace
-from utils.data.grouping import Grouping, group, join, regroup
+from utils.data.bad_data import BadRecords, Member, RecordPlace
+from utils.data.grouping import Grouping, group, join, refill, visit
+from utils.data.record_set import RecordSet
 from utils.data.registry import find_specs, require_files
-from utils.data.sources import open_records
-from utils.data.spec import DataError, DatasetSpec, RawRecord
-from utils.distributed import get_logger
+from utils.data.selection import Account, select
+from utils.data.spec import DataError, LeftOut
+from utils.data.survey import Survey, survey
 
-logger = get_logger(__name__)
-
-_Value = TypeVar("_Value", int, str)
-
-
-class RecordSet(Sequence[Conversation]):
-    """One dataset: the records of its annotation files in order, adapted when they are asked for."""
-
-    def __init__(self, spec: DatasetSpec, data_path: Path, bad: BadRecords | None = None) -> None:
-        self.spec = spec
-        self._image_folders = tuple(data_path / part.path for part in spec.images)
-        self._files = [_open(part.path, spec.name, data_path, bad) for part in spec.annotations]
-        self._first = np.cumsum([0, *map(len, self._files)])
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def place(self, index: int) -> RecordPlace:
-        """Where a record is to be found."""
-        file = int(np.searchsorted(self._first, index, side="right")) - 1
-        return RecordPlace(self.spec.name, self.spec.annotations[file].path, int(index - self._first[file]))
-
-    def __getitem__(self, index: int) -> Conversation:
-        file = int(np.searchsorted(self._first, index, side="right")) - 1
-        fields = self._files[file][int(index - self._first[file])]
-        record = RawRecord(fields, str(self.place(index)), self._image_folders)
-        try:
-            return self.spec.adapter(record)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise record.error(f"not in the format of {self.spec.name} ({error!r})") from error
+_Value = TypeVar("_Value", int, float, str)
 
 
 @dataclass(frozen=True, eq=False)
 class _Recipe:
-    """What is known of all n records of a mixture without reading them again."""
+    """What is known of all n conversations that a mixture joins, without reading them again."""
 
     sets: tuple[RecordSet, ...]
+    surveys: tuple[Survey, ...]
     concatenate: tuple[int, ...]  # of each set
+    weights: tuple[float, ...]  # of each set
     set_of: np.ndarray  # [n] number of the set
-    index_of: np.ndarray  # [n] place in the set
+    index_of: np.ndarray  # [n] place in the set's survey
     image_counts: np.ndarray  # [n]
     pictures: np.ndarray  # [n] uint64, equal where the first picture is the same file
+    systems: np.ndarray  # [n] uint64, equal where the system text is the same
     max_images: int
     seed: int
+    accounts: dict[str, Account]
 
-    def grouped(self, chosen: np.ndarray) -> Grouping:
-        """Group the chosen records, those of each set among themselves."""
-        members, sizes = [], []
-        for number, record_set in enumerate(self.sets):
-            mine = chosen[self.set_of[chosen] == number]
-            # By name, so that a set's groups do not depend on which others are there.
-            rng = np.random.default_rng([self.seed, zlib.crc32(record_set.spec.name.encode())])
-            grouping = group(self.image_counts[mine], self.concatenate[number], self.max_images, rng)
-            members.append(mine[grouping.members])
-            sizes.append(np.diff(grouping.borders))
-        borders = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-        return Grouping(np.concatenate(members), borders)
+    def read(self, number: int, epoch: int) -> Conversation:
+        """Read conversation `number`, with what its adapter draws in `epoch`."""
+        records, index = self.sets[self.set_of[number]], int(self.index_of[number])
+        members = self.surveys[self.set_of[number]].arrangement[index].tolist()
+        adapted = records.adapt(records.record(members, records.rng(self.seed, epoch, index)))
+        if isinstance(adapted, LeftOut):  # an image file that was there when the survey was made
+            raise ConversationError(
+                f"{records.place(members[0])}: it cannot be used any more: {adapted.reason}"
+            )
+        return adapted
+
+
+class _Share:
+    """What one set contributes to a mixture: which of its conversations come in an epoch, and their groups.
+
+    The number of groups and their sizes are the same in all epochs, so a training knows its steps.
+    """
+
+    def __init__(self, recipe: _Recipe, number: int, chosen: np.ndarray, weight: float) -> None:
+        mine = chosen[recipe.set_of[chosen] == number]
+        # Members take each other's places only where neither images nor system text would differ.
+        traits = np.stack([recipe.systems[mine], recipe.image_counts[mine].astype(np.uint64)], axis=1)
+        kinds, kind_of = np.unique(traits, axis=0, return_inverse=True)  # [k, 2], [mine]
+        borders = np.cumsum(np.bincount(kind_of, minlength=len(kinds)))
+        self._by_kind = np.split(mine[np.argsort(kind_of, kind="stable")], borders)[:-1]
+        self._sizes = [max(1, round(weight * len(each))) for each in self._by_kind]
+        # By name, so that a set's groups do not depend on which others are there.
+        self._seed = (recipe.seed, zlib.crc32(recipe.sets[number].spec.name.encode()))
+        self._traits = [tuple(map(int, kind)) for kind in kinds]
+
+        slots = np.repeat(np.arange(len(kinds)), self._sizes)  # [size of an epoch], kinds
+        self._shape = group(
+            kinds[slots, 1].astype(np.int64),
+            recipe.concatenate[number],
+            recipe.max_images,
+            np.random.default_rng(self._seed),
+            apart=kinds[slots, 0],
+        )
+        self._kinds = slots[self._shape.members]
+
+    def groups(self, epoch: int) -> Grouping:
+        """The groups of an epoch, of numbers in the recipe."""
+        members = [
+            visit(each, size, epoch, (*self._seed, *traits))
+            for each, size, traits in zip(self._by_kind, self._sizes, self._traits, strict=True)
+        ]
+        return refill(self._shape, self._kinds, members)
 
 
 class Mixture(Sequence[Conversation]):
     """Conversations of one or several datasets, concatenated; records are read when they are asked for."""
 
-    def __init__(self, recipe: _Recipe, records: np.ndarray) -> None:
+    def __init__(self, recipe: _Recipe, chosen: np.ndarray, weights: Sequence[float]) -> None:
         self._recipe = recipe
-        self._records = records
-        self._initial = self._grouping = recipe.grouped(records)
+        self._chosen = chosen
+        self._shares = [_Share(recipe, number, chosen, weight) for number, weight in enumerate(weights)]
+        self.set_epoch(0)
 
     def __len__(self) -> int:
         return len(self._grouping)
@@ -91,47 +102,53 @@ class Mixture(Sequence[Conversation]):
     def __getitem__(self, index: int) -> Conversation:
         if not -len(self) <= index < len(self):
             raise IndexError(f"conversation {index} of {len(self)}")
-        recipe = self._recipe
-        members = self._grouping[index % len(self)]
-        return join([recipe.sets[recipe.set_of[each]][recipe.index_of[each]] for each in members])
+        return join([self._recipe.read(each, self._epoch) for each in self._grouping[index % len(self)]])
 
     def __iter__(self) -> Iterator[Conversation]:
         return (self[index] for index in range(len(self)))
 
     def members(self, index: int) -> list[Member]:
         """The records that conversation `index` is joined of."""
-        sets, set_of, index_of = self._recipe.sets, self._recipe.set_of, self._recipe.index_of
         return [
-            Member(
-                sets[set_of[each]].place(index_of[each]),
-                partial(sets[set_of[each]].__getitem__, int(index_of[each])),
-            )
-            for each in self._grouping[index]
+            Member(self._place(each), partial(self._recipe.read, each, self._epoch))
+            for each in self._grouping[index].tolist()
         ]
 
     @property
     def num_records(self) -> int:
-        """How many records the conversations are made of, each in exactly one."""
-        return len(self._records)
+        """How many records the conversations are made of; at weight 1 each is in exactly one of an epoch."""
+        return sum(self.records_per_dataset.values())
 
     @property
     def records_per_dataset(self) -> dict[str, int]:
         """How many records each dataset contributes, by its name."""
-        counts = np.bincount(self._recipe.set_of[self._records], minlength=len(self._recipe.sets))
-        return {each.spec.name: int(count) for each, count in zip(self._recipe.sets, counts, strict=True)}
+        recipe = self._recipe
+        counts = {}
+        for number, (records, known) in enumerate(zip(recipe.sets, recipe.surveys, strict=True)):
+            mine = self._chosen[recipe.set_of[self._chosen] == number]
+            counts[records.spec.name] = int(known.arrangement.own[recipe.index_of[mine]].sum())
+        return counts
+
+    @property
+    def accounts(self) -> dict[str, Account]:
+        """What became of all records of each dataset, before any split."""
+        return self._recipe.accounts
 
     def set_epoch(self, epoch: int) -> None:
-        """Join other records in each epoch, into as many conversations; repeatable from seed and epoch."""
-        recipe = self._recipe
-        kinds = recipe.set_of * (recipe.max_images + 1) + recipe.image_counts
-        rng = np.random.default_rng([recipe.seed, epoch])
-        self._grouping = regroup(self._initial, kinds, rng) if epoch else self._initial
+        """Join other records in each epoch, and draw anew, into as many conversations; repeatable from seed and
+        epoch, whatever came before.
+        """
+        self._epoch = epoch
+        groupings = [share.groups(epoch) for share in self._shares]
+        sizes = [np.diff(grouping.borders) for grouping in groupings]
+        borders = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+        self._grouping = Grouping(np.concatenate([grouping.members for grouping in groupings]), borders)
 
     def split(self, train_ratio: float, seed: int) -> tuple["Mixture", "Mixture"]:
         """See `split_dataset`."""
         if not 0 < train_ratio <= 1:
             raise DataError(f"the training share is {train_ratio}; it has to be above 0 and at most 1")
-        _, picture = np.unique(self._recipe.pictures[self._records], return_inverse=True)  # [records]
+        _, picture = np.unique(self._recipe.pictures[self._chosen], return_inverse=True)  # [chosen]
         sizes = np.bincount(picture)
         order = np.random.default_rng(seed).permutation(len(sizes))
         wanted = round((1 - train_ratio) * len(picture))
@@ -139,9 +156,14 @@ class Mixture(Sequence[Conversation]):
         is_eval = np.zeros(len(sizes), dtype=bool)
         is_eval[order[: min(held_out, len(sizes) - 1)]] = True
         return (
-            Mixture(self._recipe, self._records[~is_eval[picture]]),
-            Mixture(self._recipe, self._records[is_eval[picture]]),
+            Mixture(self._recipe, self._chosen[~is_eval[picture]], self._recipe.weights),
+            Mixture(self._recipe, self._chosen[is_eval[picture]], [1.0] * len(self._recipe.sets)),
         )
+
+    def _place(self, number: int) -> RecordPlace:
+        recipe = self._recipe
+        known = recipe.surveys[recipe.set_of[number]].arrangement[int(recipe.index_of[number])]
+        return recipe.sets[recipe.set_of[number]].place(int(known[0]))
 
 
 def build_dataset(
@@ -152,63 +174,82 @@ def build_dataset(
     max_images: int = 8,
     seed: int = 1234,
     bad: BadRecords | None = None,
+    weights: float | Sequence[float] = 1.0,
+    image_folder: str | Path | None = None,
 ) -> Mixture:
     """The conversations of the named datasets, lazily read; the same on every process for the same arguments.
 
     Args:
-        names: names of the registry.
+        names: names of the registry, and paths of files of one's own (.json, .jsonl, .parquet, or a folder
+        that `datasets` has written).
         data_path: the folder under which the datasets' files are.
-        samples: how many records to take at random, "all" for all: one value, or one for each name.
-        concatenate: join 1 to this many records of a dataset at random, each record exactly once: one value,
-        or one for each name. max_images: no conversation has more images.
+        samples: how many to take at random, "all" for all: one value, or one for each name.
+        concatenate: join 1 to this many of a dataset at random, each exactly once: one value, or one for each
+        name.
+        max_images: no conversation has more images; records that have are left out.
         bad: takes up records and files that cannot be used; without it the first of them is an error.
+        weights: how often a record comes in an epoch: 1 once, 2 twice, 0.5 every other time; one value, or one
+        for each name.
+        image_folder: where the pictures of one's own files are; without it, beside each file.
 
     Raises `DataError` for unknown names, missing files (all at once) and values that do not fit, and
-    `ConversationError` for a record that is not in its dataset's format or has too many images.
+    `ConversationError` for a record that is not in its dataset's format.
     """
-    specs = find_specs(names)
+    specs = find_specs(names, image_folder)
     samples = one_for_each(samples, names, "--dataset_samples")
     concatenate = [int(most) for most in one_for_each(concatenate, names, "--dataset_concatenate_samples")]
     if min(concatenate) < 1:
         raise DataError(f"--dataset_concatenate_samples is {min(concatenate)}; it has to be at least 1")
+    weights = [float(weight) for weight in one_for_each(weights, names, "--dataset_weights")]
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise DataError(f"--dataset_weights is {min(weights)}; it has to be above 0")
     data_path = Path(data_path)
     require_files(specs, data_path)
 
     sets = tuple(RecordSet(spec, data_path, bad) for spec in specs)
-    chosen = [_choose(records, count, seed) for records, count in zip(sets, samples, strict=True)]
-    chosen, counts, pictures = _survey(sets, chosen, max_images, bad)
-    if bad:
+    surveys = tuple(survey(records) for records in sets)
+    selected = [
+        select(records, known, count, max_images, seed, bad)
+        for records, known, count in zip(sets, surveys, samples, strict=True)
+    ]
+    chosen = [each.chosen for each in selected]
+    if bad is not None:
         bad.check()
-        if not len(counts):
+        if len(bad) and not sum(map(len, chosen)):
             raise DataError(
                 f"no record of {', '.join(names)} can be used: {bad.sorted()[0].place} and all others are bad"
             )
     recipe = _Recipe(
         sets=sets,
+        surveys=surveys,
         concatenate=tuple(concatenate),
+        weights=tuple(weights),
         set_of=np.repeat(np.arange(len(sets)), [len(indices) for indices in chosen]),
         index_of=np.concatenate(chosen),
-        image_counts=counts,
-        pictures=pictures,
+        image_counts=_of_all([known.image_counts for known in surveys], chosen),
+        pictures=_of_all([known.pictures for known in surveys], chosen),
+        systems=_of_all([known.systems for known in surveys], chosen),
         max_images=max_images,
         seed=seed,
+        accounts={spec.name: each.account for spec, each in zip(specs, selected, strict=True)},
     )
-    return Mixture(recipe, np.arange(len(counts)))
+    return Mixture(recipe, np.arange(len(recipe.set_of)), weights)
 
 
 def split_dataset(dataset: Mixture, train_ratio: float = 0.9, seed: int = 1234) -> tuple[Mixture, Mixture]:
     """Divide a dataset's records into a training and an evaluation part, and concatenate each part anew.
 
     Every record is in exactly one part, and records with the same first picture are in the same part, so the
-    pictures of single-picture datasets are never in both. A ratio below 1 holds out at least one picture
-    where there are two.
+    pictures of single-picture datasets are never in both; which part does not depend on where the data folder
+    is. A ratio below 1 holds out at least one picture where there are two. Weights are for training: in the
+    evaluation part every record comes once.
     """
     return dataset.split(train_ratio, seed)
 
 
 def one_for_each(values: _Value | Sequence[_Value], names: Sequence[str], option: str) -> list[_Value]:
     """One value for each name: a single one serves all. Raises `DataError` where the numbers differ."""
-    listed = [values] if isinstance(values, str | int) else list(values)
+    listed = [values] if isinstance(values, str | int | float) else list(values)
     if len(listed) == 1:
         listed *= len(names)
     if len(listed) != len(names):
@@ -218,64 +259,5 @@ def one_for_each(values: _Value | Sequence[_Value], names: Sequence[str], option
     return listed
 
 
-def _choose(records: RecordSet, count: str | int, seed: int) -> np.ndarray:
-    name = records.spec.name
-    if count == "all":
-        return np.arange(len(records))
-    if not str(count).isdecimal() or int(count) < 1:
-        raise DataError(f"--dataset_samples is {count!r} for {name}; it has to be a positive number or all")
-    if int(count) > len(records):
-        logger.warning(
-            "%s has %d records, fewer than the %s asked for: all are taken", name, len(records), count
-        )
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    return np.sort(rng.permutation(len(records))[: int(count)])
-
-
-def _survey(
-    sets: Sequence[RecordSet], chosen: Sequence[np.ndarray], max_images: int, bad: BadRecords | None
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Adapt every chosen record once: which are usable, the number of images of each, and a fingerprint of the
-    first one's name.
-
-    So a record that is not in the format, or has too many images, is named before training starts.
-    """
-    usable, counts, pictures = [], [], []
-    for records, indices in zip(sets, chosen, strict=True):
-        kept = []
-        for index in indices.tolist():
-            try:
-                conversation = _within(records[index], max_images)
-            except ConversationError as error:
-                if bad is None:
-                    raise
-                bad.add(BadRecord.of(records.place(index), error))
-                continue
-            images = conversation.images
-            kept.append(index)
-            counts.append(len(images))
-            shown = images[0].name if images else conversation.source
-            pictures.append(int.from_bytes(hashlib.blake2b(shown.encode(), digest_size=8).digest(), "little"))
-        usable.append(np.array(kept, dtype=np.int64))
-        if bad is not None:
-            bad.total += len(indices)
-    return usable, np.array(counts, dtype=np.int64), np.array(pictures, dtype=np.uint64)
-
-
-def _within(conversation: Conversation, max_images: int) -> Conversation:
-    if len(conversation.images) > max_images:
-        raise conversation.error(
-            f"it has {len(conversation.images)} images, more than the maximum of {max_images};"
-            " raise --max_num_image_per_sample"
-        )
-    return conversation
-
-
-def _open(path: str, dataset: str, data_path: Path, bad: BadRecords | None) -> Sequence[dict]:
-    try:
-        return open_records(data_path / path)
-    except DataError as error:
-        if bad is None:
-            raise
-        bad.add(BadRecord(RecordPlace(dataset, path, None), str(error)))
-        return []
+def _of_all(values: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([each[places] for each, places in zip(values, chosen, strict=True)])

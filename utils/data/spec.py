@@ -11,6 +11,9 @@ import numpy as np
 
 from utils.conversation import Conversation, ConversationError, Image
 
+FORMAT_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+"""What reading a record's fields raises where they are not as published; `ConversationError` is among them."""
+
 
 class DataError(ValueError):
     """Data that cannot be used as asked for; the message says what was found and what to do."""
@@ -18,7 +21,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """A file or folder of a dataset: its path under the data folder, and where it is to be had.
+    """A file or folder of a dataset: its path under the data folder, and where it is to be had (empty: nowhere).
 
     `key` is where an annotation file has its records, if it is not itself a list of them; `is_store` says
     that one file holds many pictures by their ids. `alternatives` are other paths under which later releases
@@ -141,7 +144,8 @@ class DatasetSpec:
     where the record is not what the published format says. How many images are too many is not its business:
     that is one rule for all datasets. `arrange`, where there is one, reads the annotation files (a sequence
     of records for each) and says which records go together; it passes over what it cannot read, which the
-    adapter then names.
+    adapter then names. `image_names` tells the pictures that a record names, where its adapter leaves out
+    those that an image store lacks: so they can be counted.
     """
 
     name: str
@@ -149,6 +153,7 @@ class DatasetSpec:
     images: tuple[Part, ...]
     adapter: Callable[[RawRecord], Conversation | LeftOut]
     arrange: Callable[[Sequence[Sequence[dict[str, Any]]]], Arrangement] | None = None
+    image_names: Callable[[RawRecord], Sequence[str]] | None = None
 
     def missing(self, data_path: Path) -> list[Part]:
         """The parts that are not under `data_path`."""

@@ -1,5 +1,6 @@
 """From names to conversations: everything in, once, the same on every process, and nothing written beside."""
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -76,10 +77,10 @@ def test_no_conversation_has_more_images_than_the_maximum(write_root: WriteRoot,
     for epoch in range(3):
         dataset.set_epoch(epoch)
         assert max(len(conversation.images) for conversation in dataset) <= 4
-    with pytest.raises(
-        ConversationError, match=r"llava/detail_23k\.json#3: it has 3 images.*maximum of 2.*--max_num"
-    ):
-        build_dataset(["llava"], root, max_images=2)
+    few = build_dataset(["llava"], root, concatenate=3, max_images=2)
+    assert max(len(conversation.images) for conversation in few) == 2
+    assert few.num_records == 45
+    assert few.accounts["llava"].left_out == {"more than 2 images (--max_num_image_per_sample)": 15}
 
 
 def test_epochs_join_other_records_and_repeat(write_root: WriteRoot, record: MakeRecord) -> None:
@@ -115,6 +116,10 @@ def test_sample_counts(write_root: WriteRoot, record: MakeRecord, caplog: pytest
         ({"concatenate": 0}, "--dataset_concatenate_samples is 0"),
         ({"samples": "some"}, "--dataset_samples is 'some' for llava"),
         ({"samples": -1}, "--dataset_samples is -1 for llava"),
+        ({"weights": [1, 2, 3]}, "--dataset_weights has 3 values for 2 datasets"),
+        ({"weights": [1, 0]}, "--dataset_weights is 0.0; it has to be above 0"),
+        ({"weights": float("nan")}, "--dataset_weights is nan"),
+        ({"weights": float("inf")}, "--dataset_weights is inf"),
     ],
 )
 def test_values_that_do_not_fit(
@@ -128,6 +133,69 @@ def test_a_record_in_another_format_is_named(write_root: WriteRoot, record: Make
     root = write_root([record(0), {"caption": "a dog"}])
     with pytest.raises(ConversationError, match=r"llava/detail_23k\.json#1: not in the format of llava"):
         build_dataset(["llava"], root)
+
+
+def test_weights_say_how_often_a_record_comes(write_root: WriteRoot, record: MakeRecord) -> None:
+    root = write_root([record(n) for n in range(20)], [], [record(n, pictures=n % 3) for n in range(21)])
+    dataset = build_dataset(["llava", "llava_dial"], root, concatenate=2, weights=[0.25, 2])
+    lengths, times = set(), Counter()
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        lengths.add(len(dataset))
+        now = records_in(dataset)
+        times.update(now)
+        assert Counter(name.split("#")[0] for name in now) == {
+            "llava/detail_23k.json": 5,
+            "llava/conversation_58k.json": 42,
+        }
+    assert len(lengths) == 1
+    assert {name: times[name] for name in sources("detail_23k", range(20))} == dict.fromkeys(
+        sources("detail_23k", range(20)), 1
+    )
+    assert {times[name] for name in sources("conversation_58k", range(21))} == {8}
+
+
+def test_held_out_records_come_once_whatever_their_weight(write_root: WriteRoot, record: MakeRecord) -> None:
+    root = write_root([record(n) for n in range(20)])
+    train, held_out = split_dataset(build_dataset(["llava"], root, weights=3), 0.8)
+    assert len(train) == 48 and len(held_out) == 4
+
+
+def test_conversations_of_other_system_texts_are_not_joined(tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]
+    records = [
+        {"conversations": said, **({"system": f"Be {number % 3}."} if number % 4 else {})}
+        for number in range(30)
+    ]
+    (tmp_path / "my.json").write_text(json.dumps(records))
+    dataset = build_dataset([str(tmp_path / "my.json")], tmp_path, concatenate=3)
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        joined = list(dataset)
+        assert len(records_in(joined)) == 30 and len(joined) < 25
+
+
+def test_draws_differ_between_epochs_and_repeat(tmp_path: Path) -> None:
+    captions = [{"image_id": str(number), "caption": f"Caption {number}."} for number in range(12)]
+    (tmp_path / "cc_sbu_align" / "image").mkdir(parents=True)
+    (tmp_path / "cc_sbu_align" / "filter_cap.json").write_text(json.dumps({"annotations": captions}))
+    dataset = build_dataset(["minigpt4"], tmp_path)
+    questions = []
+    for epoch in (0, 1, 0, 1):
+        dataset.set_epoch(epoch)
+        asked = {conversation.turns[0].answer: conversation.turns[0].question for conversation in dataset}
+        questions.append(asked)
+    assert questions[0] == questions[2] != questions[1] == questions[3]
+    assert len(set(questions[0].values())) > 4
+
+
+def test_moving_the_data_folder_does_not_change_the_split(
+    write_root: WriteRoot, record: MakeRecord, tmp_path: Path
+) -> None:
+    root = write_root([record(number) for number in range(40)])
+    before = records_in(split_dataset(build_dataset(["llava"], root), 0.8)[1])
+    root.rename(tmp_path / "elsewhere")
+    assert before == records_in(split_dataset(build_dataset(["llava"], tmp_path / "elsewhere"), 0.8)[1])
 
 
 def test_order_depends_on_the_seed_alone_and_no_global_generator_is_touched(

@@ -10,15 +10,40 @@ from utils.data.spec import DataError
 
 def test_the_rows_are_the_published_files() -> None:
     rows = {name: [part.path for part in row.annotations + row.images] for name, row in DATASETS.items()}
+    coco, cgd = "coco/train2017", "MIMIC-IT/CGD_instructions.json"
+    detail, reasoning = "llava/detail_23k.json", "llava/complex_reasoning_77k.json"
+    dialogues = "llava/conversation_58k.json"
     assert rows == {
-        "llava": ["llava/detail_23k.json", "llava/complex_reasoning_77k.json", "coco/train2017"],
-        "llava_dial": ["llava/conversation_58k.json", "coco/train2017"],
+        "aokvqa": ["aokvqa/annotations/aokvqa_v1p0_train.json", coco],
+        "coco_caption": ["coco_caption/dataset.json", "coco/2014"],
+        "llava": [detail, reasoning, coco],
+        "llava_dial": [dialogues, coco],
+        "llava_otter_blend": [cgd, detail, reasoning, dialogues, coco],
+        "minigpt4": ["cc_sbu_align/filter_cap.json", "cc_sbu_align/image"],
+        "ocr_vqa": ["OCR_VQA/dataset.json", "OCR_VQA/images"],
+        "otter_mimicit_cgd": [cgd, coco],
+        **{
+            f"otter_mimicit_{name.lower()}": [f"MIMIC-IT/{name}_instructions.json", f"MIMIC-IT/{name}.json"]
+            for name in ("SD", "SN", "TVC", "VST")
+        },
+        "sparkles_dialogue": [
+            "SparklesDialogueCC/annotations/SparklesDialogueCC.json",
+            "SparklesDialogueVG/annotations/SparklesDialogueVG.json",
+            "SparklesDialogueCC/images",
+            "SparklesDialogueVG/images",
+        ],
     }
+
+
+def test_every_row_says_where_its_parts_are_to_be_had() -> None:
+    parts = [part for row in DATASETS.values() for part in row.annotations + row.images]
+    assert all(part.origin.startswith("http") for part in parts)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        DataError, match=r"unknown dataset lava, cocoa; the known ones are: llava, llava_dial"
+        DataError,
+        match=r"unknown dataset lava, cocoa; the known ones are: aokvqa, .*sparkles_dialogue; data of",
     ):
         find_specs(["llava", "lava", "cocoa"])
 
@@ -40,3 +65,51 @@ def test_all_missing_files_are_named_at_once_with_their_origin(tmp_path: Path) -
     for path in ("llava/complex_reasoning_77k.json", "llava/conversation_58k.json", "coco/train2017"):
         assert f"{tmp_path / path} (from http" in message
     assert "detail_23k" not in message and "--data_path" in message
+
+
+def test_a_later_release_of_an_image_store_is_found(tmp_path: Path) -> None:
+    (tmp_path / "MIMIC-IT").mkdir()
+    store = DATASETS["otter_mimicit_tvc"].images[0]
+    assert store.locate(tmp_path) is None
+    (tmp_path / "MIMIC-IT" / "TVC.parquet").touch()
+    assert store.locate(tmp_path) == tmp_path / "MIMIC-IT" / "TVC.parquet"
+    (tmp_path / "MIMIC-IT" / "TVC.json").touch()
+    assert store.locate(tmp_path) == tmp_path / "MIMIC-IT" / "TVC.json"
+
+
+def test_own_files_stand_beside_their_pictures_or_an_image_folder(tmp_path: Path) -> None:
+    own = tmp_path / "mine" / "talks.jsonl"
+    llava, row = find_specs(["llava", str(own)])
+    assert llava is DATASETS["llava"]
+    assert [part.path for part in row.annotations + row.images] == [str(own), str(own.parent)]
+    (row,) = find_specs([str(own)], image_folder=tmp_path / "pictures")
+    assert [part.path for part in row.images] == [str(tmp_path / "pictures")]
+
+
+def test_own_files_are_taken_as_given_or_below_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (row,) = find_specs(["my.json"])
+    with pytest.raises(
+        DataError, match=r"1 parts of the datasets are missing: my\.json \(a path given by you\)"
+    ):
+        require_files([row], tmp_path / "data")
+    (tmp_path / "here" / "my.json").touch()
+    assert row.annotations[0].locate(tmp_path / "data") == tmp_path / "here" / "my.json"
+    (tmp_path / "data" / "my.json").touch()
+    assert row.annotations[0].locate(tmp_path / "data") == tmp_path / "data" / "my.json"
+
+
+def test_a_folder_that_datasets_saved_is_a_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="unknown dataset"):
+        find_specs([str(tmp_path)])
+    (tmp_path / "state.json").touch()
+    assert find_specs([str(tmp_path)])[0].name == str(tmp_path)
+
+
+def test_an_image_folder_that_nothing_uses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--image_folder is for data of your own"):
+        find_specs(["llava"], image_folder=tmp_path)

@@ -1,0 +1,47 @@
+"""The table of datasets in README.md, made of the registry's rows: `python -m helper.dataset_table`."""
+
+from pathlib import Path
+
+from utils.atomic import atomic_write
+from utils.data import DATASETS
+from utils.data.spec import DatasetSpec, Part
+
+README = Path(__file__).parent.parent / "README.md"
+
+_BEGIN = "<!-- datasets: written by python -m helper.dataset_table -->\n"
+_END = "<!-- end of datasets -->"
+_INDENT = "   "  # the table stands in an item of a list
+
+
+def dataset_table() -> str:
+    """The rows of all datasets as a Markdown table: names, files under the data folder, where to get them."""
+    rows = [_row(spec) for _, spec in sorted(DATASETS.items())]
+    return "\n".join(["| dataset | files | from |", "|---|---|---|", *rows])
+
+
+def with_table(readme: str) -> str:
+    """`readme` with today's table between its two marks."""
+    before, rest = readme.split(_BEGIN)
+    _, after = rest.split(_END)
+    lines = "".join(f"{_INDENT}{line}\n" for line in dataset_table().splitlines())
+    return f"{before}{_BEGIN}{lines}{_INDENT}{_END}{after}"
+
+
+def main() -> None:
+    """Write the table into README.md."""
+    atomic_write(README, with_table(README.read_text(encoding="utf-8")))
+
+
+def _row(spec: DatasetSpec) -> str:
+    parts = (*spec.annotations, *spec.images)
+    files = ", ".join(f"`{_shown(part)}`" for part in parts)
+    origins = ", ".join(dict.fromkeys(part.origin for part in parts))
+    return f"| {spec.name} | {files} | {origins} |"
+
+
+def _shown(part: Part) -> str:
+    return part.path if Path(part.path).suffix else f"{part.path}/"
+
+
+if __name__ == "__main__":
+    main()

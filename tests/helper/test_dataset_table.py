@@ -1,0 +1,18 @@
+"""README.md lists the datasets as the registry has them."""
+
+from helper.dataset_table import README, dataset_table, with_table
+from utils.data import DATASETS
+
+
+def test_the_readme_has_the_table_of_today() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert with_table(readme) == readme, "run `python -m helper.dataset_table`"
+
+
+def test_every_dataset_has_a_row_with_its_files_and_their_origin() -> None:
+    rows = dataset_table().splitlines()[2:]
+    assert len(rows) == len(DATASETS) == 13
+    for row, (name, spec) in zip(rows, sorted(DATASETS.items()), strict=True):
+        assert row.startswith(f"| {name} |")
+        for part in (*spec.annotations, *spec.images):
+            assert f"`{part.path}" in row and part.origin in row

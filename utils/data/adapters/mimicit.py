@@ -1,0 +1,134 @@
+"""MIMIC-IT: instructions about several pictures (Li et al. 2023, https://arxiv.org/abs/2306.05425).
+
+The file is one object, `{"data": {id: record}}`. Two records, invented here in the published shape::
+
+    {"id": "CGD_0000007", "instruction": "What do both have in common?", "answer": "A wooden bench.",
+     "image_ids": ["CGD_IMG_000000000042", "CGD_IMG_000000000077"], "rel_ins_ids": ["CGD_0000008"]}
+    {"id": "CGD_0000008", "instruction": "Which one is darker?", "answer": "The second one.",
+     "image_ids": ["CGD_IMG_000000000042", "CGD_IMG_000000000077"], "rel_ins_ids": []}
+
+The two are related and show the same pictures, so they become one conversation, all pictures in its first
+turn, the rounds in an order that is drawn::
+
+    Turn("Which one is darker?", "The second one.", (Image("coco/train2017/000000000042.jpg"),
+                                                     Image("coco/train2017/000000000077.jpg")))
+    Turn("What do both have in common?", "A wooden bench.")
+
+The pictures of CGD are COCO's: eight characters stand before the name. Those of SD, SN, TVC and VST are in an
+image store, by the ids as they are; ids that it lacks are left out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from utils.conversation import Conversation, Image, Turn
+from utils.data.adapters.texts import one_line
+from utils.data.spec import Arrangement, LeftOut, RawRecord
+
+_CGD_PREFIX = len("CGD_IMG_")
+
+
+def related_instructions(files: Sequence[Sequence[dict[str, Any]]]) -> Arrangement:
+    """Which instructions share a conversation: those with the same pictures in the same order that are related.
+
+    A relation counts whichever of the two states it, and reaches on from there, in circles too; ids that name
+    no record, and relations between different pictures, are passed over.
+    """
+    ids: dict[str, int] = {}
+    pictures: list[tuple[str, ...] | None] = []
+    relations: list[list[str]] = []
+    for fields in (each for file in files for each in file):
+        if isinstance(fields, dict):
+            ids.setdefault(str(fields.get("id")), len(pictures))
+            pictures.append(_pictures(fields))
+            relations.append(_relations(fields))
+        else:
+            pictures.append(None)
+            relations.append([])
+
+    leader = list(range(len(pictures)))  # of every record, some earlier one of its conversation, or itself
+
+    def first(index: int) -> int:
+        while leader[index] != index:
+            leader[index] = leader[leader[index]]
+            index = leader[index]
+        return index
+
+    for index, related in enumerate(relations):
+        for other in (ids[name] for name in related if name in ids):
+            if pictures[index] is not None and pictures[index] == pictures[other]:
+                low, high = sorted((first(index), first(other)))
+                leader[high] = low
+
+    groups: dict[int, list[int]] = {}
+    for index in range(len(pictures)):
+        groups.setdefault(first(index), []).append(index)
+    return Arrangement.of(list(groups.values()))
+
+
+def otter_mimicit_cgd(record: RawRecord) -> Conversation:
+    """An instruction about two pictures of COCO, with those related to it."""
+    names = cgd_image_names(record)
+    return _conversation(record, [record.image(name) for name in names])
+
+
+def otter_mimicit(record: RawRecord) -> Conversation | LeftOut:
+    """An instruction about pictures of a store, with those related to it."""
+    images = [record.image(name) for name in stored_image_ids(record) if record.has_image(name)]
+    if not images:
+        return LeftOut("none of its images is in the image store")
+    return _conversation(record, images)
+
+
+def stored_image_ids(record: RawRecord) -> list[str]:
+    """The pictures of a record by their ids, whether the store has them or not."""
+    return _image_ids(record)
+
+
+def cgd_image_names(record: RawRecord) -> list[str]:
+    """COCO's file names of a record's pictures."""
+    ids = _image_ids(record)
+    short = [name for name in ids if len(name) <= _CGD_PREFIX]
+    if short:
+        raise record.error(f"image id {short[0]!r} is no COCO name after {_CGD_PREFIX} characters")
+    return [f"{name[_CGD_PREFIX:]}.jpg" for name in ids]
+
+
+def rounds(record: RawRecord) -> list[Turn]:
+    """The questions and answers of a record and of those related to it, in an order that is drawn."""
+    turns = [_turn(each) for each in (record, *record.related)]
+    return [turns[number] for number in record.rng.permutation(len(turns))]
+
+
+def _conversation(record: RawRecord, images: Sequence[Image]) -> Conversation:
+    opening, *others = rounds(record)
+    source = " + ".join(each.source for each in (record, *record.related))
+    return Conversation((Turn(opening.question, opening.answer, tuple(images)), *others), source)
+
+
+def _turn(record: RawRecord) -> Turn:
+    question, answer = record.fields["instruction"], record.fields["answer"]
+    return Turn(one_line(question), answer.strip())
+
+
+def _image_ids(record: RawRecord) -> list[str]:
+    names = record.fields["image_ids"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise record.error(f"expected a list of image ids, found {names!r:.80}")
+    return names
+
+
+def _pictures(fields: dict[str, Any]) -> tuple[str, ...] | None:
+    """The pictures of a record that can be joined with others; None where it cannot be used by itself, so
+    that it does not spoil them.
+    """
+    names = fields.get("image_ids")
+    texts = [fields.get("instruction"), fields.get("answer")]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names) if all(isinstance(text, str) and text.strip() for text in texts) else None
+
+
+def _relations(fields: dict[str, Any]) -> list[str]:
+    related = fields.get("rel_ins_ids")
+    return [name for name in related if isinstance(name, str)] if isinstance(related, list) else []

@@ -1,0 +1,118 @@
+"""One dataset: the records of its annotation files, put together as its row says, adapted when asked for."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.conversation import Conversation, ConversationError, ImageError
+from utils.data.bad_data import BadRecord, BadRecords, RecordPlace
+from utils.data.sources import Unusable, open_image_store, open_records
+from utils.data.spec import (
+    FORMAT_ERRORS,
+    Arrangement,
+    DataError,
+    DatasetSpec,
+    LeftOut,
+    Part,
+    PictureStore,
+    RawRecord,
+)
+
+
+class RecordSet:
+    """The records of one dataset, counted through its annotation files in the order of its row.
+
+    Opening a set reads nothing but what the cache lacks; it can be sent to a loader's workers.
+    """
+
+    def __init__(self, spec: DatasetSpec, data_path: Path, bad: BadRecords | None = None) -> None:
+        """All parts must be there. An annotation file that cannot be read goes into `bad` and has no records
+        here; without `bad`, and for an image store, it raises `DataError`.
+        """
+        self.spec = spec
+        self.data_path = data_path
+        self.places = tuple(_place(part, data_path) for part in spec.images)
+        self.files = [self._opened(part, bad) for part in spec.annotations]
+        self._first = np.cumsum([0, *map(len, self.files)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def arrange(self) -> Arrangement:
+        """Which records make which conversation; one each, unless the dataset's row says otherwise."""
+        if self.spec.arrange is not None:
+            return self.spec.arrange(self.files)
+        every = np.arange(len(self) + 1)
+        return Arrangement(every[:-1], every, np.ones(len(self), dtype=np.int64))
+
+    def place(self, index: int) -> RecordPlace:
+        """Where record `index` is to be found."""
+        file = self._file(index)
+        return RecordPlace(self.spec.name, self.spec.annotations[file].path, int(index - self._first[file]))
+
+    def record(self, members: Sequence[int], rng: np.random.Generator) -> RawRecord:
+        """The first of `members` as an adapter gets it, the others as its `related`."""
+        first, *related = [self._raw(index, self._fields(index), rng) for index in members]
+        return replace(first, related=tuple(related)) if related else first
+
+    def records(self, arrangement: Arrangement) -> Iterator[RawRecord]:
+        """The records of all conversations in order; whole files are read through where possible."""
+        if self.spec.arrange is None:
+            fields = (each for file in self.files for each in file)
+            for index, each in enumerate(fields):
+                yield self._raw(index, each, self.rng(0, 0, index))
+        else:
+            for number in range(len(arrangement)):
+                yield self.record(arrangement[number].tolist(), self.rng(0, 0, number))
+
+    def rng(self, seed: int, epoch: int, conversation: int) -> np.random.Generator:
+        """What a conversation's adapter draws from: of its own in each epoch, and in each dataset."""
+        return np.random.default_rng([seed, epoch, zlib.crc32(self.spec.name.encode()), conversation])
+
+    def adapt(self, record: RawRecord) -> Conversation | LeftOut:
+        """Raises `ConversationError` or `ImageError` that name the record, whatever is wrong with it."""
+        if isinstance(record.fields, Unusable):
+            raise record.error(record.fields.reason)
+        if not isinstance(record.fields, dict):
+            raise record.error(f"not a record (an object with named fields), but {record.fields!r:.40}")
+        try:
+            return self.spec.adapter(record)
+        except (ConversationError, ImageError):
+            raise
+        except FORMAT_ERRORS as error:
+            raise record.error(f"not in the format of {self.spec.name} ({error!r})") from error
+
+    def _opened(self, part: Part, bad: BadRecords | None) -> Sequence[dict[str, Any]]:
+        try:
+            return open_records(located(part, self.data_path), part.key)
+        except DataError as error:
+            if bad is None:
+                raise
+            bad.add(BadRecord(RecordPlace(self.spec.name, part.path, None), str(error)))
+            return []
+
+    def _file(self, index: int) -> int:
+        return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    def _fields(self, index: int) -> dict[str, Any]:
+        file = self._file(index)
+        return self.files[file][int(index - self._first[file])]
+
+    def _raw(self, index: int, fields: dict[str, Any], rng: np.random.Generator) -> RawRecord:
+        return RawRecord(fields, str(self.place(index)), self.places, rng, self._file(index))
+
+
+def located(part: Part, data_path: Path) -> Path:
+    """Where a part is, which must be there."""
+    path = part.locate(data_path)
+    assert path is not None, f"{part.path} is missing: require_files comes first"
+    return path
+
+
+def _place(part: Part, data_path: Path) -> Path | PictureStore:
+    path = located(part, data_path)
+    return PictureStore(part.path, open_image_store(path)) if part.is_store else path

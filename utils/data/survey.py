@@ -1,0 +1,162 @@
+"""What is known of every conversation of a dataset without reading it again: made once per machine, and kept.
+
+Grouping needs the number of images of every conversation, the split its first picture, and the user a list of
+what cannot be used. To know them every record is adapted once (in its first epoch: what an adapter draws may
+change words, not images); the result is some bytes a record, in the cache beside the records themselves.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.conversation import Conversation, ConversationError, ImageError
+from utils.data.bad_data import BadRecord
+from utils.data.cache import Source, cached
+from utils.data.record_set import RecordSet, located
+from utils.data.spec import Arrangement, LeftOut, RawRecord
+from utils.distributed import get_logger
+
+logger = get_logger(__name__)
+
+_ARRAYS = "arrays.npz"
+_TEXTS = "texts.json"
+_LOG_EVERY = 50_000
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """All n conversations that a dataset's records make, sound or not.
+
+    Conversation u is usable where `fates[u]` is 0, left out by the rule `rules[fates[u] - 1]` where it is
+    above, and bad for `reasons[-fates[u] - 1]` where it is below.
+    """
+
+    arrangement: Arrangement
+    fates: np.ndarray  # [n] int32
+    image_counts: np.ndarray  # [n] int64, 0 where not usable
+    absent: np.ndarray  # [n] int64, pictures that are named but not in the image store
+    pictures: np.ndarray  # [n] uint64, equal where the first picture is the same
+    systems: np.ndarray  # [n] uint64, equal where the system text is the same
+    rules: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.fates)
+
+
+def survey(records: RecordSet) -> Survey:
+    """The survey of a dataset, from the cache, where it is put first if files or adapters have changed.
+
+    Processes that start together wait for the one that makes it. Raises `DataError` for a cache folder that
+    cannot be written.
+    """
+    spec, data_path = records.spec, records.data_path
+    parts = [located(part, data_path) for part in (*spec.annotations, *spec.images)]
+    variant = f"{spec.name} {data_path.resolve()} {[len(file) for file in records.files]}"
+    # A folder of images changes when files come and go in it.
+    source = Source(parts[0], (*parts, *_code()), variant)
+    return _read(cached(source, "surveys", lambda folder: _write(_make(records), folder), share=0))
+
+
+def _make(records: RecordSet) -> Survey:
+    logger.info("Looking through %d records of %s (once)", len(records), records.spec.name)
+    arrangement = records.arrange()
+    total = len(arrangement)
+    fates = np.zeros(total, dtype=np.int32)
+    image_counts, absent = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
+    pictures, systems = np.zeros(total, dtype=np.uint64), np.zeros(total, dtype=np.uint64)
+    rules: dict[str, int] = {}
+    reasons: list[str] = []
+    for number, record in enumerate(records.records(arrangement)):
+        if number and number % _LOG_EVERY == 0:
+            logger.info("  %d of %d", number, total)
+        try:
+            adapted = records.adapt(record)
+            absent[number] = _absent(records, record, adapted)
+        except (ConversationError, ImageError) as error:
+            place = records.place(arrangement[number][0])
+            reasons.append(BadRecord.of(place, error).reason)
+            fates[number] = -len(reasons)
+            continue
+        if isinstance(adapted, LeftOut):
+            fates[number] = rules.setdefault(adapted.reason, len(rules) + 1)
+            continue
+        image_counts[number] = len(adapted.images)
+        pictures[number] = _fingerprint(_first_picture(adapted, records))
+        if adapted.system is not None:
+            systems[number] = _fingerprint(adapted.system.encode())
+    return Survey(arrangement, fates, image_counts, absent, pictures, systems, tuple(rules), tuple(reasons))
+
+
+def _absent(records: RecordSet, record: RawRecord, adapted: Conversation | LeftOut) -> int:
+    if records.spec.image_names is None:
+        return 0
+    shown = len(adapted.images) if isinstance(adapted, Conversation) else 0
+    return len(records.spec.image_names(record)) - shown
+
+
+def _fingerprint(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _first_picture(conversation: Conversation, records: RecordSet) -> bytes:
+    """What the first picture is known by wherever the data folder is, or the record where there is none.
+
+    A file is known by its path below the data folder or the image folder, a picture in an annotation file by
+    its bytes.
+    """
+    if not conversation.images:
+        return conversation.source.encode()
+    image = conversation.images[0]
+    if isinstance(image.source, bytes):
+        return image.source
+    if isinstance(image.source, str | Path):
+        path = Path(image.source)
+        for root in (records.data_path, *(place for place in records.places if isinstance(place, Path))):
+            if path.is_relative_to(root):
+                return path.relative_to(root).as_posix().encode()
+    return image.name.encode()
+
+
+def _code() -> list[Path]:
+    """The files that decide what a record becomes."""
+    here = Path(__file__).parent
+    deciding = ("spec.py", "registry.py", "record_set.py", "survey.py")
+    return [
+        *sorted((here / "adapters").glob("*.py")),
+        *(here / name for name in deciding),
+        here.parent / "conversation.py",
+    ]
+
+
+def _write(made: Survey, folder: Path) -> None:
+    np.savez(
+        folder / _ARRAYS,
+        members=made.arrangement.members,
+        borders=made.arrangement.borders,
+        own=made.arrangement.own,
+        fates=made.fates,
+        image_counts=made.image_counts,
+        absent=made.absent,
+        pictures=made.pictures,
+        systems=made.systems,
+    )
+    (folder / _TEXTS).write_text(json.dumps({"rules": made.rules, "reasons": made.reasons}))
+
+
+def _read(entry: Path) -> Survey:
+    texts = json.loads((entry / _TEXTS).read_text())
+    with np.load(entry / _ARRAYS) as arrays:
+        return Survey(
+            Arrangement(arrays["members"], arrays["borders"], arrays["own"]),
+            arrays["fates"],
+            arrays["image_counts"],
+            arrays["absent"],
+            arrays["pictures"],
+            arrays["systems"],
+            tuple(texts["rules"]),
+            tuple(texts["reasons"]),
+        )
