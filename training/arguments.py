@@ -1,5 +1,6 @@
 """The flags of training: those of 2023 with their defaults, over all of transformers' `TrainingArguments`."""
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -79,7 +80,8 @@ class DataArguments:
     data_debug_path: str | None = _flag(None, "Folder to write 10 samples to, as images and text.")
     data_train_split_ratio: float = _flag(0.9, "Share of the data to train on; the rest evaluates.")
     dataset_names: list[str] = field(
-        default_factory=lambda: ["minigpt4"], metadata={"help": "Datasets by name."}
+        default_factory=lambda: ["minigpt4"],
+        metadata={"help": "Datasets by name; data of your own by path (.json, .jsonl, .parquet, a folder)."},
     )
     dataset_samples: list[str] = field(
         default_factory=lambda: ["all"],
@@ -87,6 +89,15 @@ class DataArguments:
     )
     dataset_concatenate_samples: list[int] = field(
         default_factory=lambda: [1], metadata={"help": "Join up to so many records; one, or one for each."}
+    )
+    dataset_weights: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={
+            "help": "How often a record comes in an epoch: 1 once, 2 twice, 0.5 every other; one, or one for each."
+        },
+    )
+    image_folder: str | None = _flag(
+        None, "Folder of the images that data of your own name; without it, each file's own folder."
     )
     max_num_image_per_sample: int = _flag(8, "Images in a conversation at most.")
     max_seq_len: int = _flag(4096, "Tokens in a conversation at most, image tokens included.")
@@ -106,7 +117,7 @@ class DataArguments:
             raise UsageError(
                 f"--data_train_split_ratio {self.data_train_split_ratio}: give a share in (0, 1]"
             )
-        for flag in ("dataset_samples", "dataset_concatenate_samples"):
+        for flag in ("dataset_samples", "dataset_concatenate_samples", "dataset_weights"):
             given = len(getattr(self, flag))
             if given not in (1, len(self.dataset_names)):
                 raise UsageError(
@@ -123,6 +134,8 @@ class DataArguments:
             raise UsageError(f"--max_bad_fraction {self.max_bad_fraction}: give a share from 0 to 1")
         if min(self.dataset_concatenate_samples) < 1:
             raise UsageError("--dataset_concatenate_samples: give positive numbers")
+        if not all(0 < weight < math.inf for weight in self.dataset_weights):
+            raise UsageError("--dataset_weights: give positive numbers")
 
     @property
     def samples(self) -> list[int | str]:

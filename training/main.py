@@ -140,6 +140,8 @@ def load_data(
             data_arguments.data_path,
             samples=data_arguments.samples,
             concatenate=data_arguments.dataset_concatenate_samples,
+            weights=data_arguments.dataset_weights,
+            image_folder=data_arguments.image_folder,
             max_images=data_arguments.max_num_image_per_sample,
             seed=arguments.seed,
             bad=bad,
@@ -155,6 +157,10 @@ def load_data(
     for name in data_arguments.dataset_names:
         logger.info("%-24s %12s %12s records", name, *(f"{count[name]:,}" for count in counts))
     logger.info("%-24s %12s %12s conversations", "together", *(f"{len(part):,}" for part in parts))
+    if not len(parts[0]):
+        raise DataError(
+            f"there is nothing to train on: no record of {', '.join(data_arguments.dataset_names)} is left"
+        )
     if not len(parts[1]):
         arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
         logger.info("nothing is left to evaluate on: no evaluation, and no best checkpoint")

@@ -65,12 +65,14 @@ def test_the_2023_command_line(parse):
         vis_proj="vit",
         dataset_samples=["all", "20"],
         dataset_concatenate_samples=["3", "2"],
+        dataset_weights=["0.5", "2"],
         learning_rate_pretraining_components=1e-5,
         zero_stage=3,
         stage3_param_persistence_threshold=None,
     )
     assert (model.attention_name, model.projector) == ("mmca", "vit")
     assert (data.samples, data.dataset_concatenate_samples) == (["all", 20], [3, 2])
+    assert data.dataset_weights == [0.5, 2]  # not of 2023, but in the same manner
     assert arguments.gradient_checkpointing and arguments.report_to == ["tensorboard"]
     zero = arguments.hf_deepspeed_config.config["zero_optimization"]
     assert zero["stage"] == 3
@@ -109,6 +111,9 @@ def test_every_stage_has_a_configuration(parse, stage):
         ({"lm_model_name_or_path": "/tmp"}, "no config.json in this folder"),
         ({"dataset_samples": ["1", "2", "3"]}, "--dataset_samples has 3 values for 2 datasets"),
         ({"dataset_samples": "-3"}, "--dataset_samples"),
+        ({"dataset_weights": ["1", "2", "3"]}, "--dataset_weights has 3 values for 2 datasets"),
+        ({"dataset_weights": "-1"}, "--dataset_weights: give positive numbers"),
+        ({"dataset_weights": "nan"}, "--dataset_weights: give positive numbers"),
         ({"max_num_image_per_sample": 0}, "--max_num_image_per_sample 0: give a positive number"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"enable_mmca_attention": True, "attention": "cross"}, "contradicts --attention cross"),
