@@ -62,7 +62,20 @@ class EncodedDataset(Dataset):
         return self.encode(self.conversations[index])
 
     def encode(self, conversation: Conversation, count_cut: bool = True) -> Encoded:
-        """What of a conversation fits. Raises `ConversationError` and `ImageError` that name the record.
+        """What of a conversation fits. Raises `ConversationError` and `ImageError` that name the record."""
+        encoded = self.encode_text(conversation)
+        turns = len(encoded.turn_ends)
+        images = [image for turn in conversation.turns[:turns] for image in turn.images]
+        try:
+            pixels = self.processor.pixel_values(images)
+        except ImageError as error:
+            raise ImageError(f"{conversation.source}: {error}") from error
+        if count_cut:
+            self._count(len(conversation.turns) - turns)
+        return replace(encoded, pixel_values=pixels)
+
+    def encode_text(self, conversation: Conversation) -> Encoded:
+        """The same without pixels: no image is read. Raises `ConversationError` that names the record.
 
         So for a conversation with no answer, or whose first turn alone is too long: both would teach nothing.
         """
@@ -77,20 +90,12 @@ class EncodedDataset(Dataset):
         labels = encoded.labels[:end]
         if (labels < 0).all():
             raise conversation.error("it has no answer to learn from; take the record out")
-        kept = conversation.turns[:turns]
-        try:
-            pixels = self.processor.pixel_values([image for turn in kept for image in turn.images])
-        except ImageError as error:
-            raise ImageError(f"{conversation.source}: {error}") from error
-        if count_cut:
-            self._count(len(conversation.turns) - turns)
         return replace(
             encoded,
             input_ids=encoded.input_ids[:end],
             labels=labels,
             mm_token_type_ids=encoded.mm_token_type_ids[:end],
             turn_ends=encoded.turn_ends[:turns],
-            pixel_values=pixels,
         )
 
     def set_epoch(self, epoch: int) -> None:

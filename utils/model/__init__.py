@@ -7,7 +7,7 @@ implementations for any decoder.
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from . import mmca  # noqa: F401 (registers the attention implementations)
-from .building import build_visual_chat
+from .building import build_processor, build_visual_chat
 from .checkpoint import load_checkpoint, save_full, save_trained_only
 from .configuration_visual_chat import VisualChatConfig
 from .freezing import freeze
@@ -30,6 +30,7 @@ __all__ = [
     "VisualChatForConditionalGeneration",
     "VisualChatModel",
     "VisualChatProcessor",
+    "build_processor",
     "build_visual_chat",
     "freeze",
     "load_checkpoint",

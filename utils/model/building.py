@@ -26,7 +26,7 @@ from .modeling_visual_chat import VisualChatForConditionalGeneration
 from .processing_visual_chat import VisualChatProcessor
 from .projector import build_projector
 from .projector import image_seq_length as tokens_per_image
-from .vision import load_vision_tower
+from .vision import load_vision_tower, vision_config_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +50,17 @@ def build_visual_chat(
     DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
-    for path in (language_model, vision_model):
-        _refuse_missing_folder(path)
-    tokenizer = _tokenizer_with_image_token(language_model)
-    decoder = load_decoder(language_model, dtype)
-    base_vocabulary = decoder.config.vocab_size
-    grow_vocabulary(decoder, len(tokenizer))
-    tower = load_vision_tower(vision_model, decoder.dtype)
-
-    length = tokens_per_image(projector_type, tower.config)
+    processor = build_processor(language_model, vision_model, projector_type)
+    tokenizer, length = processor.tokenizer, processor.image_seq_length
     if image_seq_length not in (None, length):
         raise ValueError(
             f"image_seq_length is {image_seq_length}, but {vision_model} with the {projector_type} projector"
             f" gives {length} tokens an image; leave it out"
         )
+    decoder = load_decoder(language_model, dtype)
+    base_vocabulary = decoder.config.vocab_size
+    grow_vocabulary(decoder, len(tokenizer))
+    tower = load_vision_tower(vision_model, decoder.dtype)
     config = VisualChatConfig(
         vision_config=tower.config,
         text_config=decoder.config,
@@ -89,11 +86,21 @@ def build_visual_chat(
         with _seeded(seed + 1):
             inject_lora(model, lora)
     freeze(model, only_optimize_lora=bool(lora) and lora.only_optimize_lora)
-    image_processor = AutoImageProcessor.from_pretrained(vision_model)
-    processor = VisualChatProcessor(
-        image_processor, tokenizer, image_seq_length=length, image_token=IMAGE_TOKEN
-    )
     return model, processor
+
+
+def build_processor(
+    language_model: str, vision_model: str, projector_type: str = "linear"
+) -> VisualChatProcessor:
+    """The processor that `build_visual_chat` makes for the same folders; no weights are read."""
+    for path in (language_model, vision_model):
+        _refuse_missing_folder(path)
+    return VisualChatProcessor(
+        AutoImageProcessor.from_pretrained(vision_model),
+        _tokenizer_with_image_token(language_model),
+        image_seq_length=tokens_per_image(projector_type, vision_config_of(vision_model)),
+        image_token=IMAGE_TOKEN,
+    )
 
 
 def _tokenizer_with_image_token(path: str) -> PreTrainedTokenizerBase:
