@@ -1,0 +1,107 @@
+"""Training runs from each dataset that `--dataset_names` knows, and from each shape of own data.
+
+All trainings run one after the other in a single process, which imports the libraries once; each is a test of
+its own, and looks at what that training left behind.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from helper.miniature.published import write_layouts
+from utils.data import DATASETS
+
+pytestmark = pytest.mark.slow
+
+RECORDS = 6
+OWN_DATA = ("llava.json", "sharegpt.jsonl", "openai.parquet", "saved")
+NAMES = (*DATASETS, *OWN_DATA)
+PUBLISHED = {
+    "aokvqa",
+    "coco_caption",
+    "llava",
+    "llava_dial",
+    "llava_otter_blend",
+    "minigpt4",
+    "ocr_vqa",
+    *(f"otter_mimicit_{letters}" for letters in ("cgd", "sd", "sn", "tvc", "vst")),
+    "sparkles_dialogue",
+}
+LEFT_OUT = {
+    "llava_otter_blend": 2,
+    "ocr_vqa": 1,
+    "otter_mimicit_tvc": 1,
+    "otter_mimicit_vst": 1,
+    "sparkles_dialogue": 1,
+}
+"""Records that the published rules do not use; see `helper.miniature.published`."""
+
+TRAINS_ONE_AFTER_THE_OTHER = """
+import json, sys, traceback
+from pathlib import Path
+import training.main
+
+training.main.shut_down = lambda: None  # one process group serves all: DeepSpeed keeps parts of the first
+codes = {}
+for name, command in json.loads(Path(sys.argv[1]).read_text()).items():
+    print(f"=== {name}", flush=True)
+    try:
+        codes[name] = training.main.main(command)
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        codes[name] = repr(error)
+Path(sys.argv[2]).write_text(json.dumps(codes))
+"""
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts") / "data"
+    write_layouts(folder, RECORDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(trainings, layouts, tmp_path_factory) -> tuple[Path, dict[str, object], str]:
+    """Two steps from every name: the folder of their outputs, their exit codes, and all that was printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    flags = {
+        "data_path": layouts,
+        "num_train_epochs": None,
+        "max_steps": 2,
+        "max_seq_len": 512,
+        "data_train_split_ratio": 0.8,
+        "save_strategy": "no",
+        "checkpoint_form": "trained",
+    }
+    commands = {}
+    for name in NAMES:
+        own = {"dataset_names": [layouts / "own" / name], "image_folder": layouts / "own" / "images"}
+        of_name = own if name in OWN_DATA else {"dataset_names": [name]}
+        commands[name] = trainings.arguments(folder / name, **flags, **of_name)
+    (folder / "commands.json").write_text(json.dumps(commands))
+    codes = folder / "codes.json"
+    command = [str(folder / "commands.json"), str(codes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISUALCHAT_CACHE", str(folder / "cache"))
+        printed = trainings.run(command, launcher=["-c", TRAINS_ONE_AFTER_THE_OTHER])
+    return folder, json.loads(codes.read_text()), printed
+
+
+def test_the_registry_knows_the_published_names() -> None:
+    assert set(DATASETS) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_runs_from(runs, name: str) -> None:
+    folder, codes, printed = runs
+    about = printed.partition(f"=== {name}\n")[2].partition("\n=== ")[0]
+    assert codes[name] == 0, about[-4000:]
+    assert (folder / name / "final" / "config.json").is_file()
+    assert f"final checkpoint: {folder / name / 'final'}" in about
+    left_out = re.findall(rf"{name}: (\d+) of \d+ records left out", about)
+    assert sum(map(int, left_out)) == LEFT_OUT.get(name, 0)
+    bad = folder / name / "bad_samples.jsonl"
+    assert not bad.exists() or not bad.read_text().strip(), bad.read_text()
