@@ -4,34 +4,21 @@ A conversation is a sequence of turns; a turn is a question, its answer and the 
 Images open lazily, so a conversation is cheap to build, to send to a loader worker and to count.
 """
 
-import io
-import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
-MAX_PIXELS = 100_000_000
-"""Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the
-memory."""
+from utils.pictures import EncodedPicture, ImageError, Source, read_picture, read_pixels
+
+__all__ = ["Conversation", "ConversationError", "EncodedPicture", "Image", "ImageError", "Turn"]
 
 
 class ConversationError(ValueError):
     """A conversation that cannot be used as it is; the message names its record and what is wrong."""
-
-
-class ImageError(ValueError):
-    """An image that cannot be read; the message names its file and the reason."""
-
-
-@runtime_checkable
-class EncodedPicture(Protocol):
-    """A picture kept somewhere else than in a file of its own: `read` gives the encoded bytes of one."""
-
-    def read(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,7 @@ class Image:
     (`EncodedPicture`), or a PIL image; `name` is what messages call it.
     """
 
-    source: str | Path | bytes | EncodedPicture | PIL.Image.Image
+    source: Source
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -59,48 +46,20 @@ class Image:
     def open(self) -> PIL.Image.Image:
         """Decode the picture: upright (EXIF orientation applied), mode RGB.
 
-        Other modes are converted as transformers' own image loading does (transparency is dropped), so a
-        picture looks the same to the model whichever of the two reads it; 16-bit greys are scaled to 8 bits,
-        not clipped.
-
-        Raises `ImageError` for a file that is missing, unreadable, truncated or larger than `MAX_PIXELS`.
+        Raises `ImageError` for a file that is missing, unreadable, truncated or larger than is accepted.
         """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit follows
-                opened = self._opened()
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ImageError(
-                    f"{self.name}: {opened.width} x {opened.height} pixels, more than the"
-                    f" {MAX_PIXELS:,} that are accepted; scale the image down"
-                )
-            opened.load()
-            upright = PIL.ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I;16"):
-                upright = upright.point(lambda value: value / 257).convert("L")
-            return upright.convert("RGB")
-        except ImageError:
-            raise
-        except FileNotFoundError as error:
-            raise ImageError(f"{self.name}: there is no such image file") from error
-        except PIL.Image.DecompressionBombError as error:
-            raise ImageError(f"{self.name}: {error}; scale the image down") from error
-        except PIL.UnidentifiedImageError as error:
-            raise ImageError(
-                f"{self.name}: not an image, or of a format that Pillow does not read"
-            ) from error
-        # Pillow's decoders report damage through all of these
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-            raise ImageError(f"{self.name}: the image is damaged ({error})") from error
+        return read_picture(self.source, self.name)
 
-    def _opened(self) -> PIL.Image.Image:
-        if isinstance(self.source, PIL.Image.Image):
-            return self.source
-        encoded = self.source.read() if isinstance(self.source, EncodedPicture) else self.source
-        return PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+    def pixels(self, least_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """RGB pixels [H, W, 3] uint8, and the full width and height; raises as `open` does.
+
+        A JPEG is decoded at a fraction of its size, which is quicker, where no side becomes shorter than
+        `least_side` by that.
+        """
+        return read_pixels(self.source, self.name, least_side)
 
 
-def _name_of(source: str | Path | bytes | EncodedPicture | PIL.Image.Image) -> str:
+def _name_of(source: Source) -> str:
     if isinstance(source, bytes):
         return f"<image of {len(source)} bytes>"
     if isinstance(source, PIL.Image.Image):

@@ -7,7 +7,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from utils import conversation
+from utils import pictures
 from utils.conversation import Conversation, ConversationError, Image, ImageError, Turn
 
 
@@ -80,7 +80,7 @@ def test_a_folder_is_an_image_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [10, 30, 100])
 def test_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(conversation, "MAX_PIXELS", limit)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", limit)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ImageError, match="scale the image down"):
         Image(encoded(PIL.Image.new("L", (11, 10)))).open()

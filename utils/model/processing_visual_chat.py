@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import PIL.Image
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import make_flat_list_of_images
@@ -18,15 +17,10 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE
+from .image_preprocessing import OpensToPicture, preprocess
 
 IGNORED_LABEL = -100
 """The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
-
-
-class OpensToPicture(Protocol):
-    """An image that is decoded when it is needed."""
-
-    def open(self) -> PIL.Image.Image: ...
 
 
 class RendersToMessages(Protocol):
@@ -165,15 +159,7 @@ class VisualChatProcessor(ProcessorMixin):
 
     def pixel_values(self, images: Sequence[OpensToPicture]) -> torch.Tensor | None:
         """Open and preprocess images; returns [n, 3, H, W], or None for none."""
-        if not images:
-            return None
-        pixels = self.image_processor([image.open() for image in images], return_tensors="pt")["pixel_values"]
-        if pixels.ndim != 4:
-            raise ValueError(
-                f"{type(self.image_processor).__name__} made pixels of shape {list(pixels.shape)}; set its"
-                " size and do_center_crop so that every image becomes [3, H, W]"
-            )
-        return pixels
+        return preprocess(self.image_processor, images) if images else None
 
     def _refuse_reserved(self, conversation: RendersToMessages, messages: list[dict[str, Any]]) -> None:
         for message in messages:

@@ -1,0 +1,144 @@
+"""Reading pictures: upright and in RGB whatever the file holds, damage found and named, JPEGs at a fraction.
+
+A JPEG is decoded by simplejpeg where its pixels are asked for, which spares the copies that Pillow makes on the
+way; both stand on libjpeg-turbo and agree bit for bit. Most of the time goes into the entropy decoding; only the
+rest (inverse cosine transform, colours) shrinks with the fraction.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageOps
+import simplejpeg
+
+MAX_PIXELS = 100_000_000
+"""Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the
+memory."""
+
+_FRACTIONS = (8, 4, 2)  # those that the inverse cosine transform does quickly
+_ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names its file and the reason."""
+
+
+@runtime_checkable
+class EncodedPicture(Protocol):
+    """A picture kept somewhere else than in a file of its own: `read` gives the encoded bytes of one."""
+
+    def read(self) -> bytes: ...
+
+
+Source = str | Path | bytes | EncodedPicture | PIL.Image.Image
+"""A file's path, the encoded bytes of a file, something that reads them when asked, or a PIL image."""
+
+
+def read_picture(source: Source, name: str) -> PIL.Image.Image:
+    """The picture upright (EXIF orientation applied), mode RGB.
+
+    Other modes are converted as transformers' own image loading does (transparency is dropped), so a picture
+    looks the same to the model whichever of the two reads it; 16-bit greys are scaled to 8 bits, not clipped.
+
+    Raises `ImageError` for a file that is missing, unreadable, truncated or larger than `MAX_PIXELS`.
+    """
+    with _named_errors(name):
+        if isinstance(source, PIL.Image.Image):
+            return _upright_rgb(_accepted(source, name)).copy()
+        return _upright_rgb(_opened(_encoded(source), name))
+
+
+def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The same as RGB [H, W, 3] uint8, and the picture's full width and height.
+
+    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size at which no side is shorter than
+    `least_side`, rounded up.
+    """
+    with _named_errors(name):
+        if isinstance(source, PIL.Image.Image):
+            return np.array(_upright_rgb(_accepted(source, name))), _upright_size(source)
+        encoded = _encoded(source)
+        opened = _opened(encoded, name)
+        size = _upright_size(opened)
+        if opened.format == "JPEG" and opened.mode in ("RGB", "L"):
+            divisor = next((each for each in _FRACTIONS if min(size) >= each * least_side), 1)
+            if _orientation(opened) == 1:
+                pixels = _decoded(encoded, size, divisor)
+                if pixels is not None:
+                    return pixels, size
+            opened.draft(None, tuple(side // divisor for side in opened.size))
+        return np.array(_upright_rgb(opened)), size
+
+
+def _encoded(source: str | Path | bytes | EncodedPicture) -> bytes:
+    if isinstance(source, EncodedPicture):
+        return source.read()
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def _opened(encoded: bytes, name: str) -> PIL.Image.Image:
+    """The picture with its size known and its pixels not yet decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit follows
+        return _accepted(PIL.Image.open(io.BytesIO(encoded)), name)
+
+
+def _accepted(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {picture.width} x {picture.height} pixels, more than the"
+            f" {MAX_PIXELS:,} that are accepted; scale the image down"
+        )
+    return picture
+
+
+def _decoded(encoded: bytes, size: tuple[int, int], divisor: int) -> np.ndarray | None:
+    """The pixels of a JPEG; None where the decoder finds the least fault with it: Pillow is to judge."""
+    least_width, least_height = (-(-side // divisor) for side in size)
+    try:
+        return simplejpeg.decode_jpeg(
+            encoded, min_height=least_height, min_width=least_width, min_factor=divisor
+        )
+    except ValueError:
+        return None
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    return picture.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+
+
+def _upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
+    return picture.size[::-1] if _orientation(picture) in _ON_ITS_SIDE else picture.size
+
+
+def _upright_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    picture.load()
+    if _orientation(picture) != 1:
+        picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        picture = picture.point(lambda value: value / 257).convert("L")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such image file") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error}; scale the image down") from error
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image, or of a format that Pillow does not read") from error
+    # Pillow's decoders report damage through all of these
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise ImageError(f"{name}: the image is damaged ({error})") from error
