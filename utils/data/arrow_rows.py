@@ -4,12 +4,13 @@ So neither needs more memory for more rows. `datasets` reads the files too (`Dat
 """
 
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 
@@ -75,7 +76,7 @@ class ArrowRows(Sequence[dict[str, Any]]):
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with pa.ipc.open_stream(pa.py_buffer(self._map)) as stream:
             self._batches = [batch for batch in stream if batch.num_rows]
-        self._first = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._first = [0, *accumulate(batch.num_rows for batch in self._batches)]
         self._mapped = 0
         self._give_back()
 
@@ -83,7 +84,7 @@ class ArrowRows(Sequence[dict[str, Any]]):
         return ArrowRows, (self.path,)
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch, place = self._find(index)
@@ -107,8 +108,8 @@ class ArrowRows(Sequence[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
-        batch = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self._batches[batch], int(index - self._first[batch])
+        batch = bisect_right(self._first, index) - 1
+        return self._batches[batch], index - self._first[batch]
 
     def _count(self, count: int) -> None:
         self._mapped += count + _MAPPED_PER_READ

@@ -49,7 +49,7 @@ class JsonStream:
         self._scanner = json.JSONDecoder(object_pairs_hook=self._object)
         self._repeated: str | None = None
         self._text, self._place = "", 0  # what was read and is not used up; the cursor in it
-        self._bytes_read = self._lines_before = self._values = 0
+        self._bytes_read = self._values = 0
         self._ended = False
 
     def __enter__(self) -> "JsonStream":
@@ -146,13 +146,12 @@ class JsonStream:
         """An error at the cursor, or at a place of the text that was read."""
         place = self._place if place is None else place
         unread = len(self._decoder.getstate()[0]) + len(self._text[place:].encode())
-        line = self._lines_before + self._text.count("\n", 0, place) + 1
-        return self._error_at(self._bytes_read - unread, line, message)
+        return self._error_at(self._bytes_read - unread, message)
 
-    def _error_at(self, byte: int, line: int, message: str) -> DataError:
+    def _error_at(self, byte: int, message: str) -> DataError:
         return DataError(
-            f"{self.path} is damaged at byte {byte:,} (line {line:,}, after {self._values:,} values):"
-            f" {message}; fetch it again, or repair it"
+            f"{self.path} is damaged at byte {byte:,} (line {_line(self.path, byte):,}, after"
+            f" {self._values:,} values): {message}; fetch it again, or repair it"
         )
 
     def _key(self) -> str:
@@ -179,7 +178,6 @@ class JsonStream:
         rest = self._text[self._place :]
         if len(rest) > _LONGEST_VALUE:
             raise self.error(f"a single value is longer than {in_units(_LONGEST_VALUE)}")
-        self._lines_before += self._text.count("\n", 0, self._place)
         self._text, self._place = rest, 0
         pending = len(self._decoder.getstate()[0])
         try:
@@ -187,8 +185,7 @@ class JsonStream:
             self._text += self._decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             byte = self._bytes_read - pending + error.start
-            line = self._lines_before + rest.count("\n") + error.object.count(b"\n", 0, error.start) + 1
-            raise self._error_at(byte, line, "the text is not UTF-8; save it as UTF-8") from error
+            raise self._error_at(byte, "the text is not UTF-8; save it as UTF-8") from error
         except OSError as error:
             raise DataError(f"cannot read {self.path} ({error})") from error
         self._bytes_read += len(chunk)
@@ -202,6 +199,16 @@ class JsonStream:
             names = [name for name, _ in pairs]
             self._repeated = next(name for name in fields if names.count(name) > 1)
         return fields
+
+
+def _line(path: Path, byte: int) -> int:
+    """The line of a byte, from 1: counted when it is asked for, which is once at most."""
+    lines = 1
+    with path.open("rb") as file:
+        while byte > 0 and (chunk := file.read(min(_CHUNK, byte))):
+            lines += chunk.count(b"\n")
+            byte -= len(chunk)
+    return lines
 
 
 def _refuse_cut_off(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What things cost: each module prints a measurement that anyone can repeat."""
