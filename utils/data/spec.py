@@ -2,6 +2,7 @@
 them.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +88,9 @@ class RawRecord:
         return Image(place / name)
 
     def has_image(self, name: str, folder: int = 0) -> bool:
-        """Whether that picture is there."""
+        """Whether that picture is there; no name that a record may hold is an error."""
         place = self.image_folders[folder]
-        return name in place.pictures if isinstance(place, PictureStore) else (place / name).is_file()
+        return name in place.pictures if isinstance(place, PictureStore) else os.path.isfile(place / name)
 
     def error(self, message: str) -> ConversationError:
         """An error about this record, its place named first."""

@@ -169,6 +169,8 @@ def test_images_of_the_second_file_are_in_the_second_folder(
         ([BOATS[0], BOATS[2], BOATS[1], BOATS[3]], "do not take turns"),
         ([], "do not take turns"),
         ([user("IMAGE#77?", 77), assistant("Yes.")], "image file of it is not there"),
+        ([user("Well?", "7" * 5000), assistant("Yes.")], "image file of it is not there"),
+        ([user("Well?", "\0"), assistant("Yes.")], "image file of it is not there"),
         ([user("IMAGE#14?", 14), assistant("No, IMAGE#141.")], "speaks of an image that it never shows"),
         ([user("Well?", *["14"] * 27), assistant("Yes.")], "more than 26 images"),
     ],
