@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,66 +12,31 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helper.miniature.words import WrittenText, dialogue_in_words, list_said_twice, quiz
+from helper.miniature.lessons import FULL_DIALOGUES, LESSONS, Lesson
 
 Log = Callable[[str], None]
 _PADDING = 0  # the unknown token, which no text holds
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A lesson: what its texts are like, and when it is over.
-
-    It ends when `mastered` of the answers are right (a running mean), at the latest after `steps`. `captions` 0 means
-    lists said twice, of up to `things` things of `words` words each, `shuffled` or not; otherwise dialogues of `rounds`
-    rounds over up to so many captions, or a `quiz` about one.
-    """
-
-    steps: int
-    texts: int
-    things: int = 4
-    captions: int = 0
-    rounds: int = 1
-    words: int = 3
-    shuffled: bool = True
-    quiz: bool = False
-    mastered: float = 0.97
-
-
-FULL_DIALOGUES = Stage(steps=300, texts=16, captions=3, rounds=8, mastered=2.0)
-
-LESSONS = (
-    Stage(steps=300, texts=128, things=2, words=2, shuffled=False),
-    Stage(steps=400, texts=96, things=2, words=2),
-    Stage(steps=300, texts=64, things=4, words=2),
-    Stage(steps=600, texts=80, things=2, mastered=0.95),
-    Stage(steps=400, texts=48, things=4, mastered=0.95),
-    Stage(steps=500, texts=48, things=2, captions=1),
-    Stage(steps=500, texts=64, things=2, captions=1, rounds=3, quiz=True, mastered=0.95),
-    Stage(steps=500, texts=48, captions=1, rounds=4, quiz=True, mastered=0.95),
-    Stage(steps=600, texts=32, captions=2, rounds=3),
-    FULL_DIALOGUES,
-)
-
-
-@dataclass(frozen=True)
 class DecoderRecipe:
     """Size and schedule.
 
-    The lessons start with the shortest texts in which words must be bound to each other, because attention learns that
-    a hundred times sooner where there is little else to look at. The last one lets the learning rates fall to zero.
+    The lessons begin with the shortest texts in which words must be bound to each other, because attention learns that
+    a hundred times sooner where there is little else to look at. A step in `1 / revisits` goes back to an earlier one.
     """
 
     hidden_size: int = 128
-    layers: int = 5
+    layers: int = 4
     heads: int = 4
     intermediate_size: int = 352
-    lessons: tuple[Stage, ...] = LESSONS
+    embedding_scale: float = 0.5
+    lessons: tuple[Lesson, ...] = LESSONS
     matrix_learning_rate: float = 0.02
     learning_rate: float = 3e-3
     warmup_steps: int = 50
-    other_tokens_weight: float = 0.5
-    report_every: int = 50
+    revisits: float = 0.15
+    report_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -84,7 +49,11 @@ class TextBatch:
 
 
 def build_decoder(recipe: DecoderRecipe, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
+    """A LLaMA whose tokens, at the start, are heard above what the layers add.
+
+    At transformers' own start (one small deviation for all matrices) the average that attention adds drowns a token's
+    identity, and binding words takes many times as long. Here layers start by adding nothing.
+    """
     config = LlamaConfig(
         vocab_size=vocabulary_size,
         hidden_size=recipe.hidden_size,
@@ -93,12 +62,19 @@ def build_decoder(recipe: DecoderRecipe, vocabulary_size: int, seed: int) -> Lla
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=2048,
-        initializer_range=0.05,
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaForCausalLM(config)
+    torch.manual_seed(seed)
+    decoder = LlamaForCausalLM(config)
+    torch.nn.init.normal_(decoder.model.embed_tokens.weight, std=recipe.embedding_scale)
+    for name, matrix in decoder.model.layers.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(matrix)
+        elif matrix.ndim == 2:
+            torch.nn.init.normal_(matrix, std=recipe.hidden_size**-0.5)
+    return decoder
 
 
 def pretrain_decoder(
@@ -106,11 +82,11 @@ def pretrain_decoder(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     log: Log = print,
-    on_report: Callable[[LlamaForCausalLM], None] | None = None,
+    on_lesson_end: Callable[[LlamaForCausalLM], None] | None = None,
     decoder: LlamaForCausalLM | None = None,
     first_lesson: int = 1,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """Trains on freshly drawn texts: on the answers with their EOS and, with less weight, on all other words.
+    """Trains on the answers, with their end, of freshly drawn texts, lesson after lesson.
 
     Args:
         decoder: one that went through the lessons before `first_lesson`, to go on with.
@@ -119,63 +95,71 @@ def pretrain_decoder(
         The decoder in float32, and its accuracy by kind of question on held-out scenes told in words.
     """
     decoder = decoder or build_decoder(recipe, len(tokenizer), seed)
-    log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, {recipe}")
+    log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, seed {seed}")
     optimizers = _optimizers(recipe, decoder)
-    rng, start, step = np.random.default_rng(seed), time.monotonic(), 0
-    for number, stage in enumerate(recipe.lessons[first_lesson - 1 :], start=first_lesson):
-        log(f"lesson {number}: {stage}")
-        mastery = 0.0
-        for place in range(1, stage.steps + 1):
+    rng, start, step = np.random.default_rng([seed, first_lesson]), time.monotonic(), 0
+    for number, lesson in enumerate(recipe.lessons[first_lesson - 1 :], start=first_lesson):
+        log(f"lesson {number}: {lesson.name}")
+        mastery, asked, right = 0.0, Counter(), Counter()
+        for place in range(1, lesson.steps + 1):
             step += 1
-            remaining = 1 - place / stage.steps if stage is recipe.lessons[-1] else 1.0
-            batch = draw_batch(rng, tokenizer, stage)
-            loss, hits = _train(
-                recipe, decoder, optimizers, batch, min(step / recipe.warmup_steps, remaining)
-            )
-            mastery = 0.95 * mastery + 0.05 * np.mean([hit for _, hit in _outcomes(batch, hits)])
-            over = mastery >= stage.mastered or place == stage.steps
+            revisited = recipe.lessons[rng.integers(number - 1)] if number > 1 else lesson
+            today = revisited if rng.random() < recipe.revisits else lesson
+            remaining = 1 - place / lesson.steps if lesson is recipe.lessons[-1] else 1.0
+            batch = draw_batch(rng, tokenizer, today)
+            rate = lesson.rate * min(1.0, step / recipe.warmup_steps, 2 * remaining)
+            loss, hits = _train(decoder, optimizers, batch, rate)
+            if today is lesson:
+                outcomes = _outcomes(batch, hits)
+                asked.update(kind for kind, _ in outcomes)
+                right.update(kind for kind, hit in outcomes if hit)
+                mastery += (np.mean([hit for _, hit in outcomes]) - mastery) * max(0.03, 1 / place)
+            over = place == lesson.steps or (place > 30 and mastery >= lesson.mastered)
             if place % recipe.report_every == 0 or over:
-                log(f"step {step} loss {loss:.4f} mastery {mastery:.3f} | {time.monotonic() - start:.0f} s")
+                shares = _shares(right, asked)
+                log(
+                    f"step {step} loss {loss:.4f} right {mastery:.3f}: {shares} | {time.monotonic() - start:.0f} s"
+                )
+                asked, right = Counter(), Counter()
             if over:
                 break
-        if on_report is not None:
-            on_report(decoder)
-        if stage.captions:
-            told = evaluate_decoder(decoder, tokenizer, seed + 1, stage)
-            log("held-out " + " ".join(f"{kind} {share:.2f}" for kind, share in told.items()))
-    return decoder, evaluate_decoder(decoder, tokenizer, seed + 1)
+        if on_lesson_end is not None:
+            on_lesson_end(decoder)
+    accuracy = evaluate_decoder(decoder, tokenizer, seed + 1)
+    return decoder, accuracy
 
 
 @torch.no_grad()
 def evaluate_decoder(
-    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, stage: Stage = FULL_DIALOGUES
+    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, lesson: Lesson = FULL_DIALOGUES
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, by kind and `overall`, on held-out scenes in words."""
     rng = np.random.default_rng(seed)
     right, total = Counter(), Counter()
-    while total["overall"] < 500:
-        batch = draw_batch(rng, tokenizer, stage, held_out=True)
+    while total["overall"] < 1000:
+        batch = draw_batch(rng, tokenizer, lesson, held_out=True)
         hits = decoder(batch.ids, use_cache=False).logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
         for kind, hit in _outcomes(batch, hits):
             for name in (kind, "overall"):
                 total[name] += 1
                 right[name] += hit
-    return {name: right[name] / total[name] for name in sorted(total)}
+    return {name: round(right[name] / total[name], 4) for name in sorted(total)}
 
 
 def draw_batch(
-    rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, stage: Stage, held_out: bool = False
+    rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, lesson: Lesson, held_out: bool = False
 ) -> TextBatch:
-    """Draws the texts of one step of a lesson."""
-    rows = []
-    for _ in range(stage.texts):
-        written = _draw_text(rng, stage, held_out)
+    """Draws the texts of one step: as many as come to about `lesson.tokens` tokens."""
+    rows, tokens = [], 0
+    while tokens < lesson.tokens:
+        written = lesson.draw(rng, held_out)
         encoded = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
         answer_at = np.full(len(written.text), -1)
         for index, (begin, end, _) in enumerate(written.answers):
             answer_at[begin:end] = index
         starts = np.array(encoded["offset_mapping"])[:, 0]
         rows.append((encoded["input_ids"], answer_at[starts], [kind for _, _, kind in written.answers]))
+        tokens += len(encoded["input_ids"])
     length = max(len(ids) for ids, _, _ in rows)
     # Padded on the right: causal attention then needs no mask.
     ids = np.full((len(rows), length), _PADDING)
@@ -186,72 +170,62 @@ def draw_batch(
     return TextBatch(torch.from_numpy(ids), torch.from_numpy(answer), [kinds for _, _, kinds in rows])
 
 
-def _draw_text(rng: np.random.Generator, stage: Stage, held_out: bool) -> WrittenText:
-    """A list, or a dialogue: four in five of those number the captions, half name them before the caption."""
-    if stage.captions == 0:
-        return list_said_twice(rng, stage.things, stage.words, shuffled=stage.shuffled)
-    if stage.quiz:
-        return quiz(rng, stage.things, stage.rounds, held_out=held_out)
-    return dialogue_in_words(
-        rng,
-        images=int(rng.integers(1, stage.captions + 1)),
-        rounds=stage.rounds,
-        things=stage.things,
-        held_out=held_out,
-        numbered=rng.random() < 0.8,
-        name_first=rng.random() < 0.5,
-    )
-
-
 def _optimizers(recipe: DecoderRecipe, decoder: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embedding, head and norms (Jordan et al., "Muon", 2024)."""
     matrices = [parameter for parameter in decoder.model.layers.parameters() if parameter.ndim == 2]
     inside = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in decoder.parameters() if id(parameter) not in inside]
-    return [
+    optimizers = [
         torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, momentum=0.95, weight_decay=0.0),
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["peak"] = optimizer.param_groups[0]["lr"]
+    return optimizers
 
 
 def _train(
-    recipe: DecoderRecipe,
-    decoder: LlamaForCausalLM,
-    optimizers: list[torch.optim.Optimizer],
-    batch: TextBatch,
-    rate: float,
+    decoder: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], batch: TextBatch, rate: float
 ) -> tuple[float, torch.Tensor]:
-    """One step at `rate` times the learning rates: the loss of the answers, and which tokens were foreseen [B, S-1]."""
-    logits = decoder(batch.ids, use_cache=False).logits[:, :-1]  # [B, S-1, V]
-    targets = batch.ids[:, 1:]
-    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    """One step at `rate` times the peak rates: the mean loss of answers, and which of their tokens were foreseen.
+
+    The second is [B, S-1], False at all tokens that belong to no answer.
+    """
+    hidden = decoder.model(batch.ids, use_cache=False).last_hidden_state[:, :-1]  # [B, S-1, D]
     answers = batch.answer[:, 1:] >= 0
-    loss = losses[answers].mean()
-    others = losses[~answers & (targets != _PADDING)].mean()
-    for optimizer, peak in zip(optimizers, (recipe.matrix_learning_rate, recipe.learning_rate), strict=True):
-        optimizer.param_groups[0]["lr"] = peak * rate
+    targets = batch.ids[:, 1:][answers]
+    logits = decoder.lm_head(hidden[answers])
+    loss = F.cross_entropy(logits, targets)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["peak"] * rate
         optimizer.zero_grad()
-    (loss + recipe.other_tokens_weight * others).backward()
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
-    return loss.item(), logits.argmax(-1) == targets
+    hits = torch.zeros_like(answers)
+    hits[answers] = logits.argmax(-1) == targets
+    return loss.item(), hits
 
 
 def _outcomes(batch: TextBatch, hits: torch.Tensor) -> list[tuple[str, bool]]:
     """For every answer of the batch its kind, and whether all its tokens were foreseen."""
+    missed = (batch.answer[:, 1:] >= 0) & ~hits  # [B, S-1]
+    wrong = {(int(row), int(batch.answer[row, place + 1])) for row, place in missed.nonzero()}
     return [
-        (kind, bool(hits[row][batch.answer[row, 1:] == index].all()))
+        (kind, (row, index) not in wrong)
         for row, kinds in enumerate(batch.kinds)
         for index, kind in enumerate(kinds)
     ]
 
 
+def _shares(right: Counter, asked: Counter) -> str:
+    kinds: Iterable[str] = sorted(asked)
+    return " ".join(f"{kind} {right[kind] / asked[kind]:.2f}" for kind in kinds)
+
+
 __all__ = [
-    "FULL_DIALOGUES",
-    "LESSONS",
     "DecoderRecipe",
-    "Stage",
     "TextBatch",
     "build_decoder",
     "draw_batch",

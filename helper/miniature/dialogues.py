@@ -4,8 +4,8 @@ Seven kinds of question. Those about one picture name it ("in image 2"), or say 
 last two kinds compare pictures.
 
     color     what color is the circle in image 2?              red
-    shape     what shape is at the top left of image 1?         square
-    position  where is the red circle in image 3?               bottom right
+    shape     what shape is in the northwest of image 1?        square
+    position  where is the red circle in image 3?               southeast
     count     how many objects are in image 2?                  three
     exist     is there a blue cross in image 1?                 yes
     which     which image has a green square?                   image 2
@@ -113,7 +113,7 @@ def _color(rng: np.random.Generator, scene: Scene, name: str) -> tuple[str, str]
 
 def _shape(rng: np.random.Generator, scene: Scene, name: str) -> tuple[str, str] | None:
     thing = _pick(rng, scene.things)
-    return f"what shape is at the {POSITIONS[thing.position]} of {name}?", thing.shape
+    return f"what shape is in the {POSITIONS[thing.position]} of {name}?", thing.shape
 
 
 def _position(rng: np.random.Generator, scene: Scene, name: str) -> tuple[str, str] | None:

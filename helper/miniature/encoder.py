@@ -35,8 +35,10 @@ class EncoderRecipe:
     text_layers: int = 3
     heads: int = 4
     patch_size: int = 32
+    word_scale: float = 0.5
+    place_scale: float = 1.5
     projection_dim: int = 96
-    steps: int = 2500
+    steps: int = 1500
     families_per_step: int = 40
     learning_rate: float = 1e-3
     warmup_steps: int = 100
@@ -94,7 +96,16 @@ def build_encoder(recipe: EncoderRecipe, tokenizer: PreTrainedTokenizerFast, see
         "image_size": PICTURE_SIZE,
         "patch_size": recipe.patch_size,
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection_dim))
+    model = CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection_dim)
+    )
+    # CLIP's own start (0.02) drowns words and places in what the layers add: so small a model would then never learn
+    # where a thing is, and its patch tokens would not say it.
+    text_parts, vision_parts = model.text_model.embeddings, model.vision_model.embeddings
+    torch.nn.init.normal_(text_parts.token_embedding.weight, std=recipe.word_scale)
+    torch.nn.init.normal_(text_parts.position_embedding.weight, std=recipe.word_scale)
+    torch.nn.init.normal_(vision_parts.position_embedding.weight, std=recipe.place_scale)
+    return model
 
 
 def pretrain_encoder(

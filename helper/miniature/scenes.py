@@ -17,7 +17,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-POSITIONS = ("top left", "top right", "bottom left", "bottom right")
+POSITIONS = ("northwest", "northeast", "southwest", "southeast")
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 PICTURE_SIZE = 64  # pixels, both sides
@@ -51,7 +51,7 @@ class Scene:
         return digest[0] % _HELD_OUT_SHARE == 0
 
     def in_words(self) -> str:
-        """The scene as a caption, e.g. ``two objects: red circle top left, blue square bottom right``."""
+        """The scene as a caption, e.g. ``two objects: red circle northwest, blue square southeast``."""
         listed = ", ".join(f"{thing.name} {POSITIONS[thing.position]}" for thing in self.things)
         return f"{NUMBERS[len(self.things)]} object{'s' if len(self.things) > 1 else ''}: {listed}"
 

@@ -15,6 +15,8 @@ from helper.miniature.dialogues import DESCRIPTION, KINDS, SINGLE_IMAGE_KINDS, R
 from helper.miniature.scenes import COLORS, POSITIONS, SHAPES, sample_scene
 from utils.model.chat_template import DEFAULT_SYSTEM
 
+_IN_IMAGE_1, _OF_IMAGE_1 = " in image 1?", " of image 1?"
+
 
 @dataclass(frozen=True)
 class WrittenText:
@@ -62,48 +64,55 @@ def quiz(
     things: int,
     rounds: int,
     *,
+    as_dialogue: bool = False,
     held_out: bool = False,
     bos: str = "<s>",
     eos: str = "</s>",
 ) -> WrittenText:
-    """A caption and short questions about it, each answered at once: a dialogue without its trappings."""
+    """A caption and short questions about it, each answered at once, or in the form of a dialogue."""
     scene = sample_scene(rng, held_out=held_out, things=things)
-    text, spans = f"{bos}{scene.in_words()}.", []
-    for turn in make_dialogue(rng, [scene], rounds, kinds=SINGLE_IMAGE_KINDS):
-        text += " " + turn.question.replace(" in image 1?", "?").replace(" of image 1?", "?")
-        spans.append((len(text), len(text) + len(turn.answer) + 1, turn.kind))
-        text += f" {turn.answer}."
-    return WrittenText(text + eos, tuple(spans))
+    if as_dialogue:
+        text, ask, reply, end = (
+            f"{bos}{DEFAULT_SYSTEM}\n\n### Image 1: {scene.in_words()}",
+            "### Question:",
+            "\n### Answer:",
+            eos,
+        )
+    else:
+        text, ask, reply, end = f"{bos} {scene.in_words()}.", "", "", "."
+    spans = []
+    for number, turn in enumerate(make_dialogue(rng, [scene], rounds, kinds=SINGLE_IMAGE_KINDS)):
+        text += ("\n\n" if number else "\n") if as_dialogue else ""
+        text += f"{ask} {turn.question.replace(_OF_IMAGE_1, '?').replace(_IN_IMAGE_1, '?')}{reply}"
+        spans.append((len(text), len(text) + 1 + len(turn.answer) + len(end), turn.kind))
+        text += f" {turn.answer}{end}"
+    return WrittenText(text, tuple(spans))
 
 
-def list_said_twice(
-    rng: np.random.Generator,
-    things: int,
-    words: int = 3,
-    *,
-    shuffled: bool = True,
-    bos: str = "<s>",
-    eos: str = "</s>",
+def pairs_said_twice(
+    rng: np.random.Generator, things: int, *, bos: str = "<s>", eos: str = "</s>"
 ) -> WrittenText:
-    """Two to `things` things that differ in everything, then the same again, things and their words in another order.
+    """Two to `things` pairs of a colour, form or place with another, then the same again, all orders drawn anew.
 
-    When a thing is said again, its last word follows from the first list: the shortest text that asks a decoder to bind
-    colour, shape and place together. Those last words are the spans to learn. With `words` 2 there is no place; unless
-    `shuffled`, a thing's words keep their order.
+    When a pair is said again, its second word follows from the first list: the shortest text that asks a decoder to
+    bind words to each other. Those second words are the spans to learn.
     """
     count = int(rng.integers(2, things + 1))
-    kinds = (list(COLORS), SHAPES, POSITIONS)[:words]
-    listed = list(
-        zip(*([kind[i] for i in rng.permutation(len(kind))[:count]] for kind in kinds), strict=True)
-    )
+    kinds = (list(COLORS), SHAPES, POSITIONS)
+    first, second = (kinds[index] for index in rng.permutation(len(kinds))[:2])
+    pairs = [
+        (first[one], second[other])
+        for one, other in zip(
+            rng.permutation(len(first))[:count], rng.permutation(len(second))[:count], strict=True
+        )
+    ]
     text, spans = bos, []
     for again in (False, True):
         for place, index in enumerate(rng.permutation(count)):
-            order = rng.permutation(len(kinds)) if shuffled else range(len(kinds))
-            *first, last = [listed[index][kind] for kind in order]
-            text += ("," if place else "") + (" " if place or again else "") + " ".join(first)
+            known, asked = (pairs[index][side] for side in rng.permutation(2))
+            text += ("," if place else "") + f" {known}"
             if again:
-                spans.append((len(text), len(text) + 1 + len(last), "list"))
-            text += f" {last}"
+                spans.append((len(text), len(text) + 1 + len(asked), "pair"))
+            text += f" {asked}"
         text += eos if again else "."
     return WrittenText(text, tuple(spans))

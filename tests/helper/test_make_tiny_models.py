@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel
 
 from helper.make_tiny_models import main as make_models
-from helper.miniature.decoder import LESSONS, evaluate_decoder
+from helper.miniature.decoder import evaluate_decoder
 from helper.miniature.encoder import evaluate_encoder
+from helper.miniature.lessons import LESSONS
 
 ASSETS = Path(__file__).parents[2] / "assets"
 DECODER, ENCODER = ASSETS / "tiny_llama", ASSETS / "tiny_clip"

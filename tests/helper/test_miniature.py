@@ -13,7 +13,7 @@ from PIL import Image
 from helper.make_tiny_world import main as make_world
 from helper.miniature.dialogues import KINDS, SINGLE_IMAGE_KINDS, make_dialogue
 from helper.miniature.scenes import COLORS, PICTURE_SIZE, Scene, Thing, draw, random_scene, sample_scene
-from helper.miniature.words import dialogue_in_words, list_said_twice, quiz
+from helper.miniature.words import dialogue_in_words, pairs_said_twice, quiz
 
 RED_AND_BLUE = Scene((Thing(0, "red", "circle"), Thing(3, "blue", "square")))
 ONE_CROSS = Scene((Thing(1, "green", "cross"),))
@@ -29,16 +29,16 @@ def answers_to(scenes: list[Scene], seeds: int = 400, **options) -> dict[str, se
 
 
 def test_scene_in_words() -> None:
-    assert RED_AND_BLUE.in_words() == "two objects: red circle top left, blue square bottom right"
-    assert ONE_CROSS.in_words() == "one object: green cross top right"
+    assert RED_AND_BLUE.in_words() == "two objects: red circle northwest, blue square southeast"
+    assert ONE_CROSS.in_words() == "one object: green cross northeast"
 
 
 def test_answers_worked_out_by_hand() -> None:
     answers = answers_to([RED_AND_BLUE, ONE_CROSS])
     expected = {
         "what color is the circle in image 1?": "red",
-        "what shape is at the bottom right of image 1?": "square",
-        "where is the blue square in image 1?": "bottom right",
+        "what shape is in the southeast of image 1?": "square",
+        "where is the blue square in image 1?": "southeast",
         "how many objects are in image 1?": "two",
         "how many objects are in image 2?": "one",
         "is there a red circle in image 1?": "yes",
@@ -153,7 +153,7 @@ def test_world_is_kept_when_it_is_the_same_and_never_overwrites_strangers(
 
 def test_lists_are_said_twice_and_bind_the_same_words() -> None:
     for seed in range(50):
-        written = list_said_twice(np.random.default_rng(seed), things=4)
+        written = pairs_said_twice(np.random.default_rng(seed), things=4)
         first, second = written.text.removeprefix("<s>").removesuffix("</s>").split(". ")
         phrases = [{frozenset(phrase.split()) for phrase in part.split(", ")} for part in (first, second)]
         assert phrases[0] == phrases[1]
@@ -164,10 +164,12 @@ def test_lists_are_said_twice_and_bind_the_same_words() -> None:
 
 def test_texts_mark_exactly_their_answers() -> None:
     rng = np.random.default_rng(0)
-    asked = quiz(rng, things=4, rounds=3)
-    assert asked.text.startswith("<s>") and asked.text.count("?") == 3
-    for begin, end, _ in asked.answers:
-        assert asked.text[begin] == " " and asked.text[end] == "."
+    for as_dialogue, mark, close in ((False, "?", "."), (True, "### Answer:", "</s>")):
+        asked = quiz(rng, things=4, rounds=3, as_dialogue=as_dialogue)
+        assert asked.text.startswith("<s>") and asked.text.count("?") == 3
+        for begin, end, _ in asked.answers:
+            assert asked.text[:begin].endswith(mark) and asked.text[begin:end].endswith(close)
+            assert "image 1" not in asked.text[begin:]
     talked = dialogue_in_words(rng, images=3, rounds=5)
     for begin, end, _ in talked.answers:
         assert talked.text[:begin].endswith("### Answer:") and talked.text[begin:end].endswith("</s>")
