@@ -1,5 +1,6 @@
 """From dataset names to a sequence of conversations: counts, weights, concatenation and split."""
 
+import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,18 @@ class Mixture(Sequence[Conversation]):
         """What became of all records of each dataset, before any split."""
         return self._recipe.accounts
 
+    @property
+    def fingerprint(self) -> str:
+        """The same where the conversations are: of the same files, joined and drawn alike in the current epoch."""
+        recipe = self._recipe
+        digest = hashlib.sha256(f"{recipe.seed} {self._epoch}".encode())
+        for known in recipe.surveys:
+            digest.update(f" {known.identity}".encode())
+        members = self._grouping.members
+        for array in (recipe.set_of[members], recipe.index_of[members], self._grouping.borders):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
     def set_epoch(self, epoch: int) -> None:
         """Join other records in each epoch, and draw anew, into as many conversations; repeatable from seed and
         epoch, whatever came before.
@@ -217,7 +230,8 @@ def build_dataset(
         bad.check()
         if len(bad) and not sum(map(len, chosen)):
             raise DataError(
-                f"no record of {', '.join(names)} can be used: {bad.sorted()[0].place} and all others are bad"
+                f"no record of {', '.join(names)} can be used; {len(bad):,} are bad, the first of them"
+                f" {bad.sorted()[0].place}: {bad.sorted()[0].reason}"
             )
     recipe = _Recipe(
         sets=sets,
