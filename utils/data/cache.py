@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from utils.atomic import atomic_directory
 from utils.data.spec import DataError
@@ -79,13 +80,27 @@ def cached(source: Source, kind: str, write: Callable[[Path], None], share: floa
         entry = cache_folder() / kind / source.place() / source.state()
         if not _is_whole(entry):
             entry.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(entry.parent / ".lock"):
+            with _locked(entry.parent / ".lock", source.path):
                 if not _is_whole(entry):  # another process may have been faster
                     _require_space(source, entry.parent, share)
                     _make(source, entry, write)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
         raise DataError(f"cannot keep {source.path} in the cache ({error}); {_REMEDY}") from error
     return entry
+
+
+@contextmanager
+def _locked(path: Path, waited_for: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("Waiting for the process that reads %s", waited_for)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make(source: Source, entry: Path, write: Callable[[Path], None]) -> None:

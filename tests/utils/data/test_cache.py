@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from utils.data import cache as cache_module
 from utils.data import sources
@@ -160,6 +161,17 @@ def start(path: Path, kind: str) -> subprocess.Popen[str]:
     )
 
 
+def test_who_waits_says_for_what(tmp_path: Path) -> None:
+    path = write_list(tmp_path / "list.json", 3)
+    source = Source(path, (path,), "json None")
+    lock = cache_module.cache_folder() / "records" / source.place() / ".lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        process = start(path, "list")
+        assert process.stdout.readline() == f"Waiting for the process that reads {path}\n"
+    assert process.communicate(timeout=120)[0].endswith("length 3\n")
+
+
 def _length(path: Path) -> int:
     return len(open_records(path))
 
@@ -183,7 +195,9 @@ def test_processes_that_start_together_convert_once(tmp_path: Path, cache_entrie
     said = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert all("length 1000" in each for each in said)
-    assert sum(each.count("once") for each in said) == 1  # one converted, the other waited for it
+    assert (
+        sum(each.count("once") for each in said) == 1
+    )  # one converted, the other waited for it or came later
     assert len(cache_entries("pictures")) == 1
 
 
