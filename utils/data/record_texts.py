@@ -22,7 +22,7 @@ class RecordText:
     problem: str | None = None
 
 
-def read_json(path: Path, key: str | None, advance: Callable[[int], object]) -> Iterator[RecordText]:
+def read_json(path: Path, advance: Callable[[int], object], key: str | None = None) -> Iterator[RecordText]:
     """The items of a JSON list, or the values of an object with their keys as "id".
 
     Args:

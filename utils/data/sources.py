@@ -8,6 +8,7 @@ differ in their fields, so each is kept as the text it was, and parsed when it i
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def open_records(path: Path, key: str | None = None) -> Records:
 
     Args:
         path: a JSON list of objects; a JSON object of objects, whose records get their key as "id"; a file
-            named .jsonl with one object a line; a parquet file; a folder saved by `datasets`.
+            named .jsonl with one object a line; a parquet file, or a folder of several; a folder saved by
+            `datasets`.
         key: the records are a list or an object under this key of one JSON object.
 
     Processes that start together wait for the one that converts. Raises `DataError` for a file that cannot be
@@ -96,53 +98,53 @@ def open_records(path: Path, key: str | None = None) -> Records:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file; check its name, or fetch it")
-    if path.is_dir():
+    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not shards:
         return _TableRecords(_open_saved(path))
-    if path.suffix == ".parquet":
-        return Records(ArrowRows(_convert(path, "", 3.0, _write_parquet)))
-    if path.suffix == ".jsonl":
-        return _TextRecords(ArrowRows(_convert(path, "lines", 1.1, _write_texts(read_json_lines))))
-
-    def read(file: Path, advance: Callable[[int], object]) -> Iterator[RecordText]:
-        return read_json(file, key, advance)
-
-    return _TextRecords(ArrowRows(_convert(path, f"json {key}", 1.1, _write_texts(read))))
-
-
-def _convert(path: Path, variant: str, share: float, write: Callable[[Path, Path], None]) -> Path:
-    source = Source(path, (path,), variant)
-    return cached(source, "records", lambda folder: write(path, folder / _FILE), share) / _FILE
+    if shards[0].suffix == ".parquet":
+        return Records(ArrowRows(_convert_parquet(path, [ParquetSource(shard) for shard in shards])))
+    is_lines = path.suffix == ".jsonl"
+    read = read_json_lines if is_lines else partial(read_json, key=key)
+    source = Source(path, (path,), "lines" if is_lines else f"json {key}")
+    return _TextRecords(
+        ArrowRows(cached(source, "records", partial(_write_texts, path, read), share=1.1) / _FILE)
+    )
 
 
 def _write_texts(
-    read: Callable[[Path, Callable[[int], object]], Iterator[RecordText]],
-) -> Callable[[Path, Path], None]:
-    def write(path: Path, target: Path) -> None:
-        count = objects = 0
-        with (
-            byte_bar(path.name, path.stat().st_size) as advance,
-            RowWriter(target, _SCHEMA) as writer,
-        ):
-            for record in read(path, advance):
-                writer.add({"record": record.text, "problem": record.problem}, len(record.text or ""))
-                count += 1
-                objects += record.is_object
-            if count and not objects:
-                raise DataError(
-                    f"{path} holds {count:,} values, none of them a record (a JSON object): it is not the"
-                    " published file, fetch it again; or its records are under a key of their own"
-                )
-        logger.info("%s: %s records, %s", path, f"{count:,}", in_units(path.stat().st_size))
-
-    return write
+    path: Path, read: Callable[[Path, Callable[[int], object]], Iterator[RecordText]], folder: Path
+) -> None:
+    count = objects = 0
+    with byte_bar(path.name, path.stat().st_size) as advance, RowWriter(folder / _FILE, _SCHEMA) as writer:
+        for record in read(path, advance):
+            writer.add({"record": record.text, "problem": record.problem}, len(record.text or ""))
+            count += 1
+            objects += record.is_object
+        if count and not objects:
+            raise DataError(
+                f"{path} holds {count:,} values, none of them a record (a JSON object): it is not the"
+                " published file, fetch it again; or its records are under a key of their own"
+            )
+    logger.info("%s: %s records, %s", path, f"{count:,}", in_units(path.stat().st_size))
 
 
-def _write_parquet(path: Path, target: Path) -> None:
-    parquet = ParquetSource(path)
-    with byte_bar(path.name, parquet.size) as advance, RowWriter(target, parquet.schema) as writer:
-        for batch in parquet.batches():
-            writer.write_batch(pa.Table.from_batches([batch]))
-            advance(batch.nbytes)
+def _convert_parquet(path: Path, shards: Sequence[ParquetSource]) -> Path:
+    schema, size = shards[0].schema, sum(shard.size for shard in shards)
+    for shard in shards:
+        if not shard.schema.equals(schema):
+            raise DataError(
+                f"{shard.path} has the columns {', '.join(shard.schema.names)}, others than {shards[0].path}"
+                f" ({', '.join(schema.names)}), or of other types: name one of the files alone"
+            )
+
+    def write(folder: Path) -> None:
+        with byte_bar(path.name, size) as advance, RowWriter(folder / _FILE, schema) as writer:
+            for batch in (batch for shard in shards for batch in shard.batches()):
+                writer.write_batch(pa.Table.from_batches([batch]))
+                advance(batch.nbytes)
+
+    source = Source(path, tuple(shard.path for shard in shards))
+    return cached(source, "records", write, share=size / source.size) / _FILE
 
 
 def _open_saved(path: Path) -> datasets.Dataset:

@@ -36,7 +36,7 @@ def test_a_file_is_read_once_and_the_data_folder_stays_as_it_was(
     folder.mkdir()
     path = write_list(folder / "list.json", 1)
     open_records(path)
-    monkeypatch.setattr(sources, "read_json", None)  # a second reading would fail
+    monkeypatch.setattr(sources, "read_json", len)  # a second reading would fail
     assert len(open_records(path)) == 1
     assert os.listdir(folder) == ["list.json"]
     assert len(cache_entries("records")) == 1
@@ -80,8 +80,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     path = write_list(tmp_path / "list.json", 2)
     read = sources.read_json
 
-    def read_and_change(*arguments: object) -> object:
-        yield from read(*arguments)
+    def read_and_change(*arguments: object, **options: object) -> object:
+        yield from read(*arguments, **options)
         path.write_text("[{}]")
 
     monkeypatch.setattr(sources, "read_json", read_and_change)
@@ -125,7 +125,7 @@ def test_a_crash_while_converting_leaves_no_entry(
 ) -> None:
     path = write_list(tmp_path / "list.json", 2)
 
-    def crash(*arguments: object) -> object:
+    def crash(*arguments: object, **options: object) -> object:
         yield from ()
         raise KeyboardInterrupt
 

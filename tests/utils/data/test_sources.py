@@ -97,6 +97,18 @@ def test_parquet(tmp_path: Path) -> None:
     assert list(pickle.loads(pickle.dumps(records))) == rows
 
 
+def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
+    rows = [{"id": str(index), "n": [index]} for index in range(50)]
+    for shard in (1, 0):
+        pq.write_table(
+            pa.Table.from_pylist(rows[shard * 20 : shard * 30 + 20]), tmp_path / f"{shard}.parquet"
+        )
+    assert list(open_records(tmp_path)) == rows
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "2.parquet")
+    with pytest.raises(DataError, match=r"2\.parquet has the columns id, others than .*0\.parquet \(id, n\)"):
+        open_records(tmp_path)
+
+
 def test_a_folder_saved_by_datasets(tmp_path: Path) -> None:
     saved = datasets.Dataset.from_list(PLAIN)
     saved.select([1, 0]).save_to_disk(tmp_path / "one")
