@@ -77,7 +77,9 @@ class DataArguments:
     data_cache_path: str | None = _flag(
         None, "Folder for converted data files; otherwise $VISUALCHAT_CACHE, or ~/.cache/visualchat."
     )
-    data_debug_path: str | None = _flag(None, "Folder to write 10 samples to, as images and text.")
+    data_debug_path: str | None = _flag(
+        None, "Folder to write 10 samples to: a page to look at, images and text."
+    )
     data_train_split_ratio: float = _flag(0.9, "Share of the data to train on; the rest evaluates.")
     dataset_names: list[str] = field(
         default_factory=lambda: ["minigpt4"],
@@ -100,7 +102,13 @@ class DataArguments:
         None, "Folder of the images that data of your own name; without it, each file's own folder."
     )
     max_num_image_per_sample: int = _flag(8, "Images in a conversation at most.")
-    max_seq_len: int = _flag(4096, "Tokens in a conversation at most, image tokens included.")
+    max_seq_len: int = _flag(
+        4096, "Tokens in a conversation at most, image tokens included; with --packing, in a row."
+    )
+    packing: bool = _flag(
+        False, "Put whole conversations side by side into rows, isolated: batch sizes then count rows."
+    )
+    max_images_per_row: int = _flag(0, "Images in a packed row at most; 0: twice --max_num_image_per_sample.")
     max_bad_fraction: float = _flag(
         0.001,
         "Stop when more than this share of all records is bad; below it they are left out, and listed in"
@@ -130,12 +138,24 @@ class DataArguments:
         for flag in ("max_num_image_per_sample", "max_seq_len"):
             if getattr(self, flag) < 1:
                 raise UsageError(f"--{flag} {getattr(self, flag)}: give a positive number")
+        if self.max_images_per_row and not self.packing:
+            raise UsageError("--max_images_per_row is for packed rows: add --packing")
+        if 0 != self.max_images_per_row < self.max_num_image_per_sample:
+            raise UsageError(
+                f"--max_images_per_row {self.max_images_per_row} is less than one conversation may have: give at"
+                f" least --max_num_image_per_sample {self.max_num_image_per_sample}"
+            )
         if not 0 <= self.max_bad_fraction <= 1:
             raise UsageError(f"--max_bad_fraction {self.max_bad_fraction}: give a share from 0 to 1")
         if min(self.dataset_concatenate_samples) < 1:
             raise UsageError("--dataset_concatenate_samples: give positive numbers")
         if not all(0 < weight < math.inf for weight in self.dataset_weights):
             raise UsageError("--dataset_weights: give positive numbers")
+
+    @property
+    def image_budget(self) -> int:
+        """Images in a packed row at most."""
+        return self.max_images_per_row or 2 * self.max_num_image_per_sample
 
     @property
     def samples(self) -> list[int | str]:
@@ -161,6 +181,10 @@ class VisualChatTrainingArguments(TrainingArguments):
     )
     adam_beta2: float = _flag(0.95, "AdamW's second beta.")
     seed: int = _flag(1234, "Seed of everything.")
+    group_by_length: bool = _flag(
+        False,
+        "Conversations of like length into a batch; short for --train_sampling_strategy group_by_length.",
+    )
     gradient_checkpointing: bool = _flag(False, "Recompute activations in the backward pass to save memory.")
     zero_stage: Literal[0, 1, 2, 3] = _flag(0, "ZeRO stage.")
     precision: Literal["auto", "fp16", "bf16", "fp32"] = _flag(
@@ -189,6 +213,12 @@ class VisualChatTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self._settle_precision()
+        if self.group_by_length:
+            self.train_sampling_strategy = "group_by_length"
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise UsageError(
+                "--train_sampling_strategy batch_rebalance is not offered: use --packing, which fills every row"
+            )
         if self.num_warmup_steps and self.warmup_steps:
             raise UsageError("--num_warmup_steps and --warmup_steps: give one of the two")
         if self.push_to_hub:

@@ -29,6 +29,7 @@ from utils.data import (
     DataError,
     EncodedDataset,
     Mixture,
+    PackedDataset,
     TolerantDataset,
     build_dataset,
     split_dataset,
@@ -71,6 +72,10 @@ def train(
         disable_progress_bar()  # transformers' bars for reading and writing weights
     if not is_main_process():
         set_verbosity_error()  # transformers' warnings once, not once a process
+    if data_arguments.packing and arguments.train_sampling_strategy == "group_by_length":
+        raise UsageError(
+            "--packing fills every row, so there is no length to group by: leave out one of the two"
+        )
     seed_everything(arguments.seed)
     resumed = prepare_output(arguments)
     bad = bad_records(data_arguments, arguments, resumed is not None)
@@ -79,8 +84,9 @@ def train(
     if data_arguments.data_debug_path and is_main_process():
         dump_samples(training_part, processor, data_arguments.data_debug_path)
 
-    def encoded(part: Mixture) -> TolerantDataset:
-        return TolerantDataset(EncodedDataset(part, processor, data_arguments.max_seq_len))
+    def encoded(part: Mixture) -> TolerantDataset | PackedDataset:
+        rows = TolerantDataset(EncodedDataset(part, processor, data_arguments.max_seq_len))
+        return packed(rows, data_arguments, arguments.seed) if data_arguments.packing else rows
 
     learned = encoded(training_part)
     trainer = VisualChatTrainer(
@@ -167,6 +173,14 @@ def load_data(
     return parts
 
 
+def packed(conversations: TolerantDataset, data_arguments: DataArguments, seed: int) -> PackedDataset:
+    """The conversations side by side in rows of `--max_seq_len`."""
+    rows = PackedDataset(conversations, data_arguments.max_seq_len, data_arguments.image_budget, seed)
+    counts = f"{len(conversations):,} conversations into {len(rows):,} rows"
+    logger.info("packed %s, %.1f %% of their tokens used", counts, 100 * rows.fill)
+    return rows
+
+
 def load_model(
     model_arguments: ModelArguments, arguments: VisualChatTrainingArguments
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -192,7 +206,7 @@ def load_model(
         raise UsageError(f"the model cannot be built: {error}") from error
 
 
-def summarise(trainer: VisualChatTrainer, learned: TolerantDataset) -> None:
+def summarise(trainer: VisualChatTrainer, learned: TolerantDataset | PackedDataset) -> None:
     """The last lines: what was left out, what was cut, and where the checkpoints are."""
     if trainer.bad.records:
         logger.info("left out: %s", trainer.bad.records.summary())

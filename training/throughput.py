@@ -24,7 +24,7 @@ class ThroughputMeter:
         """Add batches; padding is not counted as tokens."""
         for batch in batches:
             pixels = batch.get("pixel_values")
-            tokens = batch["attention_mask"].sum()
+            tokens = _real_tokens(batch)
             images = torch.full_like(tokens, 0 if pixels is None else len(pixels))
             counts = torch.stack([tokens, batch["labels"].ne(-100).sum(), images])
             self._counts = counts if self._counts is None else self._counts + counts
@@ -51,3 +51,11 @@ class ThroughputMeter:
             f"{name}_per_second": round(total / seconds, 2)
             for name, total in zip(_COUNTED, totals, strict=True)
         }
+
+
+def _real_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if "attention_mask" in batch:
+        return batch["attention_mask"].sum()
+    # Packed: positions count up in a conversation; padding stays at 0.
+    positions = batch["position_ids"]  # [B, S]
+    return positions.gt(0).sum() + (positions[:, :-1].eq(0) & positions[:, 1:].eq(1)).sum()

@@ -6,9 +6,11 @@ flags are transformers'.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
@@ -32,6 +34,9 @@ from training.throughput import ThroughputMeter
 from utils import distributed
 from utils.atomic import atomic_directory, begin_directory, commit_directory, staging_of
 from utils.data.bad_data import BadRecords
+from utils.data.lengths import measure
+from utils.data.packed import PackedDataset
+from utils.data.tolerant import TolerantDataset
 from utils.model.checkpoint import save_full, save_trained_only
 
 
@@ -75,10 +80,25 @@ class VisualChatTrainer(Trainer):
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """The shuffled training batches of this process."""
-        return self._loader(
-            self.train_dataset, self._train_batch_size, self.args.seed, self.args.dataloader_drop_last
-        )
+        """The training batches of this process, shuffled unless `train_sampling_strategy` is sequential."""
+        dataset, batch_size = self.train_dataset, self._train_batch_size
+        seed = None if self.args.train_sampling_strategy == "sequential" else self.args.seed
+
+        def loader() -> DataLoader:
+            return self._loader(dataset, batch_size, seed, self.args.dataloader_drop_last)
+
+        if isinstance(dataset, PackedDataset):  # every epoch of this training has as many rows
+            if self.args.max_steps <= 0:
+                dataset.reserve(math.ceil(self.args.num_train_epochs))
+            else:
+                epochs = 1
+                while epochs * max(self._steps(loader()), 1) < self.args.max_steps:
+                    epochs += 1
+                    dataset.reserve(epochs)
+        return loader()
+
+    def _steps(self, loader: DataLoader) -> int:
+        return math.ceil(len(loader) / self.args.gradient_accumulation_steps)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """The evaluation batches of this process, in the order of the data."""
@@ -87,10 +107,20 @@ class VisualChatTrainer(Trainer):
     def _loader(
         self, dataset: Dataset, batch_size: int, seed: int | None = None, drop_last: bool = False
     ) -> DataLoader:
+        lengths = None
+        if self.args.train_sampling_strategy == "group_by_length":
+            lengths = partial(_tokens, dataset)
         return DataLoader(
             PaddedDataset(dataset),
             batch_sampler=GlobalBatchSampler(
-                len(dataset), batch_size, self.args.process_index, self.args.world_size, seed, drop_last
+                len(dataset),
+                batch_size,
+                self.args.process_index,
+                self.args.world_size,
+                seed,
+                drop_last,
+                lengths,
+                self.args.gradient_accumulation_steps,
             ),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,  # never persistent: they would miss set_epoch
@@ -275,3 +305,7 @@ class _EpochSetter(TrainerCallback):
         epoch = int(state.epoch or 0)
         train_dataloader.batch_sampler.set_epoch(epoch)
         train_dataloader.dataset.set_epoch(epoch)
+
+
+def _tokens(dataset: TolerantDataset, epoch: int) -> np.ndarray:
+    return measure(dataset.sketch(epoch)).tokens

@@ -1,7 +1,8 @@
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.sampling import PADDING, GlobalBatchSampler, PaddedDataset
+from training.sampling import PADDING, GlobalBatchSampler, PaddedDataset, grouped_by_length
 
 
 def global_steps(length, batch_size, world_size, epoch=0, **options):
@@ -50,3 +51,33 @@ def test_padding_has_nothing_to_learn():
     dataset = PaddedDataset(Rows(["first", "second"]))
     assert len(dataset) == 2
     assert [dataset[index] for index in (0, 1, PADDING)] == ["first", "second", "nothing to learn"]
+
+
+lengths_of = st.lists(st.integers(1, 500), min_size=1, max_size=60)
+
+
+@given(lengths_of, st.integers(1, 4), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(0, 3))
+def test_like_lengths_do_not_depend_on_how_a_step_is_spread(
+    lengths, batch_size, world_size, accumulation, epoch
+):
+    options = {"seed": 7, "lengths": lambda epoch: np.array(lengths)}
+    spread = global_steps(len(lengths), batch_size, world_size, epoch, accumulation=accumulation, **options)
+    together = global_steps(len(lengths), batch_size * world_size * accumulation, 1, epoch, **options)
+    flat = [index for step in spread for index in step if index != PADDING]
+    assert flat == [index for step in together for index in step]
+    assert sorted(flat) == list(range(len(lengths)))
+
+
+def test_steps_are_of_like_length_and_the_longest_comes_first():
+    lengths = np.random.default_rng(0).integers(1, 1000, 4003)
+    order = grouped_by_length(lengths, 8, np.random.default_rng(1))
+    steps = lengths[order[:4000]].reshape(-1, 8)
+    assert steps[0, 0] == lengths[order[:4000]].max()
+    assert np.median(np.ptp(steps, axis=1)) < 30  # of 1000; at random it is 780
+    assert np.abs(np.diff(steps.mean(axis=1))).mean() > 200  # one step tells nothing about the next
+    assert (grouped_by_length(lengths, 8, np.random.default_rng(2)) != order).any()
+
+
+def test_without_a_seed_the_longest_come_first():
+    options = {"lengths": lambda epoch: np.array([3, 9, 5, 1])}
+    assert global_steps(4, 2, 1, **options) == [[1, 2], [0, 3]]

@@ -14,11 +14,14 @@ _IGNORED_LABEL = -100  # the ignore_index of torch's cross entropy
 
 @dataclass(frozen=True)
 class Collator:
-    """Pad conversations to a common length, a multiple of `pad_to_multiple_of` (tensor cores like eights).
+    """Pad rows to a common length, a multiple of `pad_to_multiple_of` (tensor cores like eights).
 
     Returns `input_ids`, `attention_mask`, `mm_token_type_ids`, `labels`, each [B, S] int64, and, unless no
     conversation has an image, `pixel_values` [images of the batch in order, 3, H, W]; and, where there are any,
     `bad`: a list of the bad records that were found in making the batch, which is not for the model.
+
+    Rows with `position_ids` are packed: these stand in the place of `attention_mask`, which would not tell
+    conversations apart. A token of padding is at position 0, and so a conversation by itself.
     """
 
     pad_token_id: int
@@ -28,9 +31,10 @@ class Collator:
     def __call__(self, conversations: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         lengths = [len(conversation.input_ids) for conversation in conversations]
         width = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        packed = hasattr(conversations[0], "position_ids")
         filled = {
             "input_ids": self.pad_token_id,
-            "attention_mask": 0,
+            "position_ids" if packed else "attention_mask": 0,
             "mm_token_type_ids": 0,
             "labels": _IGNORED_LABEL,
         }
@@ -38,7 +42,10 @@ class Collator:
         for row, (conversation, length) in enumerate(zip(conversations, lengths, strict=True)):
             place = slice(0, length) if self.padding_side == "right" else slice(width - length, width)
             arrays["input_ids"][row, place] = conversation.input_ids
-            arrays["attention_mask"][row, place] = 1
+            if packed:
+                arrays["position_ids"][row, place] = conversation.position_ids
+            else:
+                arrays["attention_mask"][row, place] = 1
             arrays["mm_token_type_ids"][row, place] = conversation.mm_token_type_ids
             arrays["labels"][row, place] = conversation.labels
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}

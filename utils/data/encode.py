@@ -1,6 +1,8 @@
 """Conversations to token ids, labels and pixels, within a maximal length."""
 
+import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,6 +28,11 @@ class Encoded(Protocol):
 class ConversationEncoder(Protocol):
     """What is asked of the processor, which is handed in: data does not know the model."""
 
+    image_seq_length: int
+
+    @property
+    def text_fingerprint(self) -> str: ...
+
     def encode(self, conversation: Conversation, load_images: bool = True) -> Encoded: ...
 
     def pixel_values(self, images: Sequence[Image]) -> torch.Tensor | None: ...
@@ -46,11 +53,17 @@ class EncodedDataset(Dataset):
     """
 
     def __init__(
-        self, conversations: Sequence[Conversation], processor: ConversationEncoder, max_seq_len: int
+        self,
+        conversations: Sequence[Conversation],
+        processor: ConversationEncoder,
+        max_seq_len: int,
+        load_images: bool = True,
     ) -> None:
+        """`load_images` False leaves the pixels out: no image is read, and nothing counted as cut."""
         self.conversations = conversations
         self.processor = processor
         self.max_seq_len = max_seq_len
+        self.load_images = load_images
         # A row for this process and for each worker: they count without waiting for each other.
         self._cut = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
 
@@ -64,6 +77,8 @@ class EncodedDataset(Dataset):
     def encode(self, conversation: Conversation, count_cut: bool = True) -> Encoded:
         """What of a conversation fits. Raises `ConversationError` and `ImageError` that name the record."""
         encoded = self.encode_text(conversation)
+        if not self.load_images:
+            return encoded
         turns = len(encoded.turn_ends)
         images = [image for turn in conversation.turns[:turns] for image in turn.images]
         try:
@@ -102,6 +117,22 @@ class EncodedDataset(Dataset):
         """Pass the epoch on to conversations that are joined anew in each."""
         if hasattr(self.conversations, "set_epoch"):
             self.conversations.set_epoch(epoch)
+
+    def sketch(self, epoch: int) -> "EncodedDataset":
+        """The conversations of an epoch without their pixels, to measure; this dataset's epoch stays."""
+        conversations = copy(self.conversations)
+        if hasattr(conversations, "set_epoch"):
+            conversations.set_epoch(epoch)
+        return EncodedDataset(conversations, self.processor, self.max_seq_len, load_images=False)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The same where the token ids of all conversations are; None where the conversations have none."""
+        conversations = getattr(self.conversations, "fingerprint", None)
+        if conversations is None:
+            return None
+        parts = (conversations, self.processor.text_fingerprint, str(self.max_seq_len))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property
     def cut(self) -> CutCount:

@@ -42,6 +42,7 @@ class Survey:
     systems: np.ndarray  # [n] uint64, equal where the system text is the same
     rules: tuple[str, ...]
     reasons: tuple[str, ...]
+    identity: str = ""  # of files and adapters that it was made of
 
     def __len__(self) -> int:
         return len(self.fates)
@@ -159,4 +160,5 @@ def _read(entry: Path) -> Survey:
             arrays["systems"],
             tuple(texts["rules"]),
             tuple(texts["reasons"]),
+            identity=f"{entry.parent.name}/{entry.name}",
         )

@@ -74,6 +74,20 @@ class TolerantDataset(Dataset):
         """Pass the epoch on to conversations that are joined anew in each."""
         self.encoded.set_epoch(epoch)
 
+    def sketch(self, epoch: int) -> "TolerantDataset":
+        """The rows of an epoch without pixels, and with those bad records that their texts give away."""
+        return TolerantDataset(self.encoded.sketch(epoch))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The same where all rows are, pixels aside; None where nobody knows."""
+        return self.encoded.fingerprint
+
+    @property
+    def tokens_per_image(self) -> int:
+        """How many tokens stand for an image."""
+        return self.encoded.processor.image_seq_length
+
     @property
     def cut(self) -> CutCount:
         """What `max_seq_len` took away so far."""

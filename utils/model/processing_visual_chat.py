@@ -4,6 +4,8 @@ This file travels inside checkpoints as custom code, so it imports its neighbour
 transformers only, and takes a conversation by its shape (`RendersToMessages`), not by its class.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +108,14 @@ class VisualChatProcessor(ProcessorMixin):
     @property
     def unused_input_names(self) -> list[str]:
         return ["token_type_ids"]
+
+    @property
+    def text_fingerprint(self) -> str:
+        """The same for processors that give every conversation the same token ids."""
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        state |= {"padding": None, "truncation": None}  # left by earlier calls; `encode` does neither
+        known = [state, self.chat_template, self.image_token, self.image_seq_length]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """The text that stands for one image: transformers' own hook, called for each image of a call."""

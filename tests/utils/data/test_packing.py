@@ -1,0 +1,75 @@
+"""Packing: everything once, no row over a budget, rows nearly full."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.data.packing import pack
+from utils.data.spec import DataError
+
+
+def packed(
+    tokens: list[int], images: list[int], max_tokens: int, max_images: int, seed: int = 0
+) -> list[list]:
+    rng = np.random.default_rng(seed)
+    plan = pack(
+        np.array(tokens, dtype=np.int64), np.array(images, dtype=np.int64), max_tokens, max_images, rng
+    )
+    return [plan[row].tolist() for row in range(len(plan))]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 4)), max_size=60),
+    st.integers(50, 90),
+    st.integers(4, 9),
+    st.integers(0, 3),
+)
+def test_every_conversation_is_in_one_row_and_no_row_over_a_budget(sizes, max_tokens, max_images, seed):
+    tokens, images = [each[0] for each in sizes], [each[1] for each in sizes]
+    rows = packed(tokens, images, max_tokens, max_images, seed)
+    assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
+    for row in rows:
+        assert row and sum(tokens[index] for index in row) <= max_tokens
+        assert sum(images[index] for index in row) <= max_images
+    assert rows == packed(tokens, images, max_tokens, max_images, seed)
+
+
+def test_the_tightest_place_is_taken() -> None:
+    # 7 and 6 open rows with 3 and 4 left; 4 goes where it leaves nothing, and 3 too
+    rows = packed([3, 7, 4, 6], [0] * 4, 10, 1)
+    assert sorted(map(sorted, rows)) == [[0, 1], [2, 3]]
+
+
+def test_images_bound_rows_too() -> None:
+    rows = packed([2] * 6, [2, 2, 2, 0, 0, 0], 12, 3)
+    assert len(rows) == 3 and sorted(len(row) for row in rows) != [6]
+    assert all(sum(index < 3 for index in row) == 1 for row in rows)
+
+
+def test_seeds_make_different_rows() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 60, 300).tolist()
+    assert packed(tokens, [0] * 300, 100, 1, seed=1) != packed(tokens, [0] * 300, 100, 1, seed=2)
+
+
+@pytest.mark.parametrize(("max_images", "over"), [(8, 1.03), (16, 1.005)])  # with 8, both budgets bind
+def test_rows_are_nearly_full(max_images: int, over: float) -> None:
+    """Lengths as of pictures of 257 tokens with short dialogues; more windows than one."""
+    rng = np.random.default_rng(0)
+    images = rng.choice([0, 1, 1, 2, 3], 70_000)
+    tokens = np.minimum(images * 257 + rng.lognormal(5, 0.7, len(images)).astype(int) + 40, 4096)
+    rows = len(pack(tokens, images, 4096, max_images, rng))
+    least = max(tokens.sum() / 4096, images.sum() / max_images)
+    assert rows <= over * least
+
+
+def test_a_conversation_over_a_budget_is_named() -> None:
+    with pytest.raises(DataError, match=r"conversation 1 has 11 tokens.*--max_seq_len 10"):
+        packed([5, 11], [0, 0], 10, 1)
+    with pytest.raises(DataError, match=r"conversation 0 has 3 images.*--max_images_per_row 2"):
+        packed([5], [3], 10, 2)
+
+
+def test_nothing_makes_no_row() -> None:
+    assert packed([], [], 10, 1) == []
