@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOUNDATION = {"utils.conversation", "utils.pictures", "utils.distributed", "utils.atomic"}
+FOUNDATION = {
+    "utils.conversation",
+    "utils.pictures",
+    "utils.picture_damage",
+    "utils.distributed",
+    "utils.atomic",
+}
 
 # What each part may import of the project, itself and the foundation aside.
 ALLOWED = {

@@ -18,9 +18,15 @@ import PIL.Image
 import PIL.ImageOps
 import simplejpeg
 
+from utils.picture_damage import refuse_lost_data, refuse_lost_pixels
+
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the
 memory."""
+
+MAX_ASPECT = 200
+"""Images with a side so many times longer than the other are refused: scaled to an encoder's height, a line of
+60,000 x 1 pixels would fill the memory."""
 
 _FRACTIONS = (8, 4, 2)  # those that the inverse cosine transform does quickly
 _ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
@@ -52,7 +58,11 @@ def read_picture(source: Source, name: str) -> PIL.Image.Image:
     with _named_errors(name):
         if isinstance(source, PIL.Image.Image):
             return _upright_rgb(_accepted(source, name)).copy()
-        return _upright_rgb(_opened(_encoded(source), name))
+        encoded = _encoded(source)
+        opened = _opened(encoded, name)
+        upright = _upright_rgb(opened)
+        refuse_lost_data(encoded, opened.format)
+        return upright
 
 
 def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -74,7 +84,9 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
                 if pixels is not None:
                     return pixels, size
             opened.draft(None, tuple(side // divisor for side in opened.size))
-        return np.array(_upright_rgb(opened)), size
+        pixels = np.array(_upright_rgb(opened))
+        refuse_lost_data(encoded, opened.format)
+        return pixels, size
 
 
 def _encoded(source: str | Path | bytes | EncodedPicture) -> bytes:
@@ -85,9 +97,7 @@ def _encoded(source: str | Path | bytes | EncodedPicture) -> bytes:
 
 def _opened(encoded: bytes, name: str) -> PIL.Image.Image:
     """The picture with its size known and its pixels not yet decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit follows
-        return _accepted(PIL.Image.open(io.BytesIO(encoded)), name)
+    return _accepted(PIL.Image.open(io.BytesIO(encoded)), name)
 
 
 def _accepted(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
@@ -96,17 +106,23 @@ def _accepted(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
             f"{name}: {picture.width} x {picture.height} pixels, more than the"
             f" {MAX_PIXELS:,} that are accepted; scale the image down"
         )
+    if max(picture.size) > MAX_ASPECT * min(picture.size):
+        raise ImageError(
+            f"{name}: {picture.width} x {picture.height} pixels, one side more than {MAX_ASPECT} times the other;"
+            " crop the image"
+        )
     return picture
 
 
 def _decoded(encoded: bytes, size: tuple[int, int], divisor: int) -> np.ndarray | None:
-    """The pixels of a JPEG; None where the decoder finds the least fault with it: Pillow is to judge."""
+    """The pixels of a JPEG; None where the decoder finds fault with it but lost nothing: Pillow is to judge."""
     least_width, least_height = (-(-side // divisor) for side in size)
     try:
         return simplejpeg.decode_jpeg(
             encoded, min_height=least_height, min_width=least_width, min_factor=divisor
         )
-    except ValueError:
+    except ValueError as error:
+        refuse_lost_pixels(str(error))
         return None
 
 
@@ -130,7 +146,9 @@ def _upright_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
 @contextmanager
 def _named_errors(name: str) -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata, and sizes for which we have our own limit
+            yield
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -139,6 +157,9 @@ def _named_errors(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: {error}; scale the image down") from error
     except PIL.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image, or of a format that Pillow does not read") from error
-    # Pillow's decoders report damage through all of these
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+    except OSError as error:
+        if error.errno is None:  # Pillow's own
+            raise ImageError(f"{name}: the image is damaged ({error})") from error
+        raise ImageError(f"{name}: the image cannot be read ({error.strerror})") from error
+    except Exception as error:  # Pillow's forty decoders report damage in as many ways
         raise ImageError(f"{name}: the image is damaged ({error})") from error
