@@ -63,24 +63,30 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def runs(trainings, layouts, tmp_path_factory) -> tuple[Path, dict[str, object], str]:
+def arguments(trainings, layouts: Path, output: Path, names: list[str], **flags: object) -> list[str]:
+    """A command line for two steps from `names`."""
+    return trainings.arguments(
+        output,
+        data_path=layouts,
+        dataset_names=[layouts / "own" / name if name in OWN_DATA else name for name in names],
+        image_folder=layouts / "own" / "images" if {*names} & {*OWN_DATA} else None,
+        num_train_epochs=None,
+        max_steps=2,
+        max_seq_len=512,
+        data_train_split_ratio=0.8,
+        save_strategy="no",
+        checkpoint_form="trained",
+        **flags,
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["rows", "packed"])
+def runs(request, trainings, layouts, tmp_path_factory) -> tuple[Path, dict[str, object], str]:
     """Two steps from every name: the folder of their outputs, their exit codes, and all that was printed."""
     folder = tmp_path_factory.mktemp("runs")
-    flags = {
-        "data_path": layouts,
-        "num_train_epochs": None,
-        "max_steps": 2,
-        "max_seq_len": 512,
-        "data_train_split_ratio": 0.8,
-        "save_strategy": "no",
-        "checkpoint_form": "trained",
+    commands = {
+        name: arguments(trainings, layouts, folder / name, [name], packing=request.param) for name in NAMES
     }
-    commands = {}
-    for name in NAMES:
-        own = {"dataset_names": [layouts / "own" / name], "image_folder": layouts / "own" / "images"}
-        of_name = own if name in OWN_DATA else {"dataset_names": [name]}
-        commands[name] = trainings.arguments(folder / name, **flags, **of_name)
     (folder / "commands.json").write_text(json.dumps(commands))
     codes = folder / "codes.json"
     command = [str(folder / "commands.json"), str(codes)]
@@ -99,9 +105,18 @@ def test_training_runs_from(runs, name: str) -> None:
     folder, codes, printed = runs
     about = printed.partition(f"=== {name}\n")[2].partition("\n=== ")[0]
     assert codes[name] == 0, about[-4000:]
+    assert re.search(r"step 2/2 .* loss \d+\.\d+", about)
     assert (folder / name / "final" / "config.json").is_file()
     assert f"final checkpoint: {folder / name / 'final'}" in about
     left_out = re.findall(rf"{name}: (\d+) of \d+ records left out", about)
     assert sum(map(int, left_out)) == LEFT_OUT.get(name, 0)
     bad = folder / name / "bad_samples.jsonl"
     assert not bad.exists() or not bad.read_text().strip(), bad.read_text()
+
+
+def test_all_together_joined_packed_and_on_two_processes(trainings, layouts, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "cache"))
+    flags = {"dataset_concatenate_samples": 3, "packing": True, "zero_stage": 3}
+    printed = trainings.run(arguments(trainings, layouts, tmp_path / "all", NAMES, **flags), processes=2)
+    assert re.search(r"step 2/2 .* loss \d+\.\d+", printed)
+    assert (tmp_path / "all" / "final" / "config.json").is_file()
