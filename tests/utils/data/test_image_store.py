@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from utils.conversation import Image, ImageError
 from utils.data import id_index, image_store
@@ -269,6 +270,36 @@ def test_a_record_opens_its_picture_from_the_store(tmp_path: Path) -> None:
     assert record.image("cat").open().size == Image(drawn).open().size
     with pytest.raises(ImageError, match=r"SN\.json#broken: it is not valid base64"):
         record.image("broken").open()
+
+
+class _Pictures(Dataset):
+    """Pictures of a store by their numbers."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store, self.names = store, list(store)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.store[self.names[index]]
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_workers_share_an_opened_store(tmp_path: Path, kind: str, start: str) -> None:
+    content = pictures(200)
+    path = tmp_path / f"SN.{kind}"
+    if kind == "json":
+        write_json(path, content)
+    else:
+        frame(content).to_parquet(path, row_group_size=20)
+    store = open_image_store(path)
+    assert store["SN_IMG_7"] == content["SN_IMG_7"]  # its files are open when the workers start
+    loader = DataLoader(
+        _Pictures(store), batch_size=None, num_workers=2, multiprocessing_context=start, timeout=120
+    )
+    assert list(loader) == list(content.values())
 
 
 MEMORY = """
