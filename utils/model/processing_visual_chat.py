@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers import Encoding
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
@@ -20,6 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE
 from .image_preprocessing import OpensToPicture, preprocess
+from .rendering import Messages, Rendered, Renderer, TemplateError
 
 IGNORED_LABEL = -100
 """The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
@@ -99,7 +101,10 @@ class VisualChatProcessor(ProcessorMixin):
         specials = {image_token, *tokenizer.all_special_tokens}
         specials |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._reserved = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
-        self._offsets_cover_spaces = sum(np.ptp(span) for span in self._tokenise("a b")[1]) == len("a b")
+        self._offsets_cover_spaces = (
+            sum(end - start for start, end in self._encodings(["a b"])[0].offsets) == 3
+        )
+        self._known_renderer: tuple[tuple[str, str], Renderer] | None = None
 
     @property
     def model_input_names(self) -> list[str]:
@@ -140,10 +145,11 @@ class VisualChatProcessor(ProcessorMixin):
         """
         messages = conversation.messages(load_images=False)
         self._refuse_reserved(conversation, messages)
-        text, prompts, answer_ends = self._render(conversation, messages)
-        ids, offsets = self._tokenise(text)
-        starts = self._answer_starts(conversation, ids, offsets, prompts)
-        ends = np.searchsorted(offsets[:, 0], answer_ends)
+        try:
+            rendered = self._renderer().render(messages, self._apply_template)
+            ids, starts, ends = self._tokens(rendered)
+        except TemplateError as error:
+            raise ValueError(f"{conversation.source or 'conversation'}: {error}") from error
 
         supervised = np.zeros(len(ids) + 1, dtype=np.int64)
         supervised[starts] += 1
@@ -172,6 +178,9 @@ class VisualChatProcessor(ProcessorMixin):
         return preprocess(self.image_processor, images) if images else None
 
     def _refuse_reserved(self, conversation: RendersToMessages, messages: list[dict[str, Any]]) -> None:
+        texts = [part.get("text", "") for message in messages for part in message["content"]]
+        if not self._reserved.search("\n".join(texts)):
+            return
         for message in messages:
             for part in message["content"]:
                 if found := self._reserved.search(part.get("text", "")):
@@ -180,71 +189,70 @@ class VisualChatProcessor(ProcessorMixin):
                         " reserves; remove or rewrite it (images belong in the turn's list of images)"
                     )
 
-    def _render(
-        self, conversation: RendersToMessages, messages: list[dict[str, Any]]
-    ) -> tuple[str, list[str], list[int]]:
-        """The whole text, the inference prompt of each answer, and where in the text each answer's EOS ends.
+    def _renderer(self) -> Renderer:
+        """For the template as it is now; what it has learned about shapes is kept as long as that stays."""
+        key = (self.chat_template, self.tokenizer.eos_token)
+        if self._known_renderer is None or self._known_renderer[0] != key:
+            ours = DEFAULT_CHAT_TEMPLATE.replace("<image>", self.image_token)
+            self._known_renderer = (key, Renderer(key[1], only_strips=self.chat_template == ours))
+        return self._known_renderer[1]
 
-        The prompts are rendered, not searched for, so that a template under which training and inference
-        would differ is found out, whatever it is.
+    def _apply_template(self, dialogues: list[Messages], add_generation_prompt: bool) -> list[str]:
+        return self.apply_chat_template(dialogues, add_generation_prompt=add_generation_prompt)
+
+    def _tokens(self, rendered: Rendered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids [S], and the indices of each answer's first token and of the one after its last [answers].
+
+        Raises `TemplateError` where a token belongs to prompt and answer both.
         """
-        answers = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
-        is_prompt = messages[-1]["role"] == "user"
-        text = self.apply_chat_template(messages, add_generation_prompt=is_prompt)
-        prompts = []
-        if answers:
-            prompts = self.apply_chat_template(
-                [messages[:end] for end in answers], add_generation_prompt=True
-            )
-        ends = []
-        eos = self.tokenizer.eos_token
-        for position, prompt, following in zip(answers, prompts, [*prompts[1:], text], strict=False):
-            end = text.find(eos, len(prompt), len(following)) + len(eos)
-            if not text.startswith(prompt):
-                problem = "renders the dialogue before an answer differently than the prompt that asks for it"
-            elif end < len(prompt):
-                problem = f"does not close an answer with {eos}"
-            elif messages[position]["content"][0]["text"].strip() not in text[len(prompt) : end]:
-                problem = "does not put an answer right after its prompt"
-            else:
-                ends.append(end)
-                continue
-            raise ValueError(
-                f"{conversation.source or 'conversation'}: the chat template {problem}; use another template"
-                f" (prompt: ...{prompt[-60:]!r})"
-            )
-        return text, prompts, ends
-
-    def _tokenise(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        return np.asarray(
-            encoding["input_ids"], dtype=np.int64
-        ), offsets  # [S], [S, 2] first and last + 1 character
-
-    def _answer_starts(
-        self, conversation: RendersToMessages, ids: np.ndarray, offsets: np.ndarray, prompts: list[str]
-    ) -> np.ndarray:
-        """The index of each answer's first token; an error where a token belongs to prompt and answer
-        both."""
-        borders = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+        encoding = self._encodings([rendered.text])[0]
+        ids = np.array(encoding.ids, dtype=np.int64)
+        ends = [encoding.char_to_token(end - 1) + 1 for end in rendered.ends]
         if self._offsets_cover_spaces:
-            starts = np.searchsorted(offsets[:, 1], borders, side="right")
-            clean = offsets[starts, 0] == borders
-        else:  # trimmed offsets hide a space shared with the prompt: compare the ids of the prompts
-            encoded = [self._tokenise(prompt)[0] for prompt in prompts]
-            starts = np.array([len(prompt_ids) for prompt_ids in encoded], dtype=np.int64)
-            clean = np.array(
-                [np.array_equal(ids[: len(prompt_ids)], prompt_ids) for prompt_ids in encoded], dtype=bool
+            starts = [encoding.char_to_token(start) for start in rendered.starts]
+            clean = [
+                token is not None and encoding.token_to_chars(token)[0] == start
+                for token, start in zip(starts, rendered.starts, strict=True)
+            ]
+        else:
+            starts, clean = self._starts_by_ids(rendered, ids, ends)
+        if not all(clean):
+            prompt = rendered.text[: rendered.starts[clean.index(False)]]
+            raise TemplateError(
+                "a token lies across the border of an answer, so training would differ from inference (prompt:"
+                f" ...{prompt[-60:]!r}); use a chat template whose generation prompt ends where a token ends,"
+                " for instance without a trailing space"
             )
-        if not clean.all():
-            prompt = prompts[int(np.argmin(clean))]
-            raise ValueError(
-                f"{conversation.source or 'conversation'}: a token lies across the border of an answer,"
-                f" so training would differ from inference (prompt: ...{prompt[-60:]!r}); use a chat template"
-                " whose generation prompt ends where a token ends, for instance without a trailing space"
-            )
-        return starts
+        return ids, np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+    def _starts_by_ids(
+        self, rendered: Rendered, ids: np.ndarray, ends: list[int]
+    ) -> tuple[list[int], list[bool]]:
+        """Where trimmed offsets hide a space shared with the prompt: compare the ids of the prompts.
+
+        Of each only the part from the EOS of the answer before it on, for no token reaches across that.
+        """
+        eos = len(self.tokenizer.eos_token)
+        froms = [0, *(end - eos for end in rendered.ends[:-1])][: len(rendered.starts)]
+        tails = [rendered.text[begin:start] for begin, start in zip(froms, rendered.starts, strict=True)]
+        starts, clean = [], []
+        for first, encoding in zip([0, *(end - 1 for end in ends)], self._encodings(tails), strict=False):
+            starts.append(first + len(encoding.ids))
+            clean.append(np.array_equal(ids[first : starts[-1]], encoding.ids))
+        return starts, clean
+
+    def _encodings(self, texts: list[str]) -> list[Encoding]:
+        """Without padding and truncation, whatever an earlier call has set."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return encoded.encodings
 
 
 VisualChatProcessor.register_for_auto_class("AutoProcessor")
