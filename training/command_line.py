@@ -1,5 +1,6 @@
 """Reading the command line of training."""
 
+import argparse
 import difflib
 import re
 import sys
@@ -14,9 +15,9 @@ from utils.distributed import initialise, is_main_process
 class Parser(HfArgumentParser):
     """Takes all flags of training; a mistake costs one line, not 200 lines of usage."""
 
-    def __init__(self) -> None:
+    def __init__(self, prog: str = "python -m training.main", description: str | None = None) -> None:
         types = (ModelArguments, DataArguments, VisualChatTrainingArguments)
-        super().__init__(types, prog="python -m training.main", allow_abbrev=False)
+        super().__init__(types, prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> None:
         """End the program with code 2 and a line that the main process prints."""
@@ -32,8 +33,23 @@ def parse_arguments(
 
     A mistake ends the program with code 2 and one line that says what to do.
     """
-    argv = _as_today(list(sys.argv[1:] if argv is None else argv))
     parser = Parser()
+    argv = _known(parser, argv)
+    initialise(use_cpu="--use_cpu" in argv)
+    try:
+        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+
+
+def read_flags(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's values without what training does about them; mistakes end as above."""
+    return parser.parse_args(_known(parser, argv))
+
+
+def _known(parser: Parser, argv: Sequence[str] | None) -> list[str]:
+    """The words of the command line, in today's form; ends the program where one is not known."""
+    argv = _as_today(list(sys.argv[1:] if argv is None else argv))
     _, unknown = parser.parse_known_args(argv)
     for word in unknown:
         if word.startswith("-"):
@@ -42,11 +58,7 @@ def parse_arguments(
             parser.error(f"unknown flag {word}: {hint}")
     if unknown:
         parser.error(f"unexpected word {unknown[0]}: a flag may be missing before it")
-    initialise(use_cpu="--use_cpu" in argv)
-    try:
-        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except ValueError as error:
-        parser.error(" ".join(str(error).split()))
+    return argv
 
 
 def _as_today(argv: list[str]) -> list[str]:

@@ -1,22 +1,24 @@
-"""`--data_debug_path`: look at what the model is taught, as images and text."""
+"""`--data_debug_path`: look at what the model is taught, on a page, and as text and images."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import ProcessorMixin
+from training.data_report import Report, draw_samples, write_report
+from utils.data import PackedDataset, TolerantDataset
 
-from utils.conversation import Conversation
+PAGE = "index.html"
+_SAMPLES = 10
 
 
-def dump_samples(
-    conversations: Sequence[Conversation], processor: ProcessorMixin, folder: str | Path, count: int = 10
-) -> None:
-    """Write the first conversations: sample_N.txt as the template renders it, sample_N_image_M.png."""
+def dump_samples(rows: TolerantDataset | PackedDataset, folder: str | Path, seed: int) -> None:
+    """Write 10 conversations, or packed rows with at least as many: a page that shows them token by token, and of
+    each conversation sample_N.txt, as the template renders it, and sample_N_image_M.png.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(min(count, len(conversations))):
-        conversation = conversations[number]
-        text = processor.apply_chat_template(conversation.messages(load_images=False), tokenize=False)
-        (folder / f"sample_{number}.txt").write_text(f"source: {conversation.source}\n\n{text}\n")
-        for position, image in enumerate(conversation.images, start=1):
+    drawn = draw_samples(rows, _SAMPLES, seed)
+    write_report(Report("Training samples", {"--seed": str(seed)}, drawn), folder / PAGE)
+    for number, sample in enumerate(sample for row in drawn for sample in row.samples):
+        source = " + ".join(sample.sources)
+        (folder / f"sample_{number}.txt").write_text(f"source: {source}\n\n{sample.text}\n")
+        for position, image in enumerate(sample.conversation.images, start=1):
             image.open().save(folder / f"sample_{number}_image_{position}.png")

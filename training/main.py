@@ -18,6 +18,7 @@ from training.arguments import (
 from training.callbacks import ProgressReporter
 from training.checkpoints import ResumeError, resume_folder
 from training.command_line import parse_arguments
+from training.data import bad_records, make_rows, read_parts
 from training.debug import dump_samples
 from training.trainer import TrainingDivergedError, VisualChatTrainer
 from utils.atomic import clear_leftovers
@@ -27,15 +28,10 @@ from utils.data import (
     BadRecords,
     Collator,
     DataError,
-    EncodedDataset,
     Mixture,
     PackedDataset,
     TolerantDataset,
-    build_dataset,
-    split_dataset,
 )
-from utils.data.bad_data import BAD_SAMPLES
-from utils.data.cache import use_cache_folder
 from utils.distributed import (
     barrier,
     configure_logging,
@@ -78,24 +74,25 @@ def train(
         )
     seed_everything(arguments.seed)
     resumed = prepare_output(arguments)
-    bad = bad_records(data_arguments, arguments, resumed is not None)
+    bad = bad_records(data_arguments, arguments.output_dir)
+    if resumed:
+        bad.restore()  # what was found before the run was interrupted
     training_part, evaluation_part = load_data(data_arguments, arguments, bad)
     model, processor = load_model(model_arguments, arguments)
+
+    def rows(part: Mixture) -> TolerantDataset | PackedDataset:
+        return make_rows(part, processor, data_arguments, arguments.seed)
+
+    learned = rows(training_part)
     if data_arguments.data_debug_path and is_main_process():
-        dump_samples(training_part, processor, data_arguments.data_debug_path)
-
-    def encoded(part: Mixture) -> TolerantDataset | PackedDataset:
-        rows = TolerantDataset(EncodedDataset(part, processor, data_arguments.max_seq_len))
-        return packed(rows, data_arguments, arguments.seed) if data_arguments.packing else rows
-
-    learned = encoded(training_part)
+        dump_samples(learned, data_arguments.data_debug_path, arguments.seed)
     trainer = VisualChatTrainer(
         model=model,
         args=arguments,
         processor=processor,
         collator=Collator(pad_token_id=processor.tokenizer.pad_token_id),
         train_dataset=learned,
-        eval_dataset=encoded(evaluation_part) if len(evaluation_part) else None,
+        eval_dataset=rows(evaluation_part) if len(evaluation_part) else None,
         callbacks=[ProgressReporter()],
         bad_records=bad,
     )
@@ -120,17 +117,6 @@ def prepare_output(arguments: VisualChatTrainingArguments) -> Path | None:
     return resumed
 
 
-def bad_records(
-    data_arguments: DataArguments, arguments: VisualChatTrainingArguments, resumed: bool
-) -> BadRecords:
-    """The list of bad records: empty, or, in a resumed run, what was found before it was interrupted."""
-    path = Path(arguments.output_dir, BAD_SAMPLES)
-    bad = BadRecords(data_arguments.max_bad_fraction, data_arguments.strict, path)
-    if resumed:
-        bad.restore()
-    return bad
-
-
 def load_data(
     data_arguments: DataArguments, arguments: VisualChatTrainingArguments, bad: BadRecords
 ) -> tuple[Mixture, Mixture]:
@@ -138,26 +124,13 @@ def load_data(
 
     Records that are not in their dataset's format go to `bad` instead, and its list is written.
     """
-    if data_arguments.data_cache_path:
-        use_cache_folder(data_arguments.data_cache_path)
     try:
-        dataset = build_dataset(
-            data_arguments.dataset_names,
-            data_arguments.data_path,
-            samples=data_arguments.samples,
-            concatenate=data_arguments.dataset_concatenate_samples,
-            weights=data_arguments.dataset_weights,
-            image_folder=data_arguments.image_folder,
-            max_images=data_arguments.max_num_image_per_sample,
-            seed=arguments.seed,
-            bad=bad,
-        )
+        parts = read_parts(data_arguments, arguments.seed, bad)
     finally:
         if is_main_process():
             bad.write()
     if bad:
         logger.info("left out: %s", bad.summary())
-    parts = split_dataset(dataset, data_arguments.data_train_split_ratio, arguments.seed)
     logger.info("%-24s %12s %12s", "dataset", "train", "evaluation")
     counts = [part.records_per_dataset for part in parts]
     for name in data_arguments.dataset_names:
@@ -171,14 +144,6 @@ def load_data(
         arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
         logger.info("nothing is left to evaluate on: no evaluation, and no best checkpoint")
     return parts
-
-
-def packed(conversations: TolerantDataset, data_arguments: DataArguments, seed: int) -> PackedDataset:
-    """The conversations side by side in rows of `--max_seq_len`."""
-    rows = PackedDataset(conversations, data_arguments.max_seq_len, data_arguments.image_budget, seed)
-    counts = f"{len(conversations):,} conversations into {len(rows):,} rows"
-    logger.info("packed %s, %.1f %% of their tokens used", counts, 100 * rows.fill)
-    return rows
 
 
 def load_model(

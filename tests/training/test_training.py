@@ -168,7 +168,7 @@ def test_bad_input_gets_one_line(trainings, tmp_path):
     """A dataset that is not known, and an image that is not there, found by a loader worker."""
     command = trainings.arguments(tmp_path, dataset_names=["lava"])
     printed = trainings.run(command, expected=2)
-    assert "error: unknown dataset lava; the known ones are: llava" in printed
+    assert "error: unknown dataset lava; the known ones are: aokvqa, " in printed
     assert "Traceback" not in printed
     data = tmp_path / "data"
     shutil.copytree(trainings.world.data, data)
@@ -207,6 +207,8 @@ def test_debug_samples_and_summary(trainings, tmp_path):
     printed = trainings.run(command)
     assert "llava_dial" in printed and "conversations" in printed and "learning: " in printed
     assert "tokens/s" in printed and "images/s" in printed
+    page = (tmp_path / "debug" / "index.html").read_text()
+    assert page.count("<article") == 10 and "data:image/jpeg" in page
     assert "### Question: What colour is it?" in (tmp_path / "debug" / "sample_0.txt").read_text()
     assert (tmp_path / "debug" / "sample_0_image_1.png").exists()
     assert list(tmp_path.rglob("events.out.tfevents*"))

@@ -67,6 +67,10 @@ class PackedDataset(Dataset):
         """The share of the tokens in this epoch's rows that are no padding."""
         return float(self._lengths.tokens.sum()) / max(len(self._plan) * self.max_tokens, 1)
 
+    def members(self, row: int) -> list[int]:
+        """The conversations of a row, in order; none in a row that is left over."""
+        return self._plan[row].tolist() if row < len(self._plan) else []
+
     @property
     def cut(self) -> CutCount:
         """What `max_seq_len` took away so far."""

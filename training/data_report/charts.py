@@ -1,0 +1,146 @@
+"""Histograms as the bars that the page draws: all geometry in the units of an SVG's view box."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+WIDTH, HEIGHT = 360, 150
+_LEFT, _RIGHT, _TOP, _BOTTOM = 4, 4, 16, 20  # margins around the bars
+_MOST_BARS = 24
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A rectangle, and what it says when it is pointed at."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A number under the bars; `anchor` is SVG's text-anchor."""
+
+    x: float
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """What the template needs to draw one histogram."""
+
+    title: str
+    unit: str
+    summary: str
+    bars: tuple[Bar, ...]
+    ticks: tuple[Tick, ...]
+    limit: float | None  # where a vertical line stands
+    limit_label: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    base: int = HEIGHT - _BOTTOM
+
+
+def histogram(
+    title: str,
+    values: np.ndarray,
+    unit: str,
+    limit: int | None = None,
+    limit_label: str = "",
+    percent: bool = False,
+) -> Histogram:
+    """How often which value of `values` [n] occurs; whole numbers, or with `percent` shares from 0 to 1.
+
+    Few different whole numbers get a bar each, others bins of equal width. `limit` marks a value that matters.
+    """
+    edges = _edges(values, percent)
+    counts, _ = np.histogram(values, bins=edges)
+    place = _Scale(float(edges[0]), float(edges[-1]))
+    tallest = max(int(counts.max(initial=0)), 1)
+    room = HEIGHT - _TOP - _BOTTOM
+    bars = []
+    for first, last, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
+        left, right = place(float(first)), place(float(last))
+        gap = min(2.0, (right - left) * 0.15)
+        height = max(room * count / tallest, 1.5) if count else 0.0  # a single one in a million is seen too
+        bars.append(
+            Bar(
+                round(left + gap / 2, 2),
+                round(HEIGHT - _BOTTOM - height, 2),
+                round(right - left - gap, 2),
+                round(height, 2),
+                f"{_range(first, last, percent)}{unit}: {count:,}",
+            )
+        )
+    shown_limit = place(float(limit)) if limit is not None and edges[0] <= limit <= edges[-1] else None
+    return Histogram(
+        title,
+        unit,
+        _summary(values, percent),
+        tuple(bars),
+        _ticks(edges, place, percent),
+        round(shown_limit, 2) if shown_limit is not None else None,
+        limit_label,
+    )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From values to places on the horizontal axis."""
+
+    least: float
+    most: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.least) / max(self.most - self.least, 1e-9)
+        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+
+
+def _edges(values: np.ndarray, percent: bool) -> np.ndarray:
+    if percent:
+        return np.linspace(0, 1, 21)
+    least, most = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    if most - least < _MOST_BARS:
+        return np.arange(least, most + 2) - 0.5
+    step = _round_up((most - least + 1) / _MOST_BARS)
+    return np.arange(least // step * step, most + step + 1, step).astype(float)
+
+
+def _round_up(step: float) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, ..., so that borders are round numbers."""
+    power = 10 ** int(np.floor(np.log10(max(step, 1))))
+    return int(next(each * power for each in (1, 2, 5, 10) if each * power >= step))
+
+
+def _range(first: float, last: float, percent: bool) -> str:
+    if percent:
+        return f"{first:.0%} to {last:.0%} "
+    least, most = int(np.ceil(first)), int(np.ceil(last)) - 1
+    return f"{least:,} " if least == most else f"{least:,} to {most:,} "
+
+
+def _summary(values: np.ndarray, percent: bool) -> str:
+    if not len(values):
+        return "nothing"
+    parts = (("median", np.median(values)), ("mean", np.mean(values)), ("max", np.max(values)))
+    return ", ".join(f"{name} {value:.0%}" if percent else f"{name} {value:,.4g}" for name, value in parts)
+
+
+def _ticks(edges: np.ndarray, place: _Scale, percent: bool) -> tuple[Tick, ...]:
+    if percent:
+        shown = [(0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %")]
+    elif edges[1] - edges[0] == 1 and edges[0] % 1:  # a bar for each number
+        numbers = np.ceil(edges[:-1]).astype(int)
+        shown = [(float(each), f"{each:,}") for each in numbers[:: -(-len(numbers) // 8)]]
+    else:
+        shown = [(float(each), f"{each:,.0f}") for each in edges[[0, len(edges) // 2, -1]]]
+    ticks = []
+    for value, text in shown:
+        x = place(value)
+        anchor = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"
+        ticks.append(Tick(round(x, 2), text, anchor))
+    return tuple(ticks)

@@ -1,0 +1,179 @@
+"""One page of HTML that needs nothing else: no network, no files beside it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from training.data_report.charts import Histogram, histogram
+from training.data_report.measure import Measurement
+from training.data_report.samples import SampledRow
+from utils.atomic import atomic_write
+from utils.data.bad_data import BadRecord
+from utils.data.selection import Account
+
+_MOST_BAD = 1000  # listed on the page; all are in the file
+_TEMPLATE = "page.html.j2"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page tells.
+
+    `verdict` is what training would stop with, None where it would go on. Without `measured` (rows alone are
+    looked at) there are no counts.
+    """
+
+    title: str
+    settings: Mapping[str, str]
+    rows: Sequence[SampledRow]
+    total_records: int = 0
+    bad: Sequence[BadRecord] = ()
+    bad_file: str = ""
+    verdict: str | None = None
+    accounts: Mapping[str, Account] | None = None
+    measured: Measurement | None = None
+    max_seq_len: int | None = None
+    packed_rows: int | None = None
+    packed_fill: float = 0.0  # share of their tokens that are no padding
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of the table of datasets."""
+
+    name: str
+    records: int
+    used: int
+    left_out: int
+    not_asked: int
+    bad: int
+    conversations: int
+    images: int
+    tokens: int
+    mean_tokens: float
+    learned_share: float
+    cut: int
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page; it appears complete under its name, or not at all."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    rows = _rows(report)
+    page = environment.get_template(_TEMPLATE).render(
+        report=report,
+        rows=rows,
+        together=_together(rows),
+        histograms=_histograms(report),
+        left_out=_left_out(report),
+        shown_bad=list(report.bad)[:_MOST_BAD],
+        kinds_of_bad=Counter(_kind(bad.reason) for bad in report.bad).most_common(),
+    )
+    atomic_write(path, page)
+
+
+def _rows(report: Report) -> list[_Row]:
+    if report.measured is None or report.accounts is None:
+        return []
+    bad = Counter(each.place.dataset for each in report.bad)
+    rows = []
+    for name, account in report.accounts.items():
+        mine = report.measured.only(name)
+        tokens = int(mine.tokens.sum())
+        found_later = bad[name] - account.bad
+        rows.append(
+            _Row(
+                name=name,
+                records=account.records,
+                used=account.used - max(found_later, 0),
+                left_out=sum(account.left_out.values()),
+                not_asked=account.not_asked,
+                bad=bad[name],
+                conversations=len(mine),
+                images=int(mine.images.sum()),
+                tokens=tokens,
+                mean_tokens=tokens / max(len(mine), 1),
+                learned_share=int(mine.learned.sum()) / max(tokens, 1),
+                cut=int((mine.cut_turns > 0).sum()),
+            )
+        )
+    return rows
+
+
+def _together(rows: Sequence[_Row]) -> _Row | None:
+    if not rows:
+        return None
+    sums = {
+        name: sum(getattr(row, name) for row in rows)
+        for name in (
+            "records",
+            "used",
+            "left_out",
+            "not_asked",
+            "bad",
+            "conversations",
+            "images",
+            "tokens",
+            "cut",
+        )
+    }
+    learned = sum(row.learned_share * row.tokens for row in rows)
+    return _Row(
+        name="together",
+        mean_tokens=sums["tokens"] / max(sums["conversations"], 1),
+        learned_share=learned / max(sums["tokens"], 1),
+        **sums,
+    )
+
+
+def _histograms(report: Report) -> list[Histogram]:
+    measured = report.measured
+    if measured is None or not len(measured):
+        return []
+    return [
+        histogram("Tokens", measured.tokens, "tokens", report.max_seq_len, "--max_seq_len"),
+        histogram("Images", measured.images, "images"),
+        histogram("Turns", measured.turns, "turns"),
+        histogram(
+            "Share of tokens that is learned",
+            measured.learned / np.maximum(measured.tokens, 1),
+            "",
+            percent=True,
+        ),
+    ]
+
+
+def _left_out(report: Report) -> list[tuple[str, str, int]]:
+    return [
+        (name, rule, count)
+        for name, account in (report.accounts or {}).items()
+        for rule, count in account.left_out.items()
+        if count
+    ]
+
+
+def _kind(reason: str) -> str:
+    """What is wrong, without its particulars."""
+    return next((kind for phrase, kind in _KINDS.items() if phrase in reason), "other")
+
+
+_KINDS = {
+    "there is no such image file": "image file missing",
+    "not an image, or of a format that Pillow does not read": "file that is not an image",
+    "the image is damaged": "damaged image",
+    "pixels, more than the": "image too large",
+    "not in the format of": "not in the dataset's format",
+    "is empty": "question or answer empty",
+    "which the tokenizer reserves": "reserved token in the text",
+    "it has no answer to learn from": "nothing to learn",
+    "its first turn takes": "first turn too long",
+}
