@@ -4,30 +4,22 @@ Packing and length grouping need to know all lengths of an epoch before it begin
 tokenising without reading an image: some thousand conversations a second on a core.
 """
 
-import os
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from filelock import FileLock
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 
 from utils.atomic import atomic_directory
+from utils.data.all_cores import each_item
 from utils.data.cache import cache_folder
 from utils.data.encode import Encoded
 from utils.data.spec import DataError
-from utils.distributed import get_logger
-
-logger = get_logger(__name__)
 
 _FORMAT = 1  # raise it when other lengths would be counted, and old entries are passed over
 _FILE = "lengths.npz"
-_BATCH = 256
-_WORTH_WORKERS = 5000  # conversations; fewer are counted sooner than workers have started
 
 
 class Sketch(Protocol):
@@ -84,16 +76,7 @@ def _write(lengths: Lengths, entry: Path) -> None:
 
 
 def _count(sketch: Sketch) -> Lengths:
-    start = time.perf_counter()
-    workers = _cores() if len(sketch) >= _WORTH_WORKERS else 0
-    loader = DataLoader(_Sizes(sketch), _BATCH, num_workers=workers, collate_fn=np.array)
-    bar = tqdm(
-        loader, desc="counting tokens", unit_scale=_BATCH, leave=False, disable=not sys.stderr.isatty()
-    )
-    sizes = np.concatenate([np.empty((0, 2), dtype=np.int64), *bar])  # [n, 2]
-    if workers:
-        taken = time.perf_counter() - start
-        logger.info("counted the tokens of %s conversations in %.0f s (once)", f"{len(sketch):,}", taken)
+    sizes = np.array(list(each_item(_Sizes(sketch), "counting tokens (once)")), dtype=np.int64).reshape(-1, 2)
     return Lengths(sizes[:, 0], sizes[:, 1])
 
 
@@ -109,10 +92,3 @@ class _Sizes(Dataset):
     def __getitem__(self, index: int) -> tuple[int, int]:
         kinds = self.sketch[index].mm_token_type_ids
         return len(kinds), int(kinds.sum()) // self.sketch.tokens_per_image
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

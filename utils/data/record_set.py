@@ -1,8 +1,10 @@
 """One dataset: the records of its annotation files, put together as its row says, adapted when asked for."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,10 @@ class RecordSet:
         self.data_path = data_path
         self.places = tuple(_place(part, data_path) for part in spec.images)
         self.files = [self._opened(part, bad) for part in spec.annotations]
-        self._first = np.cumsum([0, *map(len, self.files)])
+        self._first = [0, *accumulate(map(len, self.files))]
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     def arrange(self) -> Arrangement:
         """Which records make which conversation; one each, unless the dataset's row says otherwise."""
@@ -51,23 +53,14 @@ class RecordSet:
 
     def place(self, index: int) -> RecordPlace:
         """Where record `index` is to be found."""
+        index = int(index)
         file = self._file(index)
-        return RecordPlace(self.spec.name, self.spec.annotations[file].path, int(index - self._first[file]))
+        return RecordPlace(self.spec.name, self.spec.annotations[file].path, index - self._first[file])
 
     def record(self, members: Sequence[int], rng: np.random.Generator) -> RawRecord:
         """The first of `members` as an adapter gets it, the others as its `related`."""
         first, *related = [self._raw(index, self._fields(index), rng) for index in members]
         return replace(first, related=tuple(related)) if related else first
-
-    def records(self, arrangement: Arrangement) -> Iterator[RawRecord]:
-        """The records of all conversations in order; whole files are read through where possible."""
-        if self.spec.arrange is None:
-            fields = (each for file in self.files for each in file)
-            for index, each in enumerate(fields):
-                yield self._raw(index, each, self.rng(0, 0, index))
-        else:
-            for number in range(len(arrangement)):
-                yield self.record(arrangement[number].tolist(), self.rng(0, 0, number))
 
     def rng(self, seed: int, epoch: int, conversation: int) -> np.random.Generator:
         """What a conversation's adapter draws from: of its own in each epoch, and in each dataset."""
@@ -96,11 +89,11 @@ class RecordSet:
             return []
 
     def _file(self, index: int) -> int:
-        return int(np.searchsorted(self._first, index, side="right")) - 1
+        return bisect_right(self._first, index) - 1
 
     def _fields(self, index: int) -> dict[str, Any]:
         file = self._file(index)
-        return self.files[file][int(index - self._first[file])]
+        return self.files[file][index - self._first[file]]
 
     def _raw(self, index: int, fields: dict[str, Any], rng: np.random.Generator) -> RawRecord:
         return RawRecord(fields, str(self.place(index)), self.places, rng, self._file(index))

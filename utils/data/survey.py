@@ -5,25 +5,20 @@ what cannot be used. To know them every record is adapted once (in its first epo
 change words, not images); the result is some bytes a record, in the cache beside the records themselves.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils.conversation import Conversation, ConversationError, ImageError
-from utils.data.bad_data import BadRecord
+from utils.data.all_cores import each_item
 from utils.data.cache import Source, cached
+from utils.data.look import Looks
 from utils.data.record_set import RecordSet, located
-from utils.data.spec import Arrangement, LeftOut, RawRecord
-from utils.distributed import get_logger
-
-logger = get_logger(__name__)
+from utils.data.spec import Arrangement
 
 _ARRAYS = "arrays.npz"
 _TEXTS = "texts.json"
-_LOG_EVERY = 50_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +58,6 @@ def survey(records: RecordSet) -> Survey:
 
 
 def _make(records: RecordSet) -> Survey:
-    logger.info("Looking through %d records of %s (once)", len(records), records.spec.name)
     arrangement = records.arrange()
     total = len(arrangement)
     fates = np.zeros(total, dtype=np.int32)
@@ -71,61 +65,22 @@ def _make(records: RecordSet) -> Survey:
     pictures, systems = np.zeros(total, dtype=np.uint64), np.zeros(total, dtype=np.uint64)
     rules: dict[str, int] = {}
     reasons: list[str] = []
-    for number, record in enumerate(records.records(arrangement)):
-        if number and number % _LOG_EVERY == 0:
-            logger.info("  %d of %d", number, total)
-        try:
-            adapted = records.adapt(record)
-            absent[number] = _absent(records, record, adapted)
-        except (ConversationError, ImageError) as error:
-            place = records.place(arrangement[number][0])
-            reasons.append(BadRecord.of(place, error).reason)
+    looks = each_item(Looks(records, arrangement), f"looking through {records.spec.name} (once)")
+    for number, look in enumerate(looks):
+        image_counts[number], absent[number] = look.images, look.absent
+        pictures[number], systems[number] = look.picture, look.system
+        if look.rule is not None:
+            fates[number] = rules.setdefault(look.rule, len(rules) + 1)
+        elif look.problem is not None:
+            reasons.append(look.problem)
             fates[number] = -len(reasons)
-            continue
-        if isinstance(adapted, LeftOut):
-            fates[number] = rules.setdefault(adapted.reason, len(rules) + 1)
-            continue
-        image_counts[number] = len(adapted.images)
-        pictures[number] = _fingerprint(_first_picture(adapted, records))
-        if adapted.system is not None:
-            systems[number] = _fingerprint(adapted.system.encode())
     return Survey(arrangement, fates, image_counts, absent, pictures, systems, tuple(rules), tuple(reasons))
-
-
-def _absent(records: RecordSet, record: RawRecord, adapted: Conversation | LeftOut) -> int:
-    if records.spec.image_names is None:
-        return 0
-    shown = len(adapted.images) if isinstance(adapted, Conversation) else 0
-    return len(records.spec.image_names(record)) - shown
-
-
-def _fingerprint(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def _first_picture(conversation: Conversation, records: RecordSet) -> bytes:
-    """What the first picture is known by wherever the data folder is, or the record where there is none.
-
-    A file is known by its path below the data folder or the image folder, a picture in an annotation file by
-    its bytes.
-    """
-    if not conversation.images:
-        return conversation.source.encode()
-    image = conversation.images[0]
-    if isinstance(image.source, bytes):
-        return image.source
-    if isinstance(image.source, str | Path):
-        path = Path(image.source)
-        for root in (records.data_path, *(place for place in records.places if isinstance(place, Path))):
-            if path.is_relative_to(root):
-                return path.relative_to(root).as_posix().encode()
-    return image.name.encode()
 
 
 def _code() -> list[Path]:
     """The files that decide what a record becomes."""
     here = Path(__file__).parent
-    deciding = ("spec.py", "registry.py", "record_set.py", "survey.py")
+    deciding = ("spec.py", "registry.py", "record_set.py", "look.py", "survey.py")
     return [
         *sorted((here / "adapters").glob("*.py")),
         *(here / name for name in deciding),

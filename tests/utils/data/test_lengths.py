@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.data import EncodedDataset, TolerantDataset, build_dataset, lengths
+from utils.data import EncodedDataset, TolerantDataset, all_cores, build_dataset, lengths
 from utils.data.lengths import measure
 from utils.data.mixture import Mixture
 from utils.model.processing_visual_chat import VisualChatProcessor
@@ -27,8 +27,8 @@ def test_they_are_those_of_what_is_read(
     workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lengths, "_WORTH_WORKERS", 1 if workers else 10**9)
-    monkeypatch.setattr(lengths, "_cores", lambda: workers)
+    monkeypatch.setattr(all_cores, "_WORTH_WORKERS", 1 if workers else 10**9)
+    monkeypatch.setattr(all_cores, "cores", lambda: workers)
     dataset = TolerantDataset(EncodedDataset(mixture, processor, max_seq_len=150))
     measured = measure(dataset.sketch(epoch))
     assert dataset.cut.turns == 0  # counting is not reading

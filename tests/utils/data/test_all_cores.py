@@ -1,0 +1,44 @@
+"""Every item once and in order, whatever the number of processes, and nobody else's random numbers."""
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from utils.data import all_cores
+from utils.data.all_cores import cores, each_item
+
+
+class Squares(Dataset):
+    def __init__(self, size: int, wrong: int = -1) -> None:
+        self.size, self.wrong = size, wrong
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        if index == self.wrong:
+            raise LookupError(f"item {index}")
+        return index * index
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("size", [0, 1, 700])
+def test_items_come_in_order(size: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_cores, "_WORTH_WORKERS", 1 if workers else 10**9)
+    monkeypatch.setattr(all_cores, "cores", lambda: workers)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert list(each_item(Squares(size), "squares")) == [number * number for number in range(size)]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_worker_raises_is_raised(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_cores, "_WORTH_WORKERS", 1 if workers else 10**9)
+    monkeypatch.setattr(all_cores, "cores", lambda: workers)
+    with pytest.raises(LookupError, match="item 300"):
+        list(each_item(Squares(400, wrong=300), "squares"))
+
+
+def test_there_is_a_core() -> None:
+    assert cores() >= 1
