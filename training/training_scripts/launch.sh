@@ -20,6 +20,8 @@ local_or_name() { if [ -e "$1" ]; then absolute "$1"; else echo "$1"; fi }  # a 
 : "${DATA_TRAIN_SPLIT:=0.9}"
 : "${MAX_IMAGES:=8}"
 : "${MAX_SEQ_LEN:=4096}"
+: "${PACKING:=false}"  # true: whole conversations side by side in rows of MAX_SEQ_LEN; BATCH then counts rows
+: "${GROUP_BY_LENGTH:=false}"
 : "${WORKERS:=4}"
 # Optimisation
 : "${EPOCHS:=6}"
@@ -79,6 +81,7 @@ set -- "$PYTHON" -m deepspeed.launcher.runner \
     --data_path "$DATA_PATH" --dataset_names $DATASETS --dataset_samples $DATASET_SAMPLES \
     --dataset_concatenate_samples $DATASET_CONCAT --data_train_split_ratio "$DATA_TRAIN_SPLIT" \
     --max_num_image_per_sample "$MAX_IMAGES" --max_seq_len "$MAX_SEQ_LEN" --dataloader_num_workers "$WORKERS" \
+    --packing "$PACKING" --group_by_length "$GROUP_BY_LENGTH" \
     --num_train_epochs "$EPOCHS" --max_steps "$MAX_STEPS" --gradient_accumulation_steps "$ACCUMULATION" \
     --per_device_train_batch_size "$BATCH" --per_device_eval_batch_size "$EVAL_BATCH" \
     --learning_rate "$LR" --learning_rate_pretraining_components "$EMBEDDING_LR" \
