@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from transformers import HfArgumentParser
 
-from training.arguments import DataArguments, ModelArguments, VisualChatTrainingArguments
+from training.arguments import DataArguments, ModelArguments, UsageError, VisualChatTrainingArguments
 from utils.distributed import initialise, is_main_process
 
 
@@ -37,7 +37,12 @@ def parse_arguments(
     argv = _known(parser, argv)
     initialise(use_cpu="--use_cpu" in argv)
     try:
-        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        model, data, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        if data.packing and training.train_sampling_strategy == "group_by_length":
+            raise UsageError(
+                "--packing fills every row, so there is no length to group by: leave out one of them"
+            )
+        return model, data, training
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
 

@@ -68,10 +68,6 @@ def train(
         disable_progress_bar()  # transformers' bars for reading and writing weights
     if not is_main_process():
         set_verbosity_error()  # transformers' warnings once, not once a process
-    if data_arguments.packing and arguments.train_sampling_strategy == "group_by_length":
-        raise UsageError(
-            "--packing fills every row, so there is no length to group by: leave out one of the two"
-        )
     seed_everything(arguments.seed)
     resumed = prepare_output(arguments)
     bad = bad_records(data_arguments, arguments.output_dir)

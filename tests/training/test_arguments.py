@@ -121,7 +121,21 @@ def test_every_stage_has_a_configuration(parse, stage):
         ({"num_warmup_steps": 3, "warmup_steps": 4}, "give one of the two"),
         ({"lm_model_name_or_path": None}, "--lm_model_name_or_path"),
         ({"data_train_split_ratio": 0}, "give a share in"),
+        ({"max_images_per_row": 9}, "--max_images_per_row is for packed rows: add --packing"),
+        ({"packing": True, "max_images_per_row": 7}, "give at least --max_num_image_per_sample 8"),
+        ({"packing": True, "group_by_length": True}, "leave out one of them"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "use --packing"),
     ],
 )
 def test_mistakes_get_one_line_that_says_what_to_do(refuse, flags, says):
     assert says in refuse(**flags)
+
+
+def test_a_packed_row_has_room_for_the_images_of_two_conversations(parse):
+    assert parse(packing=True, max_num_image_per_sample=5)[1].image_budget == 10
+    assert parse(packing=True, max_images_per_row=30)[1].image_budget == 30
+
+
+def test_group_by_length_is_the_strategy_of_transformers(parse):
+    assert parse("--group_by_length")[2].train_sampling_strategy == "group_by_length"
+    assert parse()[2].train_sampling_strategy == "random"
