@@ -1,100 +1,33 @@
 """From dataset names to a sequence of conversations: counts, weights, concatenation and split."""
 
 import hashlib
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from utils.conversation import Conversation, ConversationError
+from utils.conversation import Conversation
 from utils.data.bad_data import BadRecords, Member, RecordPlace
-from utils.data.grouping import Grouping, group, join, refill, visit
+from utils.data.grouping import Grouping, join
+from utils.data.recipe import Recipe, Share
 from utils.data.record_set import RecordSet
 from utils.data.registry import find_specs, require_files
 from utils.data.selection import Account, select
-from utils.data.spec import DataError, LeftOut
-from utils.data.survey import Survey, survey
+from utils.data.spec import DataError
+from utils.data.survey import survey
 
 _Value = TypeVar("_Value", int, float, str)
-
-
-@dataclass(frozen=True, eq=False)
-class _Recipe:
-    """What is known of all n conversations that a mixture joins, without reading them again."""
-
-    sets: tuple[RecordSet, ...]
-    surveys: tuple[Survey, ...]
-    concatenate: tuple[int, ...]  # of each set
-    weights: tuple[float, ...]  # of each set
-    set_of: np.ndarray  # [n] number of the set
-    index_of: np.ndarray  # [n] place in the set's survey
-    image_counts: np.ndarray  # [n]
-    pictures: np.ndarray  # [n] uint64, equal where the first picture is the same file
-    systems: np.ndarray  # [n] uint64, equal where the system text is the same
-    max_images: int
-    seed: int
-    accounts: dict[str, Account]
-
-    def read(self, number: int, epoch: int) -> Conversation:
-        """Read conversation `number`, with what its adapter draws in `epoch`."""
-        records, index = self.sets[self.set_of[number]], int(self.index_of[number])
-        members = self.surveys[self.set_of[number]].arrangement[index].tolist()
-        adapted = records.adapt(records.record(members, records.rng(self.seed, epoch, index)))
-        if isinstance(adapted, LeftOut):  # an image file that was there when the survey was made
-            raise ConversationError(
-                f"{records.place(members[0])}: it cannot be used any more: {adapted.reason}"
-            )
-        return adapted
-
-
-class _Share:
-    """What one set contributes to a mixture: which of its conversations come in an epoch, and their groups.
-
-    The number of groups and their sizes are the same in all epochs, so a training knows its steps.
-    """
-
-    def __init__(self, recipe: _Recipe, number: int, chosen: np.ndarray, weight: float) -> None:
-        mine = chosen[recipe.set_of[chosen] == number]
-        # Members take each other's places only where neither images nor system text would differ.
-        traits = np.stack([recipe.systems[mine], recipe.image_counts[mine].astype(np.uint64)], axis=1)
-        kinds, kind_of = np.unique(traits, axis=0, return_inverse=True)  # [k, 2], [mine]
-        borders = np.cumsum(np.bincount(kind_of, minlength=len(kinds)))
-        self._by_kind = np.split(mine[np.argsort(kind_of, kind="stable")], borders)[:-1]
-        self._sizes = [max(1, round(weight * len(each))) for each in self._by_kind]
-        # By name, so that a set's groups do not depend on which others are there.
-        self._seed = (recipe.seed, zlib.crc32(recipe.sets[number].spec.name.encode()))
-        self._traits = [tuple(map(int, kind)) for kind in kinds]
-
-        slots = np.repeat(np.arange(len(kinds)), self._sizes)  # [size of an epoch], kinds
-        self._shape = group(
-            kinds[slots, 1].astype(np.int64),
-            recipe.concatenate[number],
-            recipe.max_images,
-            np.random.default_rng(self._seed),
-            apart=kinds[slots, 0],
-        )
-        self._kinds = slots[self._shape.members]
-
-    def groups(self, epoch: int) -> Grouping:
-        """The groups of an epoch, of numbers in the recipe."""
-        members = [
-            visit(each, size, epoch, (*self._seed, *traits))
-            for each, size, traits in zip(self._by_kind, self._sizes, self._traits, strict=True)
-        ]
-        return refill(self._shape, self._kinds, members)
 
 
 class Mixture(Sequence[Conversation]):
     """Conversations of one or several datasets, concatenated; records are read when they are asked for."""
 
-    def __init__(self, recipe: _Recipe, chosen: np.ndarray, weights: Sequence[float]) -> None:
+    def __init__(self, recipe: Recipe, chosen: np.ndarray, weights: Sequence[float]) -> None:
         self._recipe = recipe
         self._chosen = chosen
-        self._shares = [_Share(recipe, number, chosen, weight) for number, weight in enumerate(weights)]
+        self._shares = [Share(recipe, number, chosen, weight) for number, weight in enumerate(weights)]
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -233,7 +166,7 @@ def build_dataset(
                 f"no record of {', '.join(names)} can be used; {len(bad):,} are bad, the first of them"
                 f" {bad.sorted()[0].place}: {bad.sorted()[0].reason}"
             )
-    recipe = _Recipe(
+    recipe = Recipe(
         sets=sets,
         surveys=surveys,
         concatenate=tuple(concatenate),

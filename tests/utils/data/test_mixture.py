@@ -155,6 +155,18 @@ def test_weights_say_how_often_a_record_comes(write_root: WriteRoot, record: Mak
     assert {times[name] for name in sources("conversation_58k", range(21))} == {8}
 
 
+def test_rare_kinds_come_as_often_as_their_weight_says(write_root: WriteRoot, record: MakeRecord) -> None:
+    root = write_root([record(n, pictures=n if n < 6 else 1) for n in range(40)])  # five kinds of one record
+    dataset = build_dataset(["llava"], root, concatenate=3, weights=0.2)
+    times, lengths = Counter(), set()
+    for epoch in range(10):
+        dataset.set_epoch(epoch)
+        times.update(records_in(dataset))
+        lengths.add(len(dataset))
+    assert len(lengths) == 1 and set(times) == set(sources("detail_23k", range(40)))
+    assert set(times.values()) == {2}
+
+
 def test_held_out_records_come_once_whatever_their_weight(write_root: WriteRoot, record: MakeRecord) -> None:
     root = write_root([record(n) for n in range(20)])
     train, held_out = split_dataset(build_dataset(["llava"], root, weights=3), 0.8)
