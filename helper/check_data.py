@@ -24,7 +24,7 @@ from transformers.utils.logging import set_verbosity_error
 from training.arguments import DataArguments, ModelArguments, UsageError
 from training.command_line import Parser, read_flags
 from training.data import make_rows, read_parts
-from training.data_report import Measurement, Report, draw_samples, measure, write_report
+from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
 from utils.data.bad_data import BAD_SAMPLES
 from utils.distributed import configure_logging, get_logger
@@ -33,6 +33,7 @@ from utils.model import build_processor
 logger = get_logger("helper.check_data")
 
 _REPORT = "data_report.html"
+_NAMED = 4  # datasets in the page's title
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,12 +61,12 @@ def check(flags: argparse.Namespace) -> int:
     measured = measure(parts, processor, data_arguments.max_seq_len, flags.check_workers)
     bad.extend(measured.bad)
     bad.write()
-    verdict = _verdict(bad, data_arguments)
+    verdict = _verdict(bad, data_arguments, is_empty=not (parts and len(parts[0])))
     rows = make_rows(parts[0], processor, data_arguments, flags.seed) if parts and len(parts[0]) else None
     packed = rows if isinstance(rows, PackedDataset) else None
     write_report(
         Report(
-            title=f"Data of {', '.join(data_arguments.dataset_names)}",
+            title=_title(data_arguments.dataset_names),
             settings=_settings(flags),
             rows=draw_samples(rows, flags.report_samples, flags.seed) if rows else [],
             total_records=bad.total,
@@ -121,7 +122,7 @@ def _read(arguments: DataArguments, seed: int, bad: BadRecords) -> tuple[Mixture
         raise
 
 
-def _verdict(bad: BadRecords, arguments: DataArguments) -> str | None:
+def _verdict(bad: BadRecords, arguments: DataArguments, is_empty: bool) -> str | None:
     """What training would stop with; None where it would go on."""
     found = bad.sorted()
     if arguments.strict and found:
@@ -133,7 +134,12 @@ def _verdict(bad: BadRecords, arguments: DataArguments) -> str | None:
         judged.check()
     except BadDataError as error:
         return str(error)
-    return None
+    return "Nothing is left to train on." if is_empty else None
+
+
+def _title(names: Sequence[str]) -> str:
+    listed = ", ".join(map(short_name, names[:_NAMED]))
+    return f"Data of {listed}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _settings(flags: argparse.Namespace) -> dict[str, str]:

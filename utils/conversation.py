@@ -79,13 +79,21 @@ class Turn:
         object.__setattr__(self, "images", tuple(self.images))
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Turns in order, the record they came from (`source`, for messages) and the system text (None: the
     template's).
 
-    Raises `ConversationError` where there is no turn, where a question or an answer is empty, or where an
-    answer other than the last is missing. A conversation whose last answer is None is a prompt.
+    Raises `ConversationError` where there is no turn, where a question or an answer is empty or no Unicode, or
+    where an answer other than the last is missing. A conversation whose last answer is None is a prompt.
     """
 
     turns: tuple[Turn, ...]
@@ -103,6 +111,12 @@ class Conversation:
                 raise self.error(f"turn {number} has no answer; only the last turn may wait for one")
             if turn.answer is not None and not turn.answer.strip():
                 raise self.error(f"the answer of turn {number} is empty")
+            for text in (turn.question, turn.answer or ""):
+                if not _is_unicode(text):
+                    raise self.error(
+                        f"a text of turn {number} holds half a character (\\ud800 to \\udfff), which no tokenizer"
+                        " takes; it was cut in the middle, or decoded wrongly"
+                    )
 
     @cached_property
     def images(self) -> tuple[Image, ...]:

@@ -6,6 +6,7 @@ rest (inverse cosine transform, colours) shrinks with the fraction.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,7 +155,11 @@ def _named_errors(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ImageError(f"{name}: there is no such image file") from error
     except PIL.Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}; scale the image down") from error
+        pixels = re.search(r"\d+", str(error))
+        claimed = f"{int(pixels[0]):,} pixels" if pixels else "its size"
+        raise ImageError(
+            f"{name}: {claimed}, more than the {MAX_PIXELS:,} that are accepted; scale the image down"
+        ) from error
     except PIL.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image, or of a format that Pillow does not read") from error
     except OSError as error:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WIDTH, HEIGHT = 360, 150
+WIDTH, HEIGHT = 290, 132
 _LEFT, _RIGHT, _TOP, _BOTTOM = 4, 4, 16, 20  # margins around the bars
-_MOST_BARS = 24
+_MOST_BARS, _WIDEST = 24, 44
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def histogram(
     bars = []
     for first, last, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
         left, right = place(float(first)), place(float(last))
-        gap = min(2.0, (right - left) * 0.15)
+        gap = max(min(2.0, (right - left) * 0.15), right - left - _WIDEST)
         height = max(room * count / tallest, 1.5) if count else 0.0  # a single one in a million is seen too
         bars.append(
             Bar(
@@ -118,7 +118,7 @@ def _round_up(step: float) -> int:
 
 def _range(first: float, last: float, percent: bool) -> str:
     if percent:
-        return f"{first:.0%} to {last:.0%} "
+        return f"{100 * first:.0f} to {100 * last:.0f} % "
     least, most = int(np.ceil(first)), int(np.ceil(last)) - 1
     return f"{least:,} " if least == most else f"{least:,} to {most:,} "
 
@@ -127,7 +127,13 @@ def _summary(values: np.ndarray, percent: bool) -> str:
     if not len(values):
         return "nothing"
     parts = (("median", np.median(values)), ("mean", np.mean(values)), ("max", np.max(values)))
-    return ", ".join(f"{name} {value:.0%}" if percent else f"{name} {value:,.4g}" for name, value in parts)
+    return ", ".join(
+        f"{name} {100 * value:.0f} %" if percent else f"{name} {_short(value)}" for name, value in parts
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
 def _ticks(edges: np.ndarray, place: _Scale, percent: bool) -> tuple[Tick, ...]:

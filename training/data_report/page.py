@@ -68,6 +68,7 @@ def write_report(report: Report, path: Path) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["short"] = short_name
     rows = _rows(report)
     page = environment.get_template(_TEMPLATE).render(
         report=report,
@@ -76,9 +77,14 @@ def write_report(report: Report, path: Path) -> None:
         histograms=_histograms(report),
         left_out=_left_out(report),
         shown_bad=list(report.bad)[:_MOST_BAD],
-        kinds_of_bad=Counter(_kind(bad.reason) for bad in report.bad).most_common(),
+        kinds_of_bad=Counter(map(_kind, report.bad)).most_common(),
     )
-    atomic_write(path, page)
+    atomic_write(path, page.encode("utf-8", "backslashreplace"))  # a file's name may be no Unicode
+
+
+def short_name(dataset: str) -> str:
+    """A dataset's name, or, of data of one's own, the last part of the path."""
+    return Path(dataset).name
 
 
 def _rows(report: Report) -> list[_Row]:
@@ -89,12 +95,11 @@ def _rows(report: Report) -> list[_Row]:
     for name, account in report.accounts.items():
         mine = report.measured.only(name)
         tokens = int(mine.tokens.sum())
-        found_later = bad[name] - account.bad
         rows.append(
             _Row(
                 name=name,
                 records=account.records,
-                used=account.used - max(found_later, 0),
+                used=account.used - len(mine.bad),
                 left_out=sum(account.left_out.values()),
                 not_asked=account.not_asked,
                 bad=bad[name],
@@ -161,19 +166,28 @@ def _left_out(report: Report) -> list[tuple[str, str, int]]:
     ]
 
 
-def _kind(reason: str) -> str:
+def _kind(bad: BadRecord) -> str:
     """What is wrong, without its particulars."""
-    return next((kind for phrase, kind in _KINDS.items() if phrase in reason), "other")
+    if bad.place.index is None:
+        return "file that cannot be read"
+    return next((kind for phrase, kind in _KINDS.items() if phrase in bad.reason), "other")
 
 
-_KINDS = {
-    "there is no such image file": "image file missing",
-    "not an image, or of a format that Pillow does not read": "file that is not an image",
+_KINDS = {  # the first phrase that is found decides
+    "there is no such image file": "image missing",
+    "not an image, or of a format that Pillow does not read": "file that is no image",
     "the image is damaged": "damaged image",
-    "pixels, more than the": "image too large",
+    "scale the image down": "image too large",
+    "times the other; crop the image": "image too narrow",
+    "the image cannot be read": "image that cannot be opened",
     "not in the format of": "not in the dataset's format",
-    "is empty": "question or answer empty",
-    "which the tokenizer reserves": "reserved token in the text",
+    "not a record": "not a record",
+    "not valid JSON": "not valid JSON",
+    "expected ": "not question and answer in turn",
+    "questions hold": "images and tags differ in number",
+    " is empty": "question or answer empty",
+    "half a character": "broken text",
+    "which the tokenizer reserves": "reserved token in a text",
     "it has no answer to learn from": "nothing to learn",
     "its first turn takes": "first turn too long",
 }

@@ -114,7 +114,7 @@ class BadRecords:
         unread = [bad for bad in self.sorted() if bad.place.index is None]
         if unread and self.max_fraction < 1:
             raise BadDataError(
-                f"{_listed(unread)}. Fetch or repair the file, or go on without it by --max_bad_fraction 1"
+                f"{_listed(unread)}. Fetch or repair that, or go on without it by --max_bad_fraction 1"
             )
         allowed = max(int(self.max_fraction * self.total), 1 if self.max_fraction > 0 else 0)
         if len(self) > allowed:
@@ -139,7 +139,8 @@ class BadRecords:
             json.dumps({**asdict(bad.place), "reason": bad.reason}, ensure_ascii=False)
             for bad in self.sorted()
         ]
-        atomic_write(self.path, "".join(f"{line}\n" for line in lines))
+        # Where a text holds half a character, "\\ud83d" is JSON's own way to write it.
+        atomic_write(self.path, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
 
     def restore(self) -> None:
         """Take over the list that an earlier part of the same run has written, if there is one."""
@@ -161,5 +162,8 @@ def read_bad_samples(path: Path) -> list[BadRecord]:
 
 
 def _listed(bad: list[BadRecord], most: int = 3) -> str:
-    shown = "; ".join(f"{each.place}: {each.reason}" for each in bad[:most])
+    shown = "; ".join(
+        each.reason if each.place.file in each.reason else f"{each.place}: {each.reason}"
+        for each in bad[:most]
+    )
     return shown + (f"; and {len(bad) - most:,} more" if len(bad) > most else "")

@@ -1,0 +1,158 @@
+"""`helper.check_data` as a user runs it: everything that is damaged is named, nothing dies of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from helper.check_data import main
+
+ASSETS = Path(__file__).parents[2] / "assets"
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
+    """Run the check with the miniature's models, and a cache of its own."""
+    folder = tmp_path_factory.mktemp("cache")
+
+    def run(*words: object, workers: int = 1) -> int:
+        models = ["--lm_model_name_or_path", ASSETS / "tiny_llama"]
+        models += ["--vision_model_name_or_path", ASSETS / "tiny_clip", "--data_cache_path", folder]
+        command = [*models, "--max_seq_len", 512, "--check_workers", workers, *words]
+        return main([str(word) for word in command])
+
+    return run
+
+
+def bad_samples(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "bad_samples.jsonl").read_text().splitlines()]
+
+
+def test_all_that_is_damaged_is_named(check, damage, tmp_path, capsys) -> None:
+    """100 pictures, 40 records and files; nothing else, and the order is that of training's list."""
+    words = ("--data_path", damage.root, "--dataset_names", *damage.names, "--output_dir", tmp_path)
+    assert check(*words) == 1
+    rows = bad_samples(tmp_path)
+    found = {(row["dataset"], row["file"], row["index"]): row["reason"] for row in rows}
+    assert len(found) == len(rows) == len(damage.expected) == 140
+    for dataset, file, index, reason in damage.expected:
+        own = Path(damage.root, dataset)
+        place = (str(own), str(own), index) if own.is_file() else (dataset, file, index)
+        assert reason in found[place], (place, found[place])
+    page = unescape((tmp_path / "data_report.html").read_text())
+    for row in rows:
+        assert row["reason"] in page
+        assert (row["file"] if row["index"] is None else f"{row['file']}#{row['index']}") in page
+    assert "Training would stop." in page and "66.67 % of the records" in page
+    printed = capsys.readouterr().err
+    assert "140 bad of 210 records" in printed and "Traceback" not in printed
+
+    first = (tmp_path / "bad_samples.jsonl").read_bytes()
+    check(*words, workers=0)  # in this process, and from the cache
+    assert (tmp_path / "bad_samples.jsonl").read_bytes() == first
+
+
+def test_the_verdict_is_that_of_training(check, damage, tmp_path, capsys) -> None:
+    words = ("--data_path", damage.root, "--output_dir", tmp_path, "--dataset_names")
+    assert check(*words, "llava_dial", "--max_bad_fraction", 0.5) == 0
+    assert "Training would go on." in (tmp_path / "data_report.html").read_text()
+    assert check(*words, "llava_dial", "--max_bad_fraction", 0.4) == 1
+    assert "33 of 66 records are bad (50.00%), more than --max_bad_fraction 0.4" in capsys.readouterr().err
+    assert check(*words, "llava_dial", "--max_bad_fraction", 0.5, "--strict") == 1
+    assert "--strict allows no bad record, and there are 33" in capsys.readouterr().err
+    assert len(bad_samples(tmp_path)) == 33  # strict or not, all are found
+    assert check(*words, damage.root / "truncated.json", "--max_bad_fraction", 1) == 1
+    assert "training would stop" in capsys.readouterr().err  # nothing is left to train on
+
+
+def test_mistakes_cost_a_line(check, damage, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        check("--max_bad_fractions", 1)
+    assert "unknown flag --max_bad_fractions: did you mean --max_bad_fraction?" in capsys.readouterr().err
+    words = ("--output_dir", tmp_path, "--data_path")
+    assert check(*words, tmp_path / "nowhere") == 2
+    assert capsys.readouterr().err.startswith("error: --data_path")
+    assert check(*words, damage.root, "--dataset_names", "lava") == 2
+    assert "error: unknown dataset lava" in capsys.readouterr().err
+    assert check(*words, damage.root, "--dataset_names", "aokvqa") == 2
+    assert "aokvqa_v1p0_train.json" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pages(check, damage, tmp_path_factory) -> dict[str, Path]:
+    """A report on damaged data, and one of packed rows; with what every flag of training would be given."""
+    folder = tmp_path_factory.mktemp("pages")
+    words = ("--data_path", damage.root, "--dataset_names", "llava", "llava_dial", "--output_dir", folder)
+    check(*words, "--report", folder / "damaged.html", "--zero_stage", 3, "--learning_rate", 1e-3)
+    check(*words, "--report", folder / "packed.html", "--packing", "--max_bad_fraction", 1)
+    return {name: folder / f"{name}.html" for name in ("damaged", "packed")}
+
+
+def test_pages_need_nothing_else(pages) -> None:
+    for page in pages.values():
+        text = page.read_text()
+        assert not re.search(r"url\(|@import|<script|https?:", text)
+        assert all(link.startswith("data:") for link in re.findall(r'(?:src|href)="([^"]*)"', text))
+        assert text.count("data:image/jpeg;base64,") >= 5
+    packed = pages["packed"].read_text()
+    assert packed.count('class="border"') >= 12 and "packed rows" in packed
+    assert re.search(r"\d+ of 512 tokens", packed)
+
+
+LOOKS = """
+<script>addEventListener("load", () => {
+  const page = document.documentElement;
+  const boxes = [...document.querySelectorAll("main > *, .figure, .chart, .sample, .picture, svg text")];
+  const over = boxes.filter(box => box.getBoundingClientRect().right > innerWidth + 1).length;
+  const small = boxes.filter(box => box.tagName == "text"
+    && parseFloat(getComputedStyle(box).fontSize) * box.getScreenCTM().a < 9).length;
+  const broken = [...document.images].filter(image => !image.naturalWidth).length;
+  const ground = getComputedStyle(document.body).backgroundColor;
+  const learned = document.querySelectorAll(".t.l").length;
+  parent.postMessage(JSON.stringify({width: innerWidth, scroll: page.scrollWidth, over, small, broken, ground, learned,
+    images: document.images.length, bars: document.querySelectorAll("rect").length}), "*");
+});</script>
+"""
+
+
+def looked_at(browser: str, page: Path, width: int, folder: Path, dark: bool = False) -> dict:
+    """What a browser makes of a page in a window of that width."""
+    copy = folder / "page.html"
+    copy.write_text(page.read_text().replace("</body>", f"{LOOKS}</body>"))
+    (folder / "frame.html").write_text(
+        f'<iframe src="page.html" style="border:0;width:{width}px;height:900px"></iframe><pre id="said"></pre>'
+        '<script>addEventListener("message", event => said.textContent = event.data)</script>'
+    )
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000"]
+    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom"]
+    options += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    done = subprocess.run(
+        [browser, *options, f"file://{folder / 'frame.html'}"], capture_output=True, text=True, timeout=240
+    )
+    said = re.search(r'<pre id="said">(\{.*?\})</pre>', done.stdout)
+    assert said, done.stdout[-500:] + done.stderr[-2000:]
+    return json.loads(unescape(said[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["damaged", "packed"])
+def test_pages_fit_wide_and_narrow_windows_light_and_dark(pages, name, tmp_path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    grounds = set()
+    for width in WIDTHS:
+        seen = looked_at(browser, pages[name], width, tmp_path, dark=width == 390)
+        assert seen["width"] == width and seen["scroll"] <= width, seen
+        assert seen["over"] == seen["small"] == seen["broken"] == 0, seen
+        assert seen["learned"] > 10 and seen["images"] >= 5 and seen["bars"] >= 4, seen
+        grounds.add(seen["ground"])
+    assert len(grounds) == 2  # light, dark
