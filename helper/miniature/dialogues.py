@@ -47,16 +47,19 @@ def make_dialogue(
     *,
     numbered: bool = True,
     kinds: Sequence[str] = KINDS,
+    at_once: bool = False,
 ) -> list[Round]:
     """Asks `rounds` questions about `scenes`, which appear one after the other, some of them several at once.
 
     Args:
         numbered: name pictures by number; otherwise every question is about "the image", the newest.
         kinds: kinds to draw from; a kind that the pictures shown so far cannot answer is passed over.
+        at_once: show all pictures in the first round.
     """
     dialogue: list[Round] = []
     shown = 0
-    for count in _arrivals(rng, len(scenes), rounds):
+    arrivals = [len(scenes)] + [0] * (rounds - 1) if at_once else _arrivals(rng, len(scenes), rounds)
+    for count in arrivals:
         new = tuple(scenes[shown : shown + count])
         shown += count
         # An answer that stands in the dialogue already could be copied without looking; small scenes run out, though.

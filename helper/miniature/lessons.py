@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from helper.miniature.words import WrittenText, dialogue_in_words, pairs_said_twice, quiz
+from helper.miniature.words import WrittenText, dialogue_in_words, numbered_words, pairs_said_twice, quiz
 
 Draw = Callable[[np.random.Generator, bool], WrittenText]
 """Draws a text with a generator, about scenes of the held-out side or of the other."""
@@ -32,36 +33,57 @@ def _pairs(things: int) -> Draw:
     return lambda rng, held_out: pairs_said_twice(rng, things)
 
 
-def _quiz(as_dialogue: bool) -> Draw:
-    return lambda rng, held_out: quiz(rng, things=4, rounds=8, as_dialogue=as_dialogue, held_out=held_out)
+def _numbered(rng: np.random.Generator, held_out: bool) -> WrittenText:
+    return numbered_words(rng, images=int(rng.integers(2, 4)), rounds=8)
 
 
-def _dialogues(images: int) -> Draw:
-    """Over one to `images` captions; most dialogues number them, half of all name them before the caption."""
+def _quiz(form: Literal["keys", "questions", "dialogue"], images: int = 1, things: int = 4) -> Draw:
+    return lambda rng, held_out: quiz(rng, form, images=images, things=things, held_out=held_out)
+
+
+def _dialogues(least: int, most: int, name_first: float = 1.0) -> Draw:
+    """Over `least` to `most` captions; a share of `name_first` names them before the caption, the rest after it."""
 
     def draw(rng: np.random.Generator, held_out: bool) -> WrittenText:
         return dialogue_in_words(
             rng,
-            images=int(rng.integers(1, images + 1)),
+            images=int(rng.integers(least, most + 1)),
             rounds=8,
             held_out=held_out,
             numbered=rng.random() < 0.9,
-            name_first=rng.random() < 0.5,
+            name_first=rng.random() < name_first,
         )
 
     return draw
 
 
 FULL_DIALOGUES = Lesson(
-    "dialogues over up to 3 captions", _dialogues(3), steps=700, mastered=2.0, tokens=12000
+    "dialogues over up to 3 captions", _dialogues(1, 3), steps=300, mastered=2.0, tokens=10000, rate=0.5
 )
 
 LESSONS = (
-    Lesson("two pairs said twice", _pairs(2), steps=600, mastered=0.96, tokens=2500),
-    Lesson("up to four pairs said twice", _pairs(4), steps=600, mastered=0.95, tokens=2500),
-    Lesson("quiz about a caption", _quiz(False), steps=600, mastered=0.95, tokens=6000),
-    Lesson("quiz in the form of a dialogue", _quiz(True), steps=600, mastered=0.95, tokens=8000),
-    Lesson("dialogues over a caption", _dialogues(1), steps=600, mastered=0.96, tokens=8000),
-    Lesson("dialogues over up to 2 captions", _dialogues(2), steps=600, mastered=0.95, tokens=10000),
+    Lesson("two pairs said twice", _pairs(2), steps=800, mastered=0.96, tokens=2500),
+    Lesson("up to four pairs said twice", _pairs(4), steps=800, mastered=0.94, tokens=2500),
+    Lesson(
+        "a caption of up to two things, and keys", _quiz("keys", 1, 2), steps=800, mastered=0.96, tokens=2500
+    ),
+    Lesson("a caption, and keys", _quiz("keys"), steps=800, mastered=0.96, tokens=2500),
+    Lesson("a caption, and questions", _quiz("questions"), steps=800, mastered=0.95, tokens=4000),
+    Lesson("a caption, and a dialogue", _quiz("dialogue"), steps=800, mastered=0.96, tokens=6000, rate=0.5),
+    Lesson(
+        "dialogues over a caption", _dialogues(1, 1, 0.5), steps=600, mastered=0.96, tokens=8000, rate=0.5
+    ),
+    Lesson("numbered words", _numbered, steps=1500, mastered=0.97, tokens=2500),
+    Lesson(
+        "two captions of up to two things, and keys",
+        _quiz("keys", 2, 2),
+        steps=1500,
+        mastered=0.95,
+        tokens=4000,
+    ),
+    Lesson("two captions, and questions", _quiz("questions", 2), steps=1000, mastered=0.95, tokens=6000),
+    Lesson(
+        "two captions, and a dialogue", _quiz("dialogue", 2), steps=800, mastered=0.95, tokens=8000, rate=0.5
+    ),
     FULL_DIALOGUES,
 )

@@ -7,15 +7,19 @@ it ("... ### Image 2"), since people write either.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from helper.miniature.dialogues import DESCRIPTION, KINDS, SINGLE_IMAGE_KINDS, Round, make_dialogue
-from helper.miniature.scenes import COLORS, POSITIONS, SHAPES, sample_scene
+from helper.miniature.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, sample_scene
 from utils.model.chat_template import DEFAULT_SYSTEM
 
-_IN_IMAGE_1, _OF_IMAGE_1 = " in image 1?", " of image 1?"
+_ABOUT_IMAGE_1 = re.compile(r" (in|of) image 1\?")
+_KEY_KINDS = ("color", "shape", "position")  # a bare key tells these apart
+_KEYS = re.compile("|".join((*COLORS, *SHAPES, *POSITIONS, "many", "there", "which", "more", r"image \d")))
 
 
 @dataclass(frozen=True)
@@ -61,32 +65,64 @@ def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> Writt
 
 def quiz(
     rng: np.random.Generator,
-    things: int,
-    rounds: int,
+    form: Literal["keys", "questions", "dialogue"],
     *,
-    as_dialogue: bool = False,
+    images: int = 1,
+    things: int = 4,
+    rounds: int = 8,
     held_out: bool = False,
     bos: str = "<s>",
     eos: str = "</s>",
 ) -> WrittenText:
-    """A caption and short questions about it, each answered at once, or in the form of a dialogue."""
-    scene = sample_scene(rng, held_out=held_out, things=things)
-    if as_dialogue:
-        text, ask, reply, end = (
-            f"{bos}{DEFAULT_SYSTEM}\n\n### Image 1: {scene.in_words()}",
-            "### Question:",
-            "\n### Answer:",
-            eos,
-        )
+    """Captions and short questions about them: as keys ("circle? red."), in full, or in the form of a dialogue.
+
+    A lone caption bears no number.
+    """
+    scenes = [sample_scene(rng, held_out=held_out, things=things) for _ in range(images)]
+    captions = [scene.in_words() for scene in scenes]
+    text, ask, reply, end = bos, " ", "", "."
+    if form == "dialogue":
+        text = f"{bos}{DEFAULT_SYSTEM}\n"
+        ask, reply, end = "\n### Question: ", "\n### Answer:", f"{eos}\n"
+        text += "".join(f"\n### Image {number}: {words}" for number, words in enumerate(captions, start=1))
+    elif images == 1:
+        text += f" {captions[0]}."
     else:
-        text, ask, reply, end = f"{bos} {scene.in_words()}.", "", "", "."
+        text += "".join(f" image {number}: {words}." for number, words in enumerate(captions, start=1))
+    kinds = KINDS if images > 1 else _KEY_KINDS if form == "keys" else SINGLE_IMAGE_KINDS
     spans = []
-    for number, turn in enumerate(make_dialogue(rng, [scene], rounds, kinds=SINGLE_IMAGE_KINDS)):
-        text += ("\n\n" if number else "\n") if as_dialogue else ""
-        text += f"{ask} {turn.question.replace(_OF_IMAGE_1, '?').replace(_IN_IMAGE_1, '?')}{reply}"
-        spans.append((len(text), len(text) + 1 + len(turn.answer) + len(end), turn.kind))
+    for turn in make_dialogue(rng, scenes, rounds, kinds=kinds, at_once=True):
+        question = turn.question if images > 1 else _ABOUT_IMAGE_1.sub("?", turn.question)
+        if form == "keys":
+            question = " ".join(_KEYS.findall(question)) + "?"
+        text += f"{ask}{question}{reply}"
+        spans.append((len(text), len(f"{text} {turn.answer}{end.rstrip()}"), turn.kind))
         text += f" {turn.answer}{end}"
     return WrittenText(text, tuple(spans))
+
+
+def numbered_words(
+    rng: np.random.Generator, images: int, rounds: int, *, bos: str = "<s>", eos: str = "</s>"
+) -> WrittenText:
+    """A word for each of some images, then questions after either: "image 1: red. image 2: blue. blue? image 2."
+
+    The shortest text that asks a decoder to bind a number to what stands behind it.
+    """
+    kinds = (list(COLORS), SHAPES, POSITIONS, NUMBERS[1:])
+    kind = kinds[rng.integers(len(kinds))]
+    said = [kind[index] for index in rng.permutation(len(kind))[:images]]
+    text, spans = bos, []
+    for number, word in enumerate(said, start=1):
+        text += f" image {number}: {word}."
+    for _ in range(rounds):
+        index = int(rng.integers(len(said)))
+        key, answer = f"image {index + 1}", said[index]
+        if rng.random() < 0.5:
+            key, answer = answer, key
+        text += f" {key}?"
+        spans.append((len(text), len(text) + 2 + len(answer), "number"))
+        text += f" {answer}."
+    return WrittenText(text + eos, tuple(spans))
 
 
 def pairs_said_twice(

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from helper.miniature.dialogues import DESCRIPTION, SINGLE_IMAGE_KINDS, Round, make_dialogue
+from helper.miniature.dialogues import DESCRIPTION, KINDS, SINGLE_IMAGE_KINDS, Round, make_dialogue
 from helper.miniature.scenes import Scene, draw, sample_scene
 from utils.atomic import atomic_directory
 
@@ -29,11 +29,11 @@ _MANIFEST = "world.json"
 
 @dataclass(frozen=True)
 class WorldSize:
-    """How many records each file gets, named as the published files are; `rounds` is a conversation's at most."""
+    """How many records each file gets, named as the published files are; `rounds` is a conversation's length."""
 
     descriptions: int = 500
-    reasoning: int = 6000
-    conversations: int = 7000
+    reasoning: int = 2000
+    conversations: int = 9000
     eval_dialogues: int = 100
     rounds: int = 8
     eval_rounds: int = 8
@@ -83,7 +83,7 @@ def _write_training(root: Path, size: WorldSize, seed: int, tick: Callable[[], o
 
     def conversation() -> list[Round]:
         shown = scenes(int(rng.integers(1, size.max_images + 1)))
-        return make_dialogue(rng, shown, int(rng.integers(min(3, size.rounds), size.rounds + 1)))
+        return make_dialogue(rng, shown, size.rounds, kinds=(*KINDS, DESCRIPTION))
 
     _write_json(root / "llava" / "detail_23k.json", records(size.descriptions, description))
     _write_json(root / "llava" / "complex_reasoning_77k.json", records(size.reasoning, question))

@@ -10,11 +10,9 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 : "${VISION_MODEL:=openai/clip-vit-large-patch14}"
 : "${DATA_PATH:=$ROOT/data}"
 : "${OUTPUT_DIR:=$ROOT/output/7b}"
-# Published: llava llava_dial otter_mimicit_cgd otter_mimicit_sd otter_mimicit_sn otter_mimicit_tvc otter_mimicit_vst
-# llava_otter_blend sparkles_dialogue, with DATASET_CONCAT="3 2 1 1 1 1 1 1 1". The README says which of them are in
-# the registry; these two are.
-: "${DATASETS:=llava llava_dial}"
-: "${DATASET_CONCAT:=3 2}"
+: "${DATASETS:=llava llava_dial otter_mimicit_cgd otter_mimicit_sd otter_mimicit_sn otter_mimicit_tvc \
+    otter_mimicit_vst llava_otter_blend sparkles_dialogue}"
+: "${DATASET_CONCAT:=3 2 1 1 1 1 1 1 1}"
 : "${EPOCHS:=6}"
 : "${GLOBAL_BATCH:=128}"
 : "${BATCH:=2}"
