@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -14,7 +16,8 @@ import pytest
 
 from helper.check_data import main
 
-ASSETS = Path(__file__).parents[2] / "assets"
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "assets"
 WIDTHS = (1280, 390)
 
 
@@ -58,6 +61,61 @@ def test_all_that_is_damaged_is_named(check, damage, tmp_path, capsys) -> None:
     first = (tmp_path / "bad_samples.jsonl").read_bytes()
     check(*words, workers=0)  # in this process, and from the cache
     assert (tmp_path / "bad_samples.jsonl").read_bytes() == first
+
+
+def train(damage, output: Path, *words: object) -> subprocess.CompletedProcess:
+    """A training in a process of its own over everything once, on the miniature's models."""
+    command = [sys.executable, "-m", "training.main", "--data_path", damage.root, "--output_dir", output]
+    command += ["--lm_model_name_or_path", ASSETS / "tiny_llama", "--num_train_epochs", 1]
+    command += ["--vision_model_name_or_path", ASSETS / "tiny_clip", "--attention", "mmca"]
+    command += ["--data_train_split_ratio", 1, "--max_seq_len", 512, "--per_device_train_batch_size", 8]
+    command += ["--save_strategy", "no", "--data_cache_path", output / "cache", *words]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.slow
+def test_training_lists_what_the_check_lists(check, damage, tmp_path) -> None:
+    """With batches in which nothing is left; packed too, where lengths were counted without the pictures."""
+    check("--data_path", damage.root, "--dataset_names", *damage.names, "--output_dir", tmp_path / "check")
+    expected = (tmp_path / "check" / "bad_samples.jsonl").read_bytes()
+    names = ("--dataset_names", *damage.names, "--max_bad_fraction", 1)
+    for name, flags in {"plain": ("--dataloader_num_workers", 1), "packed": ("--packing",)}.items():
+        done = train(damage, tmp_path / name, *names, *flags)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "left out: 140 bad of 210 records" in done.stderr
+        assert (tmp_path / name / "bad_samples.jsonl").read_bytes() == expected
+        assert (tmp_path / name / "final" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("names", "flags", "stops_at"),
+    [
+        (["llava_dial"], ["--strict"], "llava/conversation_58k.json#1: not a record"),
+        (
+            ["llava_dial", "own.jsonl"],
+            [],
+            "30 of 72 records are bad (41.67%), more than --max_bad_fraction 0.001",
+        ),
+        (["llava", "truncated.json"], [], "truncated.json is damaged at byte 1"),
+        (["truncated.json"], ["--max_bad_fraction", "1"], "no record of"),
+    ],
+)
+def test_training_stops_in_one_line_that_says_why(damage, tmp_path, names, flags, stops_at) -> None:
+    names = [damage.root / name if "." in name else name for name in names]
+    done = train(damage, tmp_path, "--dataset_names", *names, *flags)
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert stops_at in line and "Traceback" not in done.stderr
+    assert bad_samples(tmp_path)
 
 
 def test_the_verdict_is_that_of_training(check, damage, tmp_path, capsys) -> None:

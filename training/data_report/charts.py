@@ -73,7 +73,7 @@ def histogram(
                 round(HEIGHT - _BOTTOM - height, 2),
                 round(right - left - gap, 2),
                 round(height, 2),
-                f"{_range(first, last, percent)}{unit}: {count:,}",
+                f"{_range(first, last, percent)} {unit}".strip() + f": {count:,}",
             )
         )
     shown_limit = place(float(limit)) if limit is not None and edges[0] <= limit <= edges[-1] else None
@@ -118,9 +118,9 @@ def _round_up(step: float) -> int:
 
 def _range(first: float, last: float, percent: bool) -> str:
     if percent:
-        return f"{100 * first:.0f} to {100 * last:.0f} % "
+        return f"{100 * first:.0f} to {100 * last:.0f} %"
     least, most = int(np.ceil(first)), int(np.ceil(last)) - 1
-    return f"{least:,} " if least == most else f"{least:,} to {most:,} "
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _summary(values: np.ndarray, percent: bool) -> str:

@@ -21,6 +21,7 @@ from utils.data.grouping import join
 from utils.data.spec import DataError
 
 _IGNORED_LABEL = -100  # the ignore_index of torch's cross entropy
+_FEW = 8  # tokens
 
 
 class JoinedConversations(Protocol):
@@ -65,10 +66,11 @@ class TolerantDataset(Dataset):
 
     @cached_property
     def nothing(self) -> Row:
-        """A short row in which nothing is learned."""
+        """A few tokens of which nothing is learned."""
         empty = Conversation((Turn("-", "-"),), source="nothing to learn")
         encoded = self.encoded.processor.encode(empty, load_images=False)
-        return replace(_row(encoded), labels=np.full_like(encoded.labels, _IGNORED_LABEL))
+        ids, kinds = encoded.input_ids[:_FEW], encoded.mm_token_type_ids[:_FEW]
+        return Row(ids, np.full_like(ids, _IGNORED_LABEL), kinds, np.array([len(ids)]), None)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to conversations that are joined anew in each."""

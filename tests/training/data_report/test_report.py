@@ -1,0 +1,87 @@
+"""What is measured and shown is what training would learn from."""
+
+import pytest
+
+from training.data_report import draw_samples, measure
+from training.debug import dump_samples
+from utils.data import BadRecords, EncodedDataset, PackedDataset, TolerantDataset, build_dataset
+from utils.model import build_processor
+
+
+@pytest.fixture(scope="module")
+def processor(world):
+    return build_processor(str(world.language_model), str(world.vision_model))
+
+
+@pytest.fixture
+def mixture(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "cache"))
+    return build_dataset(["llava", "llava_dial"], world.data, concatenate=[2, 1], bad=BadRecords())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("max_seq_len", [4096, 100])
+def test_measured_is_what_is_encoded(mixture, processor, workers, max_seq_len) -> None:
+    measured = measure([mixture], processor, max_seq_len, workers)
+    encoded = EncodedDataset(mixture, processor, max_seq_len)
+    rows = [encoded[index] for index in range(len(encoded))]
+    assert measured.tokens.tolist() == [len(row.input_ids) for row in rows]
+    assert measured.learned.tolist() == [int((row.labels >= 0).sum()) for row in rows]
+    assert measured.images.tolist() == [len(row.pixel_values) for row in rows]
+    assert measured.turns.tolist() == [len(row.turn_ends) for row in rows]
+    assert (measured.cut_turns > 0).sum() == encoded.cut.conversations
+    assert measured.cut_turns.sum() == encoded.cut.turns
+    assert (max_seq_len == 100) == (measured.cut_turns.sum() > 0)
+    assert len(measured.only("llava_dial")) == 30 and not measured.bad
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("max_seq_len", [512, 100])
+def test_samples_show_each_token_and_what_is_learned(mixture, processor, packed, max_seq_len) -> None:
+    encoded = EncodedDataset(mixture, processor, max_seq_len)
+    rows = TolerantDataset(encoded)
+    if packed:
+        rows = PackedDataset(rows, max_seq_len, 16, seed=3)
+    drawn = draw_samples(rows, 8, seed=1)
+    samples = [sample for row in drawn for sample in row.samples]
+    assert len(samples) >= 8 and {sample.dataset for sample in samples} == {"llava", "llava_dial"}
+    assert [row.samples[0].sources for row in drawn] == [
+        row.samples[0].sources for row in draw_samples(rows, 8, seed=1)
+    ]
+    for sample in samples:
+        expected = encoded.encode(sample.conversation)
+        kept = [piece for piece in sample.pieces if not piece.is_cut]
+        assert [number for piece in kept for number in piece.ids] == expected.input_ids.tolist()
+        learned = [piece.is_learned for piece in kept for _ in piece.ids]
+        assert learned == (expected.labels >= 0).tolist()
+        assert sample.images == len(expected.pixel_values) and sample.turns == len(expected.turn_ends)
+        answer = "".join(piece.text for piece in kept if piece.is_learned)
+        assert sample.conversation.turns[0].answer in answer
+        assert sample.text.count("<image>") == len(sample.conversation.images)
+    if packed:
+        assert all(row.tokens <= max_seq_len for row in drawn)
+
+
+def test_bytes_of_one_character_are_one_piece(processor, world, mixture) -> None:
+    sample = draw_samples(TolerantDataset(EncodedDataset(mixture, processor, 512)), 1, seed=1)[0].samples[0]
+    assert all(piece.text for piece in sample.pieces)
+    newlines = [piece for piece in sample.pieces if piece.text == "\n"]
+    assert newlines and all(len(piece.ids) == 1 for piece in newlines)
+
+
+def test_damaged_records_are_not_shown(world, processor, mixture, tmp_path) -> None:
+    class Damaged(EncodedDataset):
+        def encode_text(self, conversation):
+            if conversation.source != "llava/conversation_58k.json#7":
+                raise conversation.error("damaged")
+            return super().encode_text(conversation)
+
+    [row] = draw_samples(TolerantDataset(Damaged(mixture, processor, 512)), 5, seed=0)
+    assert row.samples[0].sources == ("llava/conversation_58k.json#7",)
+    dump_samples(TolerantDataset(Damaged(mixture, processor, 512)), tmp_path, seed=0)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "index.html",
+        "sample_0.txt",
+        "sample_0_image_1.png",
+    ]
+    assert "llava/conversation_58k.json#7" in (tmp_path / "index.html").read_text()

@@ -1,0 +1,115 @@
+"""A bad record costs its own place and nothing else: never another record, never a row."""
+
+import pickle
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from utils.data import BadRecords, Collator, EncodedDataset, TolerantDataset, build_dataset
+from utils.model.processing_visual_chat import IGNORED_LABEL, VisualChatProcessor
+
+MakeRecord = Callable[..., dict]
+WriteRoot = Callable[..., Path]
+
+
+def damage(root: Path, numbers: list[int]) -> None:
+    for number in numbers:
+        (root / "coco" / "train2017" / f"{number:06d}-0.png").write_bytes(b"no picture")
+
+
+@pytest.fixture
+def make(processor: VisualChatProcessor) -> Callable[..., TolerantDataset]:
+    def tolerant(root: Path, concatenate: int = 1, max_seq_len: int = 1000) -> TolerantDataset:
+        conversations = build_dataset(["llava_dial"], root, concatenate=concatenate, bad=BadRecords(1))
+        return TolerantDataset(EncodedDataset(conversations, processor, max_seq_len))
+
+    return tolerant
+
+
+def learned_texts(dataset: TolerantDataset, processor: VisualChatProcessor) -> list[str]:
+    texts = []
+    for index in range(len(dataset)):
+        row = dataset[index]
+        texts.append(processor.tokenizer.decode(row.labels[row.labels != IGNORED_LABEL]))
+    return texts
+
+
+def test_a_bad_record_alone_leaves_a_row_in_which_nothing_is_learned(
+    make, processor: VisualChatProcessor, write_root: WriteRoot, record: MakeRecord
+) -> None:
+    root = write_root([], [], [record(number) for number in range(5)])
+    whole = learned_texts(make(root), processor)
+    damage(root, [2])
+    dataset = make(root)
+    [place] = [index for index, text in enumerate(whole) if "Answer 2" in text]
+    assert learned_texts(dataset, processor) == [*whole[:place], "", *whole[place + 1 :]]
+    row = dataset[place]
+    assert (row.labels == IGNORED_LABEL).all() and row.pixel_values is None and len(row.input_ids) == 8
+    [found] = row.bad
+    assert str(found.place) == "llava/conversation_58k.json#2" and found.place.dataset == "llava_dial"
+    assert found.reason.endswith("000002-0.png: not an image, or of a format that Pillow does not read")
+    assert not any(dataset[index].bad for index in range(5) if index != place)
+
+
+def test_the_others_of_a_group_are_learned_all_the_same(
+    make, processor: VisualChatProcessor, write_root: WriteRoot, record: MakeRecord
+) -> None:
+    root = write_root([], [], [record(number) for number in range(30)])
+    damage(root, [4, 11, 12])
+    dataset = make(root, concatenate=3)
+    text = " ".join(learned_texts(dataset, processor))
+    for number in range(30):
+        assert text.count(f"Answer {number}, round 0.") == (number not in (4, 11, 12))
+    found = [found for index in range(len(dataset)) for found in dataset[index].bad]
+    assert sorted(each.place.index for each in found) == [4, 11, 12]
+
+
+def test_every_kind_of_bad_record_is_found_where_it_shows(
+    make, processor: VisualChatProcessor, write_root: WriteRoot, record: MakeRecord
+) -> None:
+    reserved, long = record(1), record(2)
+    reserved["conversations"][1]["value"] = "It ends</s> here."
+    long["conversations"][0]["value"] += " really?" * 200
+    dataset = make(write_root([], [], [record(0), reserved, long, record(3)]), max_seq_len=100)
+    reasons = {found.place.index: found.reason for index in range(4) for found in dataset[index].bad}
+    assert reasons.keys() == {1, 2}
+    assert "contains '</s>'" in reasons[1] and "its first turn takes" in reasons[2]
+
+
+def test_a_cut_is_counted_once_beside_a_bad_neighbour(
+    make, processor: VisualChatProcessor, write_root: WriteRoot, record: MakeRecord
+) -> None:
+    root = write_root([], [], [record(number, rounds=3) for number in range(6)])
+    ends = EncodedDataset(build_dataset(["llava_dial"], root), processor, 1000)[0].turn_ends
+    damage(root, [1])
+    dataset = make(root, concatenate=3, max_seq_len=int(ends[1]))
+    rows = [dataset[index] for index in range(len(dataset))]
+    assert dataset.cut.conversations == sum(
+        len(row.turn_ends) > 0 for row in rows if not (row.labels < 0).all()
+    )
+
+
+def test_batches_with_workers_carry_what_was_found_and_stay_tensors(
+    make, write_root: WriteRoot, record: MakeRecord
+) -> None:
+    root = write_root([], [], [record(number) for number in range(8)])
+    damage(root, [0, 1, 2, 3, 6])
+    batches = list(DataLoader(make(root), 4, num_workers=1, collate_fn=Collator(0), pin_memory=False))
+    found = [[found.place.index for found in batch.pop("bad", [])] for batch in batches]
+    assert sorted(number for batch in found for number in batch) == [0, 1, 2, 3, 6]
+    for batch, bad in zip(batches, found, strict=True):
+        assert all(isinstance(value, torch.Tensor) for value in batch.values())
+        assert (batch["labels"] == IGNORED_LABEL).all(dim=1).sum() == len(bad)
+        assert len(batch.get("pixel_values", ())) == 4 - len(bad)
+
+
+def test_it_can_be_sent_to_a_spawned_worker(make, write_root: WriteRoot, record: MakeRecord) -> None:
+    dataset = make(write_root([], [], [record(1)]))
+    copy = pickle.loads(ForkingPickler.dumps(dataset))
+    assert np.array_equal(copy[0].input_ids, dataset[0].input_ids)
+    assert np.array_equal(copy.nothing.labels, dataset.nothing.labels)
