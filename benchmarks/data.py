@@ -29,7 +29,7 @@ from utils.data import EncodedDataset, Mixture, TolerantDataset, build_dataset
 from utils.data.cache import use_cache_folder
 from utils.data.lengths import Lengths, measure
 from utils.data.packing import pack
-from utils.model.image_preprocessing import Framing, preprocess
+from utils.model.image_preprocessing import Framing, normalised, preprocess
 from utils.model.processing_visual_chat import VisualChatProcessor
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def images(processor: VisualChatProcessor, rounds: int) -> None:
         encoded = _photographs(quality) * 4
         pictures = [Image(each) for each in encoded]
         decoded = [picture.pixels(framing.least_side) for picture in pictures]
-        frames = torch.stack([framing.frame(*each) for each in decoded])
+        frames = [framing.frame(*each) for each in decoded]
         size = sum(map(len, encoded)) / len(encoded) / 1000
         print(f"\nimages: 640 x 480, JPEG quality {quality}, {size:.0f} kB")
         _compare(
@@ -83,10 +83,10 @@ def images(processor: VisualChatProcessor, rounds: int) -> None:
                     each.pixels(framing.least_side) for each in pictures
                 ],
                 "  of that scaling and cropping": lambda decoded=decoded: [
-                    torch.stack([framing.frame(*each)]) for each in decoded
+                    framing.frame(*each) for each in decoded
                 ],
                 "  of that normalising": lambda frames=frames: [
-                    _normalised(ours, each[None]) for each in frames
+                    normalised(ours, [each], 1) for each in frames
                 ],
             },
         )
@@ -152,19 +152,18 @@ def batches(processor: VisualChatProcessor, mixture: Mixture) -> None:
 
 
 def _compare(unit: str, count: int, rounds: int, contenders: dict[str, Callable[[], object]]) -> None:
-    """Time all in turn; print medians, and how many times the first one's speed each whole one has."""
+    """Time all in turn; print medians, and how many times as fast as the first each whole one was in a round."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
         for name, run in contenders.items():
             start = time.process_time()
             run()
             taken[name].append(time.process_time() - start)
-    plain = None
+    plain = np.array(next(iter(taken.values())))
     for name, seconds in taken.items():
         each = float(np.median(seconds[1:])) / count  # the first round warms up
-        plain = plain or each
         part = name.startswith(" ") or name.startswith("reading")
-        faster = "" if part else f"{plain / each:>7.2f} x"
+        faster = "" if part else f"{np.median((plain / seconds)[1:]):>7.2f} x"
         print(f"  {name:<40}{each * 1e3:>8.3f} ms   {1 / each:>9,.0f} {unit}/s{faster}")
 
 
@@ -191,12 +190,6 @@ def _plain_row(
 ) -> tuple[list[int], list[torch.Tensor]]:
     pictures = [Path(image.source).read_bytes() for image in conversation.images]
     return _plain_ids(processor, conversation), [_plain(each, processor.image_processor) for each in pictures]
-
-
-def _normalised(processor: CLIPImageProcessor, frames: torch.Tensor) -> torch.Tensor:
-    return processor.rescale_and_normalize(
-        frames, True, processor.rescale_factor, True, processor.image_mean, processor.image_std
-    )
 
 
 def _processor() -> VisualChatProcessor:

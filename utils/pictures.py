@@ -31,6 +31,7 @@ MAX_ASPECT = 200
 
 _FRACTIONS = (8, 4, 2)  # those that the inverse cosine transform does quickly
 _ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
+_START_OF_SCAN, _METADATA = 0xDA, 0xE1  # the kinds of a JPEG's segments: the coded picture; EXIF or XMP
 
 
 class ImageError(ValueError):
@@ -76,14 +77,16 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
         if isinstance(source, PIL.Image.Image):
             return np.array(_upright_rgb(_accepted(source, name))), _upright_size(source)
         encoded = _encoded(source)
+        size = _size_of_plain_jpeg(encoded)
+        if size is not None:
+            _accept(size, name)
+            pixels = _decoded(encoded, size, _divisor(size, least_side))
+            if pixels is not None:
+                return pixels, size
         opened = _opened(encoded, name)
         size = _upright_size(opened)
         if opened.format == "JPEG" and opened.mode in ("RGB", "L"):
-            divisor = next((each for each in _FRACTIONS if min(size) >= each * least_side), 1)
-            if _orientation(opened) == 1:
-                pixels = _decoded(encoded, size, divisor)
-                if pixels is not None:
-                    return pixels, size
+            divisor = _divisor(size, least_side)
             opened.draft(None, tuple(side // divisor for side in opened.size))
         pixels = np.array(_upright_rgb(opened))
         refuse_lost_data(encoded, opened.format)
@@ -102,17 +105,39 @@ def _opened(encoded: bytes, name: str) -> PIL.Image.Image:
 
 
 def _accepted(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {picture.width} x {picture.height} pixels, more than the"
-            f" {MAX_PIXELS:,} that are accepted; scale the image down"
-        )
-    if max(picture.size) > MAX_ASPECT * min(picture.size):
-        raise ImageError(
-            f"{name}: {picture.width} x {picture.height} pixels, one side more than {MAX_ASPECT} times the other;"
-            " crop the image"
-        )
+    _accept(picture.size, name)
     return picture
+
+
+def _accept(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted; scale the image"
+            " down"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageError(
+            f"{name}: {width} x {height} pixels, one side more than {MAX_ASPECT} times the other; crop the image"
+        )
+
+
+def _size_of_plain_jpeg(encoded: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG in colours or greys without metadata, which might turn it; of all else None."""
+    place = 2
+    while encoded[place : place + 1] == b"\xff" and encoded[place + 1] != _START_OF_SCAN:
+        if encoded[place + 1] == _METADATA:
+            return None
+        place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    return (width, height) if colours in ("YCbCr", "RGB", "Gray") else None
+
+
+def _divisor(size: tuple[int, int], least_side: int) -> int:
+    return next((each for each in _FRACTIONS if min(size) >= each * least_side), 1)
 
 
 def _decoded(encoded: bytes, size: tuple[int, int], divisor: int) -> np.ndarray | None:

@@ -31,7 +31,16 @@ def theirs(processor: BaseImageProcessor, image: Image) -> torch.Tensor:
     return processor([image.open()], return_tensors="pt")["pixel_values"]
 
 
-@pytest.mark.parametrize("processor", [CLIP, SIGLIP, CLIPImageProcessor(resample=2)])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        CLIP,
+        SIGLIP,
+        CLIPImageProcessor(resample=2),
+        CLIPImageProcessor(do_normalize=False),
+        CLIPImageProcessor(do_rescale=False),
+    ],
+)
 @pytest.mark.parametrize("size", [(300, 240), (240, 301), (447, 400), (224, 224), (50, 31), (900, 225)])
 def test_a_picture_that_is_decoded_in_full_is_the_processors_bit_for_bit(
     processor: BaseImageProcessor, size: tuple[int, int]
@@ -78,6 +87,7 @@ class Upside(CLIPImageProcessor):
         Upside(),
         CLIPImageProcessor(crop_size={"height": 256, "width": 256}),  # pads
         CLIPImageProcessor(do_resize=False),
+        CLIPImageProcessor(do_rescale=False, do_normalize=False),
         CLIPImageProcessor(resample=0),
         BitImageProcessor(do_pad=True, pad_size={"height": 230, "width": 230}),
     ],
