@@ -158,12 +158,16 @@ def _histograms(report: Report) -> list[Histogram]:
 
 
 def _left_out(report: Report) -> list[tuple[str, str, int]]:
-    return [
-        (name, rule, count)
-        for name, account in (report.accounts or {}).items()
-        for rule, count in account.left_out.items()
-        if count
-    ]
+    """Of each dataset, what is left out and how much of it."""
+    listed = []
+    for name, account in (report.accounts or {}).items():
+        listed += [(name, rule, count) for rule, count in account.left_out.items() if count]
+        if account.absent_images:
+            absent = (
+                "images that are named, but are not in the image store (the records are used without them)"
+            )
+            listed.append((name, absent, account.absent_images))
+    return listed
 
 
 def _kind(bad: BadRecord) -> str:

@@ -128,6 +128,8 @@ class BadRecords:
 
     def summary(self) -> str:
         """How many there are, and where they are listed."""
+        if not self._reasons:
+            return f"no bad record among {self.total:,}"
         listed_in = f", listed in {self.path}" if self.path else ""
         share = f" ({len(self) / self.total:.2%})" if self.total else ""
         return f"{len(self):,} bad of {self.total:,} records{share}{listed_in}"

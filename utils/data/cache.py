@@ -65,13 +65,16 @@ class Source:
         return _digest(*((name, each.st_size, each.st_mtime_ns) for name, each in status))
 
 
-def cached(source: Source, kind: str, write: Callable[[Path], None], share: float = 1.0) -> Path:
+def cached(
+    source: Source, kind: str, write: Callable[[Path], None], share: float = 1.0, is_quiet: bool = False
+) -> Path:
     """The entry's folder for `source`, which `write` fills if it is not there yet.
 
     Args:
         kind: the cache's subfolder.
         write: gets an empty folder; called in one process of this machine at a time.
         share: how many bytes an entry takes for each of the source, roughly: asked for before writing.
+        is_quiet: say nothing about it, where it is quick or tells of itself.
 
     Raises `DataError` where the source changes meanwhile and where the cache cannot be written, and whatever
     `write` raises; an entry is then not made.
@@ -83,6 +86,9 @@ def cached(source: Source, kind: str, write: Callable[[Path], None], share: floa
             with _locked(entry.parent / ".lock", source.path):
                 if not _is_whole(entry):  # another process may have been faster
                     _require_space(source, entry.parent, share)
+                    if not is_quiet:
+                        size = in_units(source.size)
+                        logger.info("Reading %s (%s) into %s, once", source.path, size, cache_folder())
                     _make(source, entry, write)
     except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
         raise DataError(f"cannot keep {source.path} in the cache ({error}); {_REMEDY}") from error
@@ -104,7 +110,6 @@ def _locked(path: Path, waited_for: Path) -> Iterator[None]:
 
 
 def _make(source: Source, entry: Path, write: Callable[[Path], None]) -> None:
-    logger.info("Reading %s (%s) into %s, once", source.path, in_units(source.size), entry)
     with atomic_directory(entry) as folder:
         write(folder)
         if source.state() != entry.name:

@@ -54,7 +54,9 @@ def survey(records: RecordSet) -> Survey:
     variant = f"{spec.name} {data_path.resolve()} {[len(file) for file in records.files]}"
     # A folder of images changes when files come and go in it.
     source = Source(parts[0], (*parts, *_code()), variant)
-    return _read(cached(source, "surveys", lambda folder: _write(_make(records), folder), share=0))
+    return _read(
+        cached(source, "surveys", lambda folder: _write(_make(records), folder), share=0, is_quiet=True)
+    )
 
 
 def _make(records: RecordSet) -> Survey:
