@@ -26,6 +26,7 @@ from training.command_line import Parser, read_flags
 from training.data import make_rows, read_parts
 from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
+from utils.data.all_cores import cores
 from utils.data.bad_data import BAD_SAMPLES
 from utils.distributed import configure_logging, get_logger
 from utils.model import build_processor
@@ -93,7 +94,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     own.add_argument(
         "--check_workers",
         type=int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        default=cores(),
         help="Processes that read and decode; 0: none beside this one. Default: one for each core.",
     )
     return read_flags(parser, argv)

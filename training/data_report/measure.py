@@ -1,6 +1,7 @@
 """Every conversation read, encoded and its pictures decoded, in parallel: what there is, and what is bad in it."""
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,12 @@ from utils.data import DataError, EncodedDataset, Mixture
 from utils.data.bad_data import BadRecord
 from utils.data.encode import ConversationEncoder
 from utils.data.grouping import join
+from utils.distributed import get_logger
+
+logger = get_logger(__name__)
 
 _CHUNK = 16  # conversations that a worker hands over at a time
+_LINE_EVERY = 30  # seconds, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -127,19 +132,15 @@ class Measurement:
 def measure(
     parts: Sequence[Mixture], processor: ConversationEncoder, max_seq_len: int, workers: int
 ) -> Measurement:
-    """Read everything once in `workers` processes (0: in this one), with a bar on stderr.
+    """Read everything once in `workers` processes (0: in this one), with a bar on a terminal, or a line now and then.
 
     Raises `DataError` where the data cannot be read at all, nothing for bad records.
     """
     facts: list[Facts] = []
+    total, bad, said = sum(map(len, parts)), 0, time.perf_counter()
     is_terminal = sys.stderr.isatty()
     with tqdm(
-        total=sum(map(len, parts)),
-        desc="checking",
-        unit="conversation",
-        dynamic_ncols=True,
-        mininterval=0.1 if is_terminal else 30,  # a log file gets a line every half a minute
-        smoothing=0.05,
+        total=total, desc="checking", unit=" conversations", dynamic_ncols=True, disable=not is_terminal
     ) as bar:
         for part in parts:
             loader = DataLoader(
@@ -149,10 +150,14 @@ def measure(
                 collate_fn=list,
                 prefetch_factor=4 if workers and len(part) else None,
             )
-            bad = 0
             for chunk in loader if len(part) else ():
                 facts += chunk
                 bad += sum(len(each.bad) for each in chunk)
                 bar.set_postfix({"bad": bad}, refresh=False)
                 bar.update(len(chunk))
+                if not is_terminal and time.perf_counter() - said > _LINE_EVERY:
+                    said = time.perf_counter()
+                    logger.info(
+                        "checked %s of %s conversations, %d bad", f"{len(facts):,}", f"{total:,}", bad
+                    )
     return Measurement.of(facts)
