@@ -60,7 +60,8 @@ def test_rounds_with_and_without_images(monkeypatch, capsys, checkpoint, picture
     assert [transcript.count(f"image {number}: ") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
     assert transcript.count("Answer:") == 3
     assert re.findall(r"new images: (\d)", transcript) == ["2", "0", "1"]
-    assert "(24 x 20)" in transcript and "And [bold]?" in transcript
+    assert "(24 x 20)" in " ".join(transcript.split())  # a long path wraps its line
+    assert "And [bold]?" in transcript
 
 
 def test_mistakes_cost_a_message(monkeypatch, capsys, checkpoint, pictures):
