@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ def train_tokenizer(folder: Path, seed: int) -> LlamaTokenizerFast:
     corpus = [
         line for _ in range(2000) for line in dialogue_in_words(rng, images=3, rounds=8).text.split("\n")
     ]
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
-        model_prefix=str(folder / "tokenizer"),
+        model_writer=model,  # a file of its own would have its path written into it
         model_type="bpe",
         vocab_size=VOCABULARY_SIZE,
         byte_fallback=True,
@@ -38,5 +40,5 @@ def train_tokenizer(folder: Path, seed: int) -> LlamaTokenizerFast:
         pad_id=-1,
         minloglevel=2,
     )
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     return LlamaTokenizerFast.from_pretrained(folder, legacy=False)

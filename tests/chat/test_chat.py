@@ -180,7 +180,9 @@ def test_at_a_terminal(checkpoint, pictures):
     flags = ["--checkpoint_path", str(checkpoint), "--generation_length_per_round", "5"]
     process, terminal = pty.fork()
     if process == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background of a script
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # ignored where the tests run in the background of a script
         os.chdir(ROOT)
         os.execve(sys.executable, [sys.executable, "-m", "chat.chat", *flags], ENVIRONMENT)
     shown = b""
