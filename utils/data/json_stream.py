@@ -21,6 +21,7 @@ from utils.data.spec import DataError
 
 _CHUNK = 1 << 20  # bytes
 _LONGEST_VALUE = 1 << 27  # characters; what is longer is not read, so that damage cannot fill the memory
+_PART_OF_NUMBER = re.compile(r"[-+.eE0-9]*")
 _LONGEST_TOKEN = 16  # characters: an error so near to the text's end may only mean that the text goes on
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -116,7 +117,8 @@ class JsonStream:
             except ValueError as error:  # a number of thousands of digits
                 raise self.error(str(error)) from error
             else:
-                if end < len(self._text) or not self._more():  # else a number might go on
+                might_go_on = _PART_OF_NUMBER.match(self._text, end).end() == len(self._text)
+                if not might_go_on or not self._more():
                     text = self._text[self._place : end]
                     self._place = end
                     self._values += 1

@@ -1,6 +1,5 @@
 """One rendering, or none, gives what rendering every prompt gives, whatever the template."""
 
-import copy
 import pickle
 
 import numpy as np
@@ -112,7 +111,7 @@ def test_what_was_learned_travels_and_stays_small(
     processor: VisualChatProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("utils.model.rendering._MOST_SHAPES", 3)
-    processor = copy.deepcopy(processor)
+    processor = VisualChatProcessor(processor.image_processor, processor.tokenizer, 5)
     for turns in range(1, 9):
         encoded = processor.encode(dialogue(*"abcdefgh"[:turns]))
         assert len(processor._renderer()._skeletons) <= 3
