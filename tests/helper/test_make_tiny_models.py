@@ -41,7 +41,7 @@ def test_encoder_tells_captions_apart_as_its_log_says() -> None:
 @pytest.mark.slow
 def test_script_still_makes_such_models(tmp_path: Path) -> None:
     """A few steps of every lesson give the same architectures and vocabularies, and learning begins."""
-    make_models(["--output", str(tmp_path), "--steps", "12"])
+    make_models(["--output", str(tmp_path), "--steps", "8"])
     for name, model_class in (("tiny_llama", AutoModelForCausalLM), ("tiny_clip", CLIPModel)):
         made = model_class.from_pretrained(tmp_path / name)
         shipped = model_class.from_pretrained(ASSETS / name)
@@ -51,4 +51,4 @@ def test_script_still_makes_such_models(tmp_path: Path) -> None:
         assert vocabulary == AutoTokenizer.from_pretrained(ASSETS / name).get_vocab()
     losses = logged(tmp_path / "tiny_llama", r"loss ([\d.]+)")
     assert len(losses) == len(LESSONS)
-    assert losses[0] < 5  # chance: ln 512 = 6.2
+    assert losses[0] < 6.2 and losses[-1] < 3  # chance: ln 512 = 6.2
