@@ -9,7 +9,6 @@ dialogue that ends with a question (SparklesDialogueCC), a pair whose first pict
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
@@ -18,11 +17,10 @@ import PIL.Image
 
 from helper.miniature.album import Album
 from helper.miniature.dialogues import DESCRIPTION, SINGLE_IMAGE_KINDS, Round
+from helper.miniature.files import write_json, write_once
 from helper.miniature.own_data import write_own_data
 from helper.miniature.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, Scene
-from utils.atomic import atomic_directory
 
-_MANIFEST = "layouts.json"
 _TOO_MANY_IMAGES = 9
 _SPARKLES_TAG = "<Img><ImageHere></Img>"
 _CHOICES = {
@@ -43,22 +41,13 @@ def write_layouts(root: Path, records: int = 12, seed: int = 1234) -> bool:
     if records < 4:
         raise ValueError(f"{records} records are too few to show every case: ask for at least 4")
     wanted = {"records": records, "seed": seed}
-    manifest = root / _MANIFEST
-    if manifest.exists() and json.loads(manifest.read_text()) == wanted:
-        return False
-    if root.exists() and not manifest.exists() and any(root.iterdir()):
-        raise FileExistsError(f"{root} is not empty and holds no layouts: name another folder")
-    with atomic_directory(root) as aside:
-        for write in (*_WRITERS, write_own_data):
+
+    def write(folder: Path) -> None:
+        for layout in (*_WRITERS, write_own_data):
             # Seeded by name: a layout stays as it is when others are added.
-            write(aside, records, Album([seed, crc32(write.__name__.encode())]))
-        write_json(aside / _MANIFEST, wanted)
-    return True
+            layout(folder, records, Album([seed, crc32(layout.__name__.encode())]))
 
-
-def write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False))
+    return write_once(root, "layouts.json", wanted, "layouts", write)
 
 
 def _llava_and_cgd(root: Path, records: int, album: Album) -> None:

@@ -12,19 +12,16 @@ interleaved releases have it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from helper.miniature.album import Album
 from helper.miniature.dialogues import DESCRIPTION, KINDS, SINGLE_IMAGE_KINDS, Round, make_dialogue
-from helper.miniature.scenes import Scene, draw, sample_scene
-from utils.atomic import atomic_directory
-
-_MANIFEST = "world.json"
+from helper.miniature.files import write_json, write_once
+from helper.miniature.scenes import Scene, sample_scene
 
 
 @dataclass(frozen=True)
@@ -47,31 +44,28 @@ def write_world(root: Path, size: WorldSize, seed: int) -> bool:
         FileExistsError: `root` holds something else.
     """
     wanted = {**asdict(size), "seed": seed}
-    manifest = root / _MANIFEST
-    if manifest.exists() and json.loads(manifest.read_text()) == wanted:
-        return False
-    if root.exists() and not manifest.exists() and any(root.iterdir()):
-        raise FileExistsError(f"{root} is not empty and holds no miniature world: name another folder")
-    with atomic_directory(root) as aside:
+
+    def write(folder: Path) -> None:
         total = size.descriptions + size.reasoning + size.conversations + size.eval_dialogues
         with tqdm(total=total, desc="drawing the miniature world", unit="dialogue") as bar:
-            _write_training(aside, size, seed, bar.update)
-            _write_evaluation(aside, size, seed, bar.update)
-        (aside / _MANIFEST).write_text(json.dumps(wanted, indent=1))
-    return True
+            _write_training(folder, size, seed, bar.update)
+            _write_evaluation(folder, size, seed, bar.update)
+
+    return write_once(root, "world.json", wanted, "miniature world", write)
 
 
 def _write_training(root: Path, size: WorldSize, seed: int, tick: Callable[[], object]) -> None:
-    rng = np.random.default_rng([seed, 0])
-    album = _Album(root / "coco" / "train2017", rng)
+    album = Album([seed, 0])
+    pictures = _NumberedPictures(root / "coco" / "train2017", album)
+    rng = album.rng
 
     def scenes(count: int) -> list[Scene]:
-        return [sample_scene(rng, held_out=False) for _ in range(count)]
+        return [album.scene() for _ in range(count)]
 
     def records(count: int, dialogue: Callable[[], list[Round]]) -> list[dict]:
         made = []
         for _ in range(count):
-            made.append(_llava_record(dialogue(), album))
+            made.append(_llava_record(dialogue(), pictures))
             tick()
         return made
 
@@ -85,14 +79,15 @@ def _write_training(root: Path, size: WorldSize, seed: int, tick: Callable[[], o
         shown = scenes(int(rng.integers(1, size.max_images + 1)))
         return make_dialogue(rng, shown, size.rounds, kinds=(*KINDS, DESCRIPTION))
 
-    _write_json(root / "llava" / "detail_23k.json", records(size.descriptions, description))
-    _write_json(root / "llava" / "complex_reasoning_77k.json", records(size.reasoning, question))
-    _write_json(root / "llava" / "conversation_58k.json", records(size.conversations, conversation))
+    write_json(root / "llava" / "detail_23k.json", records(size.descriptions, description))
+    write_json(root / "llava" / "complex_reasoning_77k.json", records(size.reasoning, question))
+    write_json(root / "llava" / "conversation_58k.json", records(size.conversations, conversation))
 
 
 def _write_evaluation(root: Path, size: WorldSize, seed: int, tick: Callable[[], object]) -> None:
-    rng = np.random.default_rng([seed, 1])
-    album = _Album(root / "eval" / "image", rng)
+    album = Album([seed, 1])
+    pictures = _NumberedPictures(root / "eval" / "image", album)
+    rng = album.rng
     dialogues = {}
     for index in range(size.eval_dialogues):
         count = 2 + index % (size.max_images - 1)  # several pictures in every dialogue
@@ -101,20 +96,20 @@ def _write_evaluation(root: Path, size: WorldSize, seed: int, tick: Callable[[],
         dialogues[f"miniature-{index + 1:03d}"] = [
             [
                 turn.question,
-                " ".join(f"image/{album.add(scene)}" for scene in turn.new_scenes),
+                " ".join(f"image/{pictures.add(scene)}" for scene in turn.new_scenes),
                 turn.answer,
                 turn.kind,
             ]
             for turn in dialogue
         ]
         tick()
-    _write_json(root / "eval" / "miniature.json", dialogues)
+    write_json(root / "eval" / "miniature.json", dialogues)
 
 
-def _llava_record(dialogue: list[Round], album: _Album) -> dict:
+def _llava_record(dialogue: list[Round], pictures: _NumberedPictures) -> dict:
     names, conversations = [], []
     for turn in dialogue:
-        new = [album.add(scene) for scene in turn.new_scenes]
+        new = [pictures.add(scene) for scene in turn.new_scenes]
         names += new
         conversations.append({"from": "human", "value": "<image>\n" * len(new) + turn.question})
         conversations.append({"from": "gpt", "value": turn.answer})
@@ -122,20 +117,14 @@ def _llava_record(dialogue: list[Round], album: _Album) -> dict:
     return {"id": identity, "image": names[0] if len(names) == 1 else names, "conversations": conversations}
 
 
-class _Album:
+class _NumberedPictures:
     """Draws scenes into numbered JPEG files, named as COCO's are."""
 
-    def __init__(self, folder: Path, rng: np.random.Generator):
-        folder.mkdir(parents=True)
-        self._folder, self._rng, self._count = folder, rng, 0
+    def __init__(self, folder: Path, album: Album) -> None:
+        self._folder, self._album, self._count = folder, album, 0
 
     def add(self, scene: Scene) -> str:
         self._count += 1
         name = f"{self._count:012d}.jpg"
-        draw(scene, self._rng).save(self._folder / name, quality=95)
+        self._album.draw(scene, self._folder / name)
         return name
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
