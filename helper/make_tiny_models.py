@@ -45,8 +45,7 @@ def make_decoder(
         decoder.config.dtype = STORED_DTYPE
         decoder.save_pretrained(folder, state_dict=state)
 
-    decoder, accuracy = pretrain_decoder(recipe, tokenizer, seed, log, save, decoder, first_lesson)
-    save(decoder)
+    _, accuracy = pretrain_decoder(recipe, tokenizer, seed, log, save, decoder, first_lesson)
     log(f"accuracy on held-out scenes in words: {accuracy}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ class DecoderRecipe:
     """Size and schedule.
 
     The lessons begin with the shortest texts in which words must be bound to each other, because attention learns that
-    a hundred times sooner where there is little else to look at. A step in `1 / revisits` goes back to an earlier one.
+    a hundred times sooner where there is little else to look at. A share of `revisits` of the steps goes back to an
+    earlier one.
     """
 
     hidden_size: int = 128
@@ -125,8 +126,7 @@ def pretrain_decoder(
                 break
         if on_lesson_end is not None:
             on_lesson_end(decoder)
-    accuracy = evaluate_decoder(decoder, tokenizer, seed + 1)
-    return decoder, accuracy
+    return decoder, evaluate_decoder(decoder, tokenizer, seed + 1)
 
 
 @torch.no_grad()
@@ -220,8 +220,7 @@ def _outcomes(batch: TextBatch, hits: torch.Tensor) -> list[tuple[str, bool]]:
 
 
 def _shares(right: Counter, asked: Counter) -> str:
-    kinds: Iterable[str] = sorted(asked)
-    return " ".join(f"{kind} {right[kind] / asked[kind]:.2f}" for kind in kinds)
+    return " ".join(f"{kind} {right[kind] / asked[kind]:.2f}" for kind in sorted(asked))
 
 
 __all__ = [

@@ -25,7 +25,7 @@ class Lesson:
     draw: Draw
     steps: int
     mastered: float
-    tokens: int = 1000
+    tokens: int
     rate: float = 1.0
 
 

@@ -17,6 +17,7 @@ from helper.miniature.dialogues import DESCRIPTION, KINDS, SINGLE_IMAGE_KINDS, R
 from helper.miniature.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, sample_scene
 from utils.model.chat_template import DEFAULT_SYSTEM
 
+_BOS, _EOS = "<s>", "</s>"  # as the tokenizer has them
 _ABOUT_IMAGE_1 = re.compile(r" (in|of) image 1\?")
 _KEY_KINDS = ("color", "shape", "position")  # a bare key tells these apart
 _KEYS = re.compile("|".join((*COLORS, *SHAPES, *POSITIONS, "many", "there", "which", "more", r"image \d")))
@@ -39,17 +40,15 @@ def dialogue_in_words(
     held_out: bool = False,
     numbered: bool = True,
     name_first: bool = True,
-    bos: str = "<s>",
-    eos: str = "</s>",
 ) -> WrittenText:
     """Draws scenes and a dialogue about them, and writes both down."""
     scenes = [sample_scene(rng, held_out=held_out, things=things) for _ in range(images)]
     dialogue = make_dialogue(rng, scenes, rounds, numbered=numbered, kinds=(*KINDS, DESCRIPTION))
-    return _write(dialogue, name_first, bos, eos)
+    return _write(dialogue, name_first)
 
 
-def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> WrittenText:
-    text, spans, images = f"{bos}{DEFAULT_SYSTEM}", [], 0
+def _write(dialogue: list[Round], name_first: bool) -> WrittenText:
+    text, spans, images = f"{_BOS}{DEFAULT_SYSTEM}", [], 0
     for turn in dialogue:
         text += "\n\n"
         for scene in turn.new_scenes:
@@ -58,7 +57,7 @@ def _write(dialogue: list[Round], name_first: bool, bos: str, eos: str) -> Writt
             text += f"### Image {images}: {words}\n" if name_first else f"### {words}\n### Image {images}:\n"
         text += f"### Question: {turn.question}\n### Answer:"
         begin = len(text)
-        text += f" {turn.answer}{eos}"
+        text += f" {turn.answer}{_EOS}"
         spans.append((begin, len(text), turn.kind))
     return WrittenText(text, tuple(spans))
 
@@ -71,8 +70,6 @@ def quiz(
     things: int = 4,
     rounds: int = 8,
     held_out: bool = False,
-    bos: str = "<s>",
-    eos: str = "</s>",
 ) -> WrittenText:
     """Captions and short questions about them: as keys ("circle? red."), in full, or in the form of a dialogue.
 
@@ -80,10 +77,10 @@ def quiz(
     """
     scenes = [sample_scene(rng, held_out=held_out, things=things) for _ in range(images)]
     captions = [scene.in_words() for scene in scenes]
-    text, ask, reply, end = bos, " ", "", "."
+    text, ask, reply, end = _BOS, " ", "", "."
     if form == "dialogue":
-        text = f"{bos}{DEFAULT_SYSTEM}\n"
-        ask, reply, end = "\n### Question: ", "\n### Answer:", f"{eos}\n"
+        text = f"{_BOS}{DEFAULT_SYSTEM}\n"
+        ask, reply, end = "\n### Question: ", "\n### Answer:", f"{_EOS}\n"
         text += "".join(f"\n### Image {number}: {words}" for number, words in enumerate(captions, start=1))
     elif images == 1:
         text += f" {captions[0]}."
@@ -101,9 +98,7 @@ def quiz(
     return WrittenText(text, tuple(spans))
 
 
-def numbered_words(
-    rng: np.random.Generator, images: int, rounds: int, *, bos: str = "<s>", eos: str = "</s>"
-) -> WrittenText:
+def numbered_words(rng: np.random.Generator, images: int, rounds: int) -> WrittenText:
     """A word for each of some images, then questions after either: "image 1: red. image 2: blue. blue? image 2."
 
     The shortest text that asks a decoder to bind a number to what stands behind it.
@@ -111,7 +106,7 @@ def numbered_words(
     kinds = (list(COLORS), SHAPES, POSITIONS, NUMBERS[1:])
     kind = kinds[rng.integers(len(kinds))]
     said = [kind[index] for index in rng.permutation(len(kind))[:images]]
-    text, spans = bos, []
+    text, spans = _BOS, []
     for number, word in enumerate(said, start=1):
         text += f" image {number}: {word}."
     for _ in range(rounds):
@@ -122,12 +117,10 @@ def numbered_words(
         text += f" {key}?"
         spans.append((len(text), len(text) + 2 + len(answer), "number"))
         text += f" {answer}."
-    return WrittenText(text + eos, tuple(spans))
+    return WrittenText(text + _EOS, tuple(spans))
 
 
-def pairs_said_twice(
-    rng: np.random.Generator, things: int, *, bos: str = "<s>", eos: str = "</s>"
-) -> WrittenText:
+def pairs_said_twice(rng: np.random.Generator, things: int) -> WrittenText:
     """Two to `things` pairs of a colour, form or place with another, then the same again, all orders drawn anew.
 
     When a pair is said again, its second word follows from the first list: the shortest text that asks a decoder to
@@ -142,7 +135,7 @@ def pairs_said_twice(
             rng.permutation(len(first))[:count], rng.permutation(len(second))[:count], strict=True
         )
     ]
-    text, spans = bos, []
+    text, spans = _BOS, []
     for again in (False, True):
         for place, index in enumerate(rng.permutation(count)):
             known, asked = (pairs[index][side] for side in rng.permutation(2))
@@ -150,5 +143,5 @@ def pairs_said_twice(
             if again:
                 spans.append((len(text), len(text) + 1 + len(asked), "pair"))
             text += f" {asked}"
-        text += eos if again else "."
+        text += _EOS if again else "."
     return WrittenText(text, tuple(spans))
