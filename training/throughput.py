@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from utils.data.encode import IGNORED_LABEL
+
 _COUNTED = ("tokens", "supervised_tokens", "images")
 
 
@@ -26,7 +28,7 @@ class ThroughputMeter:
             pixels = batch.get("pixel_values")
             tokens = _real_tokens(batch)
             images = torch.full_like(tokens, 0 if pixels is None else len(pixels))
-            counts = torch.stack([tokens, batch["labels"].ne(-100).sum(), images])
+            counts = torch.stack([tokens, batch["labels"].ne(IGNORED_LABEL).sum(), images])
             self._counts = counts if self._counts is None else self._counts + counts
 
     @contextmanager

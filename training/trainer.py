@@ -34,6 +34,7 @@ from training.throughput import ThroughputMeter
 from utils import distributed
 from utils.atomic import atomic_directory, begin_directory, commit_directory, staging_of
 from utils.data.bad_data import BadRecords
+from utils.data.encode import IGNORED_LABEL
 from utils.data.lengths import measure
 from utils.data.packed import PackedDataset
 from utils.data.tolerant import TolerantDataset
@@ -179,7 +180,7 @@ class VisualChatTrainer(Trainer):
                     self.bad.exchange(self.args.device)
                 inputs = self._prepare_inputs(batch)
                 totals[0] += model(**inputs, num_items_in_batch=1).loss.double()
-                totals[1] += inputs["labels"].ne(-100).sum()
+                totals[1] += inputs["labels"].ne(IGNORED_LABEL).sum()
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.args.world_size > 1:
             dist.all_reduce(totals)

@@ -7,9 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from utils.data.encode import Encoded
-
-_IGNORED_LABEL = -100  # the ignore_index of torch's cross entropy
+from utils.data.encode import IGNORED_LABEL, Encoded
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Collator:
             "input_ids": self.pad_token_id,
             "position_ids" if packed else "attention_mask": 0,
             "mm_token_type_ids": 0,
-            "labels": _IGNORED_LABEL,
+            "labels": IGNORED_LABEL,
         }
         arrays = {name: np.full((len(lengths), width), value) for name, value in filled.items()}  # [B, S]
         for row, (conversation, length) in enumerate(zip(conversations, lengths, strict=True)):

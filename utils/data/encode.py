@@ -12,6 +12,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from utils.conversation import Conversation, Image, ImageError
 
+IGNORED_LABEL = -100
+"""The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
+
 _MAX_WORKERS = 256
 
 

@@ -16,11 +16,10 @@ from torch.utils.data import Dataset
 
 from utils.conversation import Conversation, Turn
 from utils.data.bad_data import BadRecord, Member
-from utils.data.encode import CutCount, Encoded, EncodedDataset
+from utils.data.encode import IGNORED_LABEL, CutCount, Encoded, EncodedDataset
 from utils.data.grouping import join
 from utils.data.spec import DataError
 
-_IGNORED_LABEL = -100  # the ignore_index of torch's cross entropy
 _FEW = 8  # tokens
 
 
@@ -70,7 +69,7 @@ class TolerantDataset(Dataset):
         empty = Conversation((Turn("-", "-"),), source="nothing to learn")
         encoded = self.encoded.processor.encode(empty, load_images=False)
         ids, kinds = encoded.input_ids[:_FEW], encoded.mm_token_type_ids[:_FEW]
-        return Row(ids, np.full_like(ids, _IGNORED_LABEL), kinds, np.array([len(ids)]), None)
+        return Row(ids, np.full_like(ids, IGNORED_LABEL), kinds, np.array([len(ids)]), None)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to conversations that are joined anew in each."""
