@@ -25,31 +25,34 @@ The layout (who sees whom) is made once per forward and shared by all layers; `a
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
-from .mmca_layout import Layout, Picked, build_layout
+from .images_beside import ImagesBeside
+from .mmca_kernels import attend_by_kernel
+from .mmca_layout import Layout
+from .mmca_masked import MaskedLayout, attend_masked, build_masked_layout
+from .mmca_visibility import Visibility, visibility
 
 IMPLEMENTATIONS = {"mmca": "mmca", "cross": "cross", "causal": "sdpa"}
 """The decoder's `attn_implementation` for each attention of a VisualChat configuration."""
 
-_LAYOUT = "_mmca_layout"  # a mask carries the layout made from it, so both live for one forward
+_LAYOUT = "_mmca_layout"  # a mask of the user's own carries the layout made from it
 
 
 def layout_of(
     module: nn.Module,
-    mask: torch.Tensor | None,
+    mask: Visibility | torch.Tensor | None,
     kinds: torch.Tensor | None,
     keys: int,
     sliding_window: int | None = None,
     joint: bool = False,
-) -> Layout:
+) -> Layout | MaskedLayout:
     """The layout of this forward, made by the first layer that asks and kept on the mask for the others.
 
     The decoder's own visibility counts: under a sliding window, all softmaxes read within it.
     """
-    if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
+    own = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.ndim == 4
+    if not own and not isinstance(mask, Visibility):
         found = "none" if mask is None else f"{mask.dtype} of shape {list(mask.shape)}"
         raise ValueError(
             f"MMCA needs a boolean [B, 1, Q, K] mask and got {found}: the decoder around"
@@ -60,75 +63,41 @@ def layout_of(
             "MMCA needs mm_token_type_ids [B, K] (0 text, 1 image, one for every key) as an argument of the"
             " decoder's forward; pass zeros where there is no image"
         )
-    known = getattr(mask, _LAYOUT, None)
-    if known is not None and known[0] is kinds and known[1] == joint:
-        return known[2]
     if kinds.shape[1] > keys and sliding_window is None:
         raise ValueError(
             f"mm_token_type_ids cover {kinds.shape[1]} keys, but attention reads only {keys}; pass [B, K]"
             " with K = cached + new tokens"
         )
-    layout = build_layout(mask[..., :keys], kinds[:, -keys:], joint)  # a sliding cache keeps the last keys
+    if isinstance(mask, Visibility):
+        return mask.layout(kinds, keys, joint)
+    known = getattr(mask, _LAYOUT, None)
+    if known is not None and known[0] is kinds and known[1] == joint:
+        return known[2]
+    layout = build_masked_layout(mask[..., :keys], kinds[:, -keys:], joint)  # a sliding cache keeps the last
     if not torch.compiler.is_compiling():
         setattr(mask, _LAYOUT, (kinds, joint, layout))
     return layout
 
 
 def attend(
-    layout: Layout,
+    layout: Layout | MaskedLayout,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Attention under a layout: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
-    batch, heads, rows, width = query.shape
-    groups = heads // key.shape[1]
-    asking = _pick(query, layout.queries)  # [B, H, T, D]
-    out = None
-    for reading in layout.readings:
-        read_keys, read_values = (_repeat(_pick(tensor, reading.keys), groups) for tensor in (key, value))
-        term = F.scaled_dot_product_attention(
-            asking,
-            read_keys,
-            read_values,
-            attn_mask=reading.mask,
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=reading.mask is None,
-        )
-        if reading.blank is not None:
-            term = term.masked_fill(reading.blank, 0.0)
-        out = term if out is None else out + term
-    if layout.queries is None:
-        return out.transpose(1, 2).contiguous()
-    own = value[:, :, -rows:] if layout.own_keys is None else _pick(value, layout.own_keys)
-    own = _repeat(own, groups).transpose(1, 2)  # [B, Q, H, D]
-    if out is None:
-        return own.contiguous()
-    places = layout.queries.places + rows * torch.arange(batch, device=query.device)[:, None]  # among B * Q
-    out = out.transpose(1, 2).reshape(-1, heads, width)  # [B * T, H, D]
-    places = places.flatten()
-    if layout.queries.spare is not None:
-        kept = ~layout.queries.spare.flatten()
-        out, places = out[kept], places[kept]
-    return own.reshape(-1, heads, width).index_copy(0, places, out).view(batch, rows, heads, width)
+    """Attention under a layout: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
 
-
-def _pick(states: torch.Tensor, picked: Picked | None) -> torch.Tensor:
-    """The picked positions of [B, H, S, D]: [B, H, T, D]. Moves whole rows, which is what memory likes."""
-    if picked is None:
-        return states
-    batch, heads, length, width = states.shape
-    flat = picked.places + length * torch.arange(batch, device=states.device)[:, None]
-    rows = states.transpose(1, 2).reshape(batch * length, heads * width).index_select(0, flat.flatten())
-    return rows.view(batch, -1, heads, width).transpose(1, 2)
-
-
-def _repeat(states: torch.Tensor, groups: int) -> torch.Tensor:
-    """Key-value heads for every query head; SDPA's own grouping is slow under a mask."""
-    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+    Under autocast in its dtype, as torch's own attention is.
+    """
+    device = query.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # not on meta
+        query, key, value = (each.to(torch.get_autocast_dtype(device)) for each in (query, key, value))
+    layout = layout.to(query.device)
+    if isinstance(layout, MaskedLayout):
+        return attend_masked(layout, query, key, value, scaling, dropout)
+    return attend_by_kernel(layout, query, key, value, scaling, dropout)
 
 
 def _attention_function(joint: bool):
@@ -137,25 +106,27 @@ def _attention_function(joint: bool):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | torch.Tensor | None,
         scaling: float | None = None,
         dropout: float = 0.0,
         mm_token_type_ids: torch.Tensor | None = None,
         sliding_window: int | None = None,
+        images_beside: ImagesBeside | None = None,
+        mmca_layout: Layout | None = None,
         **_kwargs,
     ) -> tuple[torch.Tensor, None]:
         """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
-        layout = layout_of(module, attention_mask, mm_token_type_ids, key.shape[2], sliding_window, joint)
+        if images_beside is not None:  # text alone is read; the images' keys stand beside it
+            return images_beside.attend(module.layer_idx, query, key, value, scaling), None
+        layout = mmca_layout
+        if layout is None:
+            keys = key.shape[2]
+            layout = layout_of(module, attention_mask, mm_token_type_ids, keys, sliding_window, joint)
         return attend(layout, query, key, value, scaling, dropout), None
 
     return attention
 
 
-def visibility_mask(*, allow_is_causal_skip: bool = True, **kwargs) -> torch.Tensor:
-    """transformers' mask interface: its boolean [B, 1, Q, K] mask, made even where SDPA could do without."""
-    return sdpa_mask(**kwargs, allow_is_causal_skip=False)
-
-
 for _name, _joint in {"mmca": False, "cross": True}.items():
     AttentionInterface.register(_name, _attention_function(_joint))
-    AttentionMaskInterface.register(_name, visibility_mask)
+    AttentionMaskInterface.register(_name, visibility)

@@ -1,127 +1,173 @@
-"""Who sees whom under multi-modal causal attention: made once per forward, read by every layer.
+"""Who sees whom under multi-modal causal attention: made once per forward, shared by all layers.
 
-Image tokens ask nobody, so only text tokens have queries here; and each softmax reads its own keys only. The
-layout names the positions to move together; `mmca.attend` computes.
+The text tokens of a batch are taken together into one row, so are its image tokens. Then each text token sees,
+of the text and of the images, the keys between two borders: those of its conversation that stand before it.
+Two pairs of numbers for each text token say everything, and kernels differ only in what they make of them.
+All is tensor arithmetic without a loop over tokens; nothing waits for the device where the number of image
+tokens is known beforehand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
-from torch.nn import functional as F
 
-
-@dataclass(frozen=True, eq=False)
-class Picked:
-    """The positions of each row that matter, at most T of them; rows with fewer are filled up with others.
-
-    places: [B, T] positions in their order. spare: [B, T], True for what only fills up, or None where
-    nothing does.
-    """
-
-    places: torch.Tensor
-    spare: torch.Tensor | None
-
-    @classmethod
-    def of(cls, wanted: torch.Tensor) -> "Picked | None":
-        """Where `wanted` [B, S] is True; None where it is everywhere, so that nothing needs to move."""
-        if wanted.all():
-            return None
-        counts = wanted.sum(dim=1)
-        most = int(counts.max())
-        places = (~wanted).int().argsort(dim=1, stable=True)[:, :most]  # wanted ones first
-        spare = torch.arange(most, device=wanted.device) >= counts[:, None]
-        return cls(places, spare if spare.any() else None)
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """One softmax: the keys it reads and what each of T queries sees of them.
-
-    keys: which of the K keys, or None for all. mask: [B, 1, T, N], or None where it is plainly causal.
-    blank: [B, 1, T, 1], True for queries that see nothing here, or None. Their result is exactly zero; their
-    mask is all ones, because a softmax needs a key.
-    """
-
-    keys: Picked | None
-    mask: torch.Tensor | None
-    blank: torch.Tensor | None
+from .mmca_blocks import BlockMask, band_blocks
+from .mmca_masked import MaskedLayout, build_masked_layout
+from .mmca_plan import Band, Plan, make_plan
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Who sees whom in one forward, for Q queries over K keys of B rows.
+    """Q queries over K keys of B rows; places are counted through the batch, b * Q + i and b * K + j.
 
-    queries: the text tokens among the Q, or None where all are. readings: the softmaxes whose results add up
-    for them. own_keys: the keys at the queries' own positions, whose values are the result of the other rows;
-    None for the last Q.
+    rows: [T] text queries. others: [B * Q - T] the rest, image tokens and padding, whose result is their own
+    value. own: their own keys. text_keys, image_keys: the keys of each kind. text, image: what the rows see
+    of these. kinds, valid, first: [B, K] the kind of each key, whether it is no padding, and the place of the
+    first key of its conversation. whole: each row is one conversation without padding.
     """
 
-    queries: Picked | None
-    readings: tuple[Reading, ...]
-    own_keys: Picked | None
+    rows: torch.Tensor
+    others: torch.Tensor
+    own: torch.Tensor
+    text_keys: torch.Tensor
+    image_keys: torch.Tensor
+    text: Band
+    image: Band
+    kinds: torch.Tensor
+    valid: torch.Tensor | None
+    first: torch.Tensor
+    queries: int
+    whole: bool
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether this is plain causal attention: text alone, a conversation in each row, no padding."""
+        return self.whole and not self.image_keys.numel() and self.queries == self.kinds.shape[1]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Cut into pieces for kernels without masks."""
+        return make_plan(self.rows, self.text, self.image)
+
+    @cached_property
+    def text_blocks(self) -> BlockMask:
+        """What the rows see of the text, in blocks for FlexAttention."""
+        return band_blocks(self.text, self.text_keys.numel())
+
+    @cached_property
+    def image_blocks(self) -> BlockMask:
+        """What the rows see of the images, in blocks for FlexAttention."""
+        return band_blocks(self.image, self.image_keys.numel())
+
+    @cached_property
+    def conversations(self) -> tuple[torch.Tensor, int]:
+        """Where the text of each conversation begins, and the last ends, [C + 1] int32; and the longest's length."""
+        begins = self.text.start.unique_consecutive()
+        borders = torch.cat([begins, begins.new_tensor([self.rows.numel()])]).int()
+        return borders, int(borders.diff().max())
+
+    @cached_property
+    def masked(self) -> MaskedLayout:
+        """The same in padded rows with masks, which pays for short rows."""
+        keys = self.kinds.shape[1]
+        places = torch.arange(self.kinds.numel(), device=self.kinds.device).view_as(self.kinds)
+        asking = places[:, keys - self.queries :, None]  # [B, Q, 1]
+        seen = (places[:, None] <= asking) & (places[:, None] >= self.first[:, keys - self.queries :, None])
+        if self.valid is not None:
+            seen &= self.valid[:, None] & self.valid[:, keys - self.queries :, None]
+        return build_masked_layout(seen[:, None], self.kinds)
+
+    def to(self, device: torch.device) -> "Layout":
+        """On another device, where a model is spread over several; moved once to each."""
+        if self.rows.device == device:
+            return self
+        if device not in self._elsewhere:
+            moved = {
+                field.name: value.to(device) if hasattr(value, "to") else value
+                for field in fields(self)
+                for value in [getattr(self, field.name)]
+            }
+            self._elsewhere[device] = Layout(**moved)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> "dict[torch.device, Layout]":
+        return {}
 
 
-def build_layout(visible: torch.Tensor, kinds: torch.Tensor, joint: bool = False) -> Layout:
-    """Split a decoder's own visibility by the kind of key; joint: one softmax over both kinds.
+def build_layout(
+    kinds: torch.Tensor,
+    queries: int,
+    valid: torch.Tensor | None = None,
+    begins: torch.Tensor | None = None,
+    image_tokens: int | None = None,
+) -> Layout:
+    """The layout of the last Q = `queries` of K keys in each of B rows.
 
-    visible: bool [B, 1, Q, K], causal, without padding and without other conversations.
-    kinds: [B, K], 0 text and 1 image; shorter than K where a static cache has empty places at its end.
+    kinds: [B, K], 0 text and 1 image. valid: bool [B, K], False for padding, or None. begins: bool [B, K],
+    True where a conversation begins inside a row, or None. image_tokens: how many image tokens there are in
+    all, where that is known without asking the device; padding then stays among the text, seeing itself alone.
     """
-    visible = visible[:, 0]  # [B, Q, K]
-    is_image = kinds.to(visible.device) == 1
-    missing = visible.shape[2] - kinds.shape[1]
-    own_keys = None
-    if missing:
-        is_image = F.pad(is_image, (0, missing))
-        own_keys = _own_keys(visible, covered=kinds.shape[1])
-    query_is_image = (
-        is_image[:, -visible.shape[1] :] if own_keys is None else is_image.gather(1, own_keys.places)
+    batch, keys = kinds.shape
+    is_image = kinds == 1
+    is_text = ~is_image
+    starts = torch.zeros_like(is_text)
+    starts[:, 0] = True
+    if begins is not None:
+        starts |= begins
+    if valid is not None and image_tokens is not None:
+        starts |= ~valid
+        starts[:, 1:] |= ~valid[:, :-1]
+    elif valid is not None:
+        is_text, is_image = is_text & valid, is_image & valid
+    places = torch.arange(batch * keys, device=kinds.device)
+    first = torch.where(starts.flatten(), places, 0).cummax(0).values  # [B * K]
+    text_before, image_before = (_before(mask.flatten()) for mask in (is_text, is_image))
+    asking = torch.zeros_like(is_text)
+    asking[:, keys - queries :] = True
+    sizes = [None] * 4
+    if image_tokens is not None:
+        rest = batch * keys - image_tokens
+        sizes = [rest, image_tokens, rest, image_tokens] if queries == keys else [None] * 4
+    text_keys, image_keys, rows, others = (
+        _places(mask, size)
+        for mask, size in zip((is_text, is_image, is_text & asking, ~is_text & asking), sizes, strict=True)
     )
-    asks = visible.any(dim=2) & ~query_is_image  # [B, Q], text that is not padding
-    seen = visible.any(dim=1)  # [B, K]
-    queries = Picked.of(asks)
-    if queries is not None:
-        rows = queries.places[:, :, None].expand(-1, -1, visible.shape[2])
-        visible = visible.gather(1, rows)  # [B, T, K]
-    by_softmax = [seen] if joint else [seen & ~is_image, seen & is_image]
+    before = first[rows]
     return Layout(
-        queries,
-        tuple(_reading(visible, wanted, queries) for wanted in by_softmax if asks.any() and wanted.any()),
-        own_keys,
+        rows=_among_queries(rows, keys, queries),
+        others=_among_queries(others, keys, queries),
+        own=others,
+        text_keys=text_keys,
+        image_keys=image_keys,
+        text=Band(text_before[before], text_before[rows] + 1),
+        image=Band(image_before[before], image_before[rows]),
+        kinds=kinds,
+        valid=valid,
+        first=first.view(batch, keys),
+        queries=queries,
+        whole=valid is None and begins is None,
     )
 
 
-def _own_keys(visible: torch.Tensor, covered: int) -> Picked:
-    """The key at each query's position in a static cache: the last it sees, of [B, Q, K]."""
-    keys = visible.shape[2]
-    if visible[..., covered:].any():
-        raise ValueError(
-            f"mm_token_type_ids cover {covered} keys, but attention reads {keys}; pass the kind of every"
-            " key, those in the cache too (the whole [B, K] tensor at every step of generation)"
-        )
-    return Picked((visible * torch.arange(keys, device=visible.device)).amax(dim=2), spare=None)
+def _before(mask: torch.Tensor) -> torch.Tensor:
+    """How many are True before each place."""
+    counts = mask.long().cumsum(0)
+    return counts - mask.long()
 
 
-def _reading(visible: torch.Tensor, wanted: torch.Tensor, queries: Picked | None) -> Reading:
-    """A softmax over the keys `wanted` [B, K], for queries that see `visible` [B, T, K]."""
-    rows = visible.shape[1]
-    mask = visible & wanted[:, None, :]
-    keys = Picked.of(wanted) if rows > 1 else None  # for a single query, moving keys costs more than it saves
-    if keys is not None:
-        mask = mask.gather(2, keys.places[:, None, :].expand(-1, rows, -1))  # [B, T, N]
-        if keys.spare is not None:
-            mask = mask & ~keys.spare[:, None, :]
-    if _is_causal(mask, queries):
-        return Reading(keys, mask=None, blank=None)
-    blank = ~mask.any(dim=2, keepdim=True)
-    return Reading(keys, mask=(mask | blank)[:, None], blank=blank[:, None] if blank.any() else None)
+def _places(mask: torch.Tensor, size: int | None) -> torch.Tensor:
+    """Where a mask is True, counted through the batch; a known size spares the device an answer."""
+    mask = mask.flatten()
+    if size is None:
+        return mask.nonzero()[:, 0]
+    return mask.nonzero_static(size=size)[:, 0]
 
 
-def _is_causal(mask: torch.Tensor, queries: Picked | None) -> bool:
-    """Whether each query sees the keys up to its own number: then SDPA needs no mask."""
-    if mask.shape[1] != mask.shape[2] or mask.shape[1] == 1:
-        return False
-    same = mask == torch.ones_like(mask[0]).tril()
-    if queries is not None and queries.spare is not None:
-        same = same | queries.spare[:, :, None]
-    return bool(same.all())
+def _among_queries(places: torch.Tensor, keys: int, queries: int) -> torch.Tensor:
+    """Places among B * K keys as places among B * Q queries."""
+    if keys == queries:
+        return places
+    row = places.div(keys, rounding_mode="floor")
+    return row * queries + places - row * keys - (keys - queries)

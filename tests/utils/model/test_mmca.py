@@ -1,11 +1,14 @@
 """MMCA against its definition, written once more here: row by row, dense, in float64."""
 
+import sys
+
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from transformers.masking_utils import create_causal_mask
 
-import utils.model.mmca
+import utils.model.mmca  # noqa: F401 (registers the attention)
+from utils.model import mmca_kernels, mmca_plan
 
 HEADS, WIDTH = 4, 8
 STYLES = ("plain", "left", "right", "packed")
@@ -114,10 +117,22 @@ def random_case(seed):
     return style, layout, [query, key, value], weights
 
 
-@pytest.mark.parametrize("implementation", ["mmca", "cross"])
-def test_equals_the_definition_with_gradients_over_random_layouts(implementation):
+CONTENDERS = {
+    "masked": ("mmca", "masked", 256),
+    "pieces": ("mmca", "pieces", 256),
+    "small pieces": ("mmca", "pieces", 2),  # cut so small that most rows are put together from several
+    "cross": ("cross", "auto", 256),
+}
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_equals_the_definition_with_gradients_over_random_layouts(contender, monkeypatch):
+    implementation, kernel, size = CONTENDERS[contender]
+    monkeypatch.setenv(mmca_kernels.VARIABLE, kernel)
+    monkeypatch.setattr(mmca_plan, "TRIANGLE", size)
+    monkeypatch.setattr(mmca_plan, "GROUP", 3 * size)
     worst, worst_gradient = 0.0, 0.0
-    for seed in range(200 if implementation == "mmca" else 40):
+    for seed in range(40 if implementation == "cross" else 200):
         style, layout, states, weights = random_case(seed)
         ours = [state.clone().requires_grad_() for state in states]
         theirs = [state.double().requires_grad_() for state in states]
@@ -131,7 +146,7 @@ def test_equals_the_definition_with_gradients_over_random_layouts(implementation
         for our, their in zip(ours, theirs, strict=True):
             assert our.grad.isfinite().all()
             worst_gradient = max(worst_gradient, (our.grad - their.grad).abs().max().item())
-    print(f"{implementation}: max error {worst:.1e}, of gradients {worst_gradient:.1e}")
+    print(f"{contender}: max error {worst:.1e}, of gradients {worst_gradient:.1e}")
     assert worst < 1e-5
     assert worst_gradient < 1e-4
 
@@ -201,10 +216,30 @@ def test_text_only_is_plain_causal_attention():
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.parametrize("kernel", ["pieces", "masked"])
+def test_under_autocast_in_its_dtype(kernel, monkeypatch):
+    """Rotated queries and keys come in float32 there, values in bfloat16."""
+    monkeypatch.setenv(mmca_kernels.VARIABLE, kernel)
+    style, layout, states, weights = random_case(4)
+    exact = attend(*states, layout, style)
+    states[2] = states[2].bfloat16()
+    states = [each.requires_grad_() for each in states]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(*states, layout, style)
+    assert out.dtype == torch.bfloat16
+    asked = layout[2].bool()[:, None, :, None]
+    torch.testing.assert_close(out.float() * asked, exact * asked, atol=0.05, rtol=0.05)
+    (out.float() * weights).sum().backward()
+    assert [each.grad.dtype for each in states] == [each.dtype for each in states]
+
+
 def test_the_layout_is_made_once_for_all_layers(monkeypatch):
     made = []
-    build = utils.model.mmca.build_layout
-    monkeypatch.setattr(utils.model.mmca, "build_layout", lambda *args: made.append(1) or build(*args))
+    registered = sys.modules[
+        AttentionMaskInterface()["mmca"].__module__
+    ]  # a checkpoint's own code registers too
+    build = registered.build_layout
+    monkeypatch.setattr(registered, "build_layout", lambda *args: made.append(1) or build(*args))
     query, key, value = (torch.randn(1, HEADS, 5, WIDTH) for _ in range(3))
     kinds = torch.tensor([[0, 1, 1, 0, 0]])
     mask = AttentionMaskInterface()["mmca"](batch_size=1, q_length=5, kv_length=5)

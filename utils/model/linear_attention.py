@@ -1,0 +1,63 @@
+"""Multi-head attention made of four linear layers.
+
+torch's own `nn.MultiheadAttention` uses the weights of its layers without calling them, where adapters would not
+reach them. Nor can it be made in parts: it initialises again what ZeRO-3 has already shared out.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_PARTS = ("q_proj", "k_proj", "v_proj")
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention of `heads` heads, all of one width in and out."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} cannot be shared by {heads} attention heads")
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        need_weights: bool = False,
+        attn_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        """Queries [N, Q, D], keys and values [N, K, D] -> ([N, Q, D], None): the call and the return of torch's
+        own class, of which this one takes the place; weights are never returned.
+        """
+        parts = (
+            projection(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, H, S, D / H]
+            for projection, states in zip(
+                (self.q_proj, self.k_proj, self.v_proj), (query, key, value), strict=True
+            )
+        )
+        out = F.scaled_dot_product_attention(*parts, attn_mask=attn_mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), None
+
+
+def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights named as in `nn.MultiheadAttention` (`in_proj_weight`, `in_proj_bias`) under our names.
+
+    The three parts are copies: views of one storage could not be saved apart.
+    """
+    split = {}
+    for name, tensor in state.items():
+        for kind in ("weight", "bias"):
+            if name.endswith(f"in_proj_{kind}"):
+                layer = name.removesuffix(f"in_proj_{kind}")
+                chunks = zip(_PARTS, tensor.chunk(3), strict=True)
+                split |= {f"{layer}{part}.{kind}": chunk.clone() for part, chunk in chunks}
+                break
+        else:
+            split[name] = tensor
+    return split

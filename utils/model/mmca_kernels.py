@@ -1,0 +1,146 @@
+"""Which kernel computes multi-modal causal attention: chosen by device and size, or named by the user.
+
+The environment variable VISUALCHAT_ATTENTION_KERNEL names one of `KERNELS` for all devices; "auto" chooses. A
+kernel that cannot do what is asked (training through a kernel that is forward only, say) is passed over, and
+one line in the log says so.
+"""
+
+import logging
+import os
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+from .mmca_flex import attend_by_flex, has_flash_attn
+from .mmca_layout import Layout, build_layout
+from .mmca_masked import attend_masked
+from .mmca_pieces import attend_in_pieces, takes_pieces
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "VISUALCHAT_ATTENTION_KERNEL"
+KERNELS = ("auto", "pieces", "flash", "flex", "masked")
+
+_WORTH_A_PIECE = 2e6
+"""Multiplications and additions that a kernel does in the time that it takes to call it: some 20 us on a core."""
+
+_TRIED_TO = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""How far a kernel may be from the masked one where it is tried, relative to the largest number."""
+
+
+def attend_by_kernel(
+    layout: Layout,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
+    name = kernel_for(layout, query, value, dropout)
+    if name == "causal":
+        grouped = query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(
+            query, key, value, scale=scaling, is_causal=True, enable_gqa=grouped
+        )
+        return out.transpose(1, 2).contiguous()
+    if name == "pieces":
+        return attend_in_pieces(layout, layout.plan, query, key, value, scaling)
+    if name in ("flash", "flex"):
+        return attend_by_flex(layout, query, key, value, scaling, flash=name == "flash")
+    return attend_masked(layout.masked, query, key, value, scaling, dropout)
+
+
+def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float = 0.0) -> str:
+    """The name of the kernel for these tensors; "causal" where there is nothing but plain text."""
+    wanted = os.environ.get(VARIABLE) or "auto"
+    if wanted not in KERNELS:
+        raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join(KERNELS)}")
+    if layout.is_causal and not dropout:
+        return "causal"
+    if wanted == "auto":
+        return _automatic(layout, query, value, dropout)
+    if wanted != "masked" and (reason := _hindrance(wanted, query, value, dropout)):
+        _say_once(f"{VARIABLE}={wanted}: {reason}; using masked")
+        return "masked"
+    return wanted
+
+
+def _automatic(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float) -> str:
+    if layout.queries == 1:  # for a single query, moving keys costs more than it saves
+        return "masked"
+    if query.device.type == "cuda":
+        for name in ("flash", "flex") if has_flash_attn() else ("flex",):
+            reason = _hindrance(name, query, value, dropout)
+            if not reason:
+                return name
+            _say_once(f"attention does without {name}: {reason}")
+        return "masked"
+    if _hindrance("pieces", query, value, dropout):
+        return "masked"
+    pieces = len(layout.plan.text) + len(layout.plan.image)
+    operations = 4 * layout.plan.pairs * query.shape[1] * query.shape[3]
+    return "pieces" if operations >= pieces * _WORTH_A_PIECE else "masked"
+
+
+def _hindrance(name: str, query: torch.Tensor, value: torch.Tensor, dropout: float) -> str | None:
+    """Why a kernel cannot compute this; None where it can."""
+    if dropout:
+        return "it knows no dropout"
+    if name == "pieces":
+        return None if takes_pieces(query, value) else "it needs a CPU, and values as wide as queries"
+    if name == "flash" and not has_flash_attn():
+        return "the package flash-attn is not installed"
+    if query.device.type == "cpu" and (name == "flash" or (torch.is_grad_enabled() and query.requires_grad)):
+        return "it trains on GPUs only"
+    heads = query.shape[1], value.shape[1]
+    return _tried(name, query.device, query.dtype, *heads, query.shape[3], value.shape[3])
+
+
+@lru_cache(maxsize=32)
+def _tried(
+    name: str, device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int, wide: int
+) -> str | None:
+    """What goes wrong when a kernel is tried on a little of everything: packed text and images, both passes.
+
+    Compilers and installed packages differ between machines; an answer that is wrong or an error must not be
+    found out in training.
+    """
+    kinds = torch.zeros(2, 400, dtype=torch.long, device=device)
+    kinds[:, 50:180], kinds[0, 300:310] = 1, 1
+    begins = torch.zeros_like(kinds).bool()
+    begins[1, 200] = True
+    layout = build_layout(kinds, 400, begins=begins)
+    training = device.type != "cpu"
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(2, count, 400, size, generator=generator).to(device, dtype).requires_grad_(training)
+        for count, size in ((heads, width), (shared, width), (shared, wide))
+    ]
+    try:
+        with torch.enable_grad() if training else torch.no_grad():
+            found = attend_by_flex(layout, *states, None, flash=name == "flash")
+            wanted = attend_masked(layout.masked, *states)
+            pairs = [(found, wanted)]
+            if training:
+                grads = (torch.autograd.grad(out.float().square().sum(), states) for out in (found, wanted))
+                pairs += zip(*grads, strict=True)
+    except (
+        Exception
+    ) as error:  # compilers raise errors of many kinds; whatever it is, another kernel can do it
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    for ours, theirs in pairs:
+        error = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+        if not error <= _TRIED_TO[dtype]:
+            return f"its results are off by {error:.1e}"
+    return None
+
+
+_said: set[str] = set()
+
+
+def _say_once(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        logger.warning(line)

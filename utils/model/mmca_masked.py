@@ -1,0 +1,203 @@
+"""Multi-modal causal attention in rows that are padded and masked: for any mask that a decoder makes.
+
+Image tokens ask nobody, so only text tokens have queries here; and each softmax reads its own keys only. The
+layout names the positions to move together. Rows are computed side by side, which pays where they are short;
+where they are long, masks cost more than they save (see `mmca_pieces`). Sliding windows, static caches and
+"cross", which has one softmax over both kinds, are computed here alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """The positions of each row that matter, at most T of them; rows with fewer are filled up with others.
+
+    places: [B, T] positions in their order. spare: [B, T], True for what only fills up, or None where
+    nothing does.
+    """
+
+    places: torch.Tensor
+    spare: torch.Tensor | None
+
+    def to(self, device: torch.device) -> "Picked":
+        return Picked(self.places.to(device), None if self.spare is None else self.spare.to(device))
+
+    @classmethod
+    def of(cls, wanted: torch.Tensor) -> "Picked | None":
+        """Where `wanted` [B, S] is True; None where it is everywhere, so that nothing needs to move."""
+        if wanted.all():
+            return None
+        counts = wanted.sum(dim=1)
+        most = int(counts.max())
+        places = (~wanted).int().argsort(dim=1, stable=True)[:, :most]  # wanted ones first
+        spare = torch.arange(most, device=wanted.device) >= counts[:, None]
+        return cls(places, spare if spare.any() else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One softmax: the keys it reads and what each of T queries sees of them.
+
+    keys: which of the K keys, or None for all. mask: [B, 1, T, N], or None where it is plainly causal.
+    blank: [B, 1, T, 1], True for queries that see nothing here, or None. Their result is exactly zero; their
+    mask is all ones, because a softmax needs a key.
+    """
+
+    keys: Picked | None
+    mask: torch.Tensor | None
+    blank: torch.Tensor | None
+
+    def to(self, device: torch.device) -> "Reading":
+        return Reading(*(_moved(part, device) for part in (self.keys, self.mask, self.blank)))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedLayout:
+    """Who sees whom in one forward, for Q queries over K keys of B rows.
+
+    queries: the text tokens among the Q, or None where all are. readings: the softmaxes whose results add up
+    for them. own_keys: the keys at the queries' own positions, whose values are the result of the other rows;
+    None for the last Q.
+    """
+
+    queries: Picked | None
+    readings: tuple[Reading, ...]
+    own_keys: Picked | None
+
+    def to(self, device: torch.device) -> "MaskedLayout":
+        """On another device; where a model is spread over several."""
+        if all(reading.mask is None or reading.mask.device == device for reading in self.readings):
+            return self
+        readings = tuple(reading.to(device) for reading in self.readings)
+        return MaskedLayout(_moved(self.queries, device), readings, _moved(self.own_keys, device))
+
+
+def build_masked_layout(visible: torch.Tensor, kinds: torch.Tensor, joint: bool = False) -> MaskedLayout:
+    """Split a decoder's own visibility by the kind of key; joint: one softmax over both kinds.
+
+    visible: bool [B, 1, Q, K], causal, without padding and without other conversations.
+    kinds: [B, K], 0 text and 1 image; shorter than K where a static cache has empty places at its end.
+    """
+    visible = visible[:, 0]  # [B, Q, K]
+    is_image = kinds.to(visible.device) == 1
+    missing = visible.shape[2] - kinds.shape[1]
+    own_keys = None
+    if missing:
+        is_image = F.pad(is_image, (0, missing))
+        own_keys = _own_keys(visible, covered=kinds.shape[1])
+    query_is_image = (
+        is_image[:, -visible.shape[1] :] if own_keys is None else is_image.gather(1, own_keys.places)
+    )
+    asks = visible.any(dim=2) & ~query_is_image  # [B, Q], text that is not padding
+    seen = visible.any(dim=1)  # [B, K]
+    queries = Picked.of(asks)
+    if queries is not None:
+        rows = queries.places[:, :, None].expand(-1, -1, visible.shape[2])
+        visible = visible.gather(1, rows)  # [B, T, K]
+    by_softmax = [seen] if joint else [seen & ~is_image, seen & is_image]
+    return MaskedLayout(
+        queries,
+        tuple(_reading(visible, wanted, queries) for wanted in by_softmax if asks.any() and wanted.any()),
+        own_keys,
+    )
+
+
+def _own_keys(visible: torch.Tensor, covered: int) -> Picked:
+    """The key at each query's position in a static cache: the last it sees, of [B, Q, K]."""
+    keys = visible.shape[2]
+    if visible[..., covered:].any():
+        raise ValueError(
+            f"mm_token_type_ids cover {covered} keys, but attention reads {keys}; pass the kind of every"
+            " key, those in the cache too (the whole [B, K] tensor at every step of generation)"
+        )
+    return Picked((visible * torch.arange(keys, device=visible.device)).amax(dim=2), spare=None)
+
+
+def _reading(visible: torch.Tensor, wanted: torch.Tensor, queries: Picked | None) -> Reading:
+    """A softmax over the keys `wanted` [B, K], for queries that see `visible` [B, T, K]."""
+    rows = visible.shape[1]
+    mask = visible & wanted[:, None, :]
+    keys = Picked.of(wanted) if rows > 1 else None  # for a single query, moving keys costs more than it saves
+    if keys is not None:
+        mask = mask.gather(2, keys.places[:, None, :].expand(-1, rows, -1))  # [B, T, N]
+        if keys.spare is not None:
+            mask = mask & ~keys.spare[:, None, :]
+    if _is_causal(mask, queries):
+        return Reading(keys, mask=None, blank=None)
+    blank = ~mask.any(dim=2, keepdim=True)
+    return Reading(keys, mask=(mask | blank)[:, None], blank=blank[:, None] if blank.any() else None)
+
+
+def _is_causal(mask: torch.Tensor, queries: Picked | None) -> bool:
+    """Whether each query sees the keys up to its own number: then SDPA needs no mask."""
+    if mask.shape[1] != mask.shape[2] or mask.shape[1] == 1:
+        return False
+    same = mask == torch.ones_like(mask[0]).tril()
+    if queries is not None and queries.spare is not None:
+        same = same | queries.spare[:, :, None]
+    return bool(same.all())
+
+
+def attend_masked(
+    layout: MaskedLayout,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
+    batch, heads, rows, width = query.shape
+    groups = heads // key.shape[1]
+    asking = _pick(query, layout.queries)  # [B, H, T, D]
+    out = None
+    for reading in layout.readings:
+        read_keys, read_values = (_repeat(_pick(tensor, reading.keys), groups) for tensor in (key, value))
+        term = F.scaled_dot_product_attention(
+            asking,
+            read_keys,
+            read_values,
+            attn_mask=reading.mask,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=reading.mask is None,
+        )
+        if reading.blank is not None:
+            term = term.masked_fill(reading.blank, 0.0)
+        out = term if out is None else out + term
+    if layout.queries is None:
+        return out.transpose(1, 2).contiguous()
+    own = value[:, :, -rows:] if layout.own_keys is None else _pick(value, layout.own_keys)
+    own = _repeat(own, groups).transpose(1, 2)  # [B, Q, H, D]
+    if out is None:
+        return own.contiguous()
+    places = layout.queries.places + rows * torch.arange(batch, device=query.device)[:, None]  # among B * Q
+    out = out.transpose(1, 2).reshape(-1, heads, width)  # [B * T, H, D]
+    places = places.flatten()
+    if layout.queries.spare is not None:
+        kept = ~layout.queries.spare.flatten()
+        out, places = out[kept], places[kept]
+    return own.reshape(-1, heads, width).index_copy(0, places, out).view(batch, rows, heads, width)
+
+
+def _pick(states: torch.Tensor, picked: Picked | None) -> torch.Tensor:
+    """The picked positions of [B, H, S, D]: [B, H, T, D]. Moves whole rows, which is what memory likes."""
+    if picked is None:
+        return states
+    batch, heads, length, width = states.shape
+    flat = picked.places + length * torch.arange(batch, device=states.device)[:, None]
+    rows = states.transpose(1, 2).reshape(batch * length, heads * width).index_select(0, flat.flatten())
+    return rows.view(batch, -1, heads, width).transpose(1, 2)
+
+
+def _repeat(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """Key-value heads for every query head; SDPA's own grouping is slow under a mask."""
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+def _moved(part: "torch.Tensor | Picked | None", device: torch.device) -> "torch.Tensor | Picked | None":
+    return None if part is None else part.to(device)

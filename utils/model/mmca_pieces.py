@@ -1,0 +1,211 @@
+"""Multi-modal causal attention out of the pieces of a plan, each computed by a flash kernel without a mask.
+
+Each piece gives its rows' result and the logarithm of the sum of their exponentials (lse). Two pieces of the
+same rows make one softmax: weights exp(lse_1) and exp(lse_2), normalised. Backwards no such care is needed:
+with the whole softmax's lse, each piece's kernel gives its share of the gradients, and shares add up.
+Source: Dao et al., "FlashAttention", 2022 (arXiv:2205.14135), sections 3.1 and B.2.
+
+What is kept for the backward pass: queries, keys and values of text, keys and values of images, the two
+results and their lse. That grows with the length, and is less than causal attention keeps.
+"""
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .mmca_layout import Layout
+from .mmca_plan import Piece, Plan
+
+_FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
+_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def takes_pieces(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether the kernel takes such tensors: on the CPU, values as wide as queries."""
+    return (
+        query.device.type in ("cpu", "meta")  # meta: the memory plan runs a CPU's step on shapes
+        and query.dtype in DTYPES
+        and query.shape[-1] == value.shape[-1]
+        and hasattr(torch.ops.aten, _FORWARD)
+        and hasattr(torch.ops.aten, _BACKWARD)
+    )
+
+
+def attend_in_pieces(
+    layout: Layout,
+    plan: Plan,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
+    return _Attention.apply(query, key, value, layout, plan, scaling)
+
+
+class _Attention(torch.autograd.Function):
+    """All pieces as one function: gradients of keys that many pieces read are added up in place."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layout: Layout,
+        plan: Plan,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        batch, heads, rows, width = query.shape
+        asking = take(query, layout.rows)  # [1, H, T, D]
+        text_keys, text_values = take(key, layout.text_keys), take(value, layout.text_keys)
+        text, text_lse = _softmax(asking, text_keys, text_values, plan.text, scaling)
+        image = image_lse = image_keys = image_values = None
+        if plan.image:
+            image_keys, image_values = take(key, layout.image_keys), take(value, layout.image_keys)
+            seeing = asking[:, :, plan.image_top :]
+            image, image_lse = _softmax(seeing, image_keys, image_values, plan.image_pieces, scaling)
+        out = query.new_empty(batch * rows, heads, width)
+        own = take(value, layout.own)[0].transpose(0, 1)  # [N, Hkv, D]
+        _put_own(out, layout.others, own)
+        for run in plan.runs:
+            target = out[run.place : run.place + run.bottom - run.top].transpose(0, 1)[None]
+            if run.image_right > run.image_left:
+                images = image[:, :, run.top - plan.image_top : run.bottom - plan.image_top]
+                torch.add(text[:, :, run.top : run.bottom], images, out=target)
+            else:
+                target.copy_(text[:, :, run.top : run.bottom])
+        ctx.save_for_backward(
+            asking, text_keys, text_values, text, text_lse, image_keys, image_values, image, image_lse
+        )
+        ctx.layout, ctx.plan, ctx.scaling, ctx.shapes = layout, plan, scaling, (query.shape, key.shape)
+        return out.view(batch, rows, heads, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        asking, text_keys, text_values, text, text_lse, *images = ctx.saved_tensors
+        image_keys, image_values, image, image_lse = images
+        layout, plan, scaling = ctx.layout, ctx.plan, ctx.scaling
+        (batch, heads, rows, width), (_, shared, keys, _) = ctx.shapes
+        flat = grad.reshape(batch * rows, heads, width)
+        share = flat.index_select(0, layout.rows).transpose(0, 1)[None]  # [1, H, T, D]
+        d_query = torch.empty_like(asking)
+        d_keys = grad.new_zeros(batch * keys, shared, width)
+        d_values = grad.new_zeros(batch * keys, shared, width)
+        if layout.others.numel():
+            own = flat.index_select(0, layout.others)
+            if heads != shared:
+                own = own.view(-1, shared, heads // shared, width).sum(dim=2)
+            d_values.index_copy_(0, layout.own, own)
+        d_key, d_value = torch.zeros_like(text_keys), torch.zeros_like(text_values)
+        states = (asking, text_keys, text_values)
+        _softmax_backward(share, states, text, text_lse, plan.text, scaling, (d_query, d_key, d_value), True)
+        d_keys.index_copy_(0, layout.text_keys, d_key[0].transpose(0, 1))
+        d_values.index_copy_(0, layout.text_keys, d_value[0].transpose(0, 1))
+        if plan.image:
+            d_key = torch.zeros_like(image_keys)
+            d_value = d_values.index_select(0, layout.image_keys).transpose(0, 1)[None]  # their own
+            top = plan.image_top
+            states = (asking[:, :, top:], image_keys, image_values)
+            into = (d_query[:, :, top:], d_key, d_value)
+            _softmax_backward(
+                share[:, :, top:], states, image, image_lse, plan.image_pieces, scaling, into, False
+            )
+            d_keys.index_copy_(0, layout.image_keys, d_key[0].transpose(0, 1))
+            d_values.index_copy_(0, layout.image_keys, d_value[0].transpose(0, 1))
+        d_queries = grad.new_zeros(batch * rows, heads, width)
+        d_queries.index_copy_(0, layout.rows, d_query[0].transpose(0, 1))
+        back = ((d_queries, rows), (d_keys, keys), (d_values, keys))
+        shaped = (tensor.view(batch, length, -1, width).transpose(1, 2) for tensor, length in back)
+        return *shaped, None, None, None
+
+
+def rows_of(states: torch.Tensor) -> torch.Tensor:
+    """[B, H, S, D] as [B * S, H, D], a view where the heads of a token stand together in memory."""
+    batch, heads, length, width = states.shape
+    return states.transpose(1, 2).reshape(batch * length, heads, width)
+
+
+def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The places, in order, of all rows of [B, H, S, D] together: [1, H, T, D]; a view where they are neighbours."""
+    if places.numel() == states.shape[0] * states.shape[2]:
+        return rows_of(states).transpose(0, 1)[None]
+    if span := _span(places):
+        return rows_of(states)[span].transpose(0, 1)[None]
+    if states.shape[0] == 1 and states.stride(1) > states.stride(2):  # heads apart, as caches keep them
+        return states.index_select(2, places)
+    return rows_of(states).index_select(0, places).transpose(0, 1)[None]
+
+
+def _span(places: torch.Tensor) -> slice | None:
+    """Places in order as a slice, where they are neighbours and asking is free."""
+    if places.device.type != "cpu" or not places.numel():
+        return None
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == places.numel() else None
+
+
+def _put_own(out: torch.Tensor, places: torch.Tensor, own: torch.Tensor) -> None:
+    """Values [N, Hkv, D] as the result of rows of [B * Q, H, D], for every query head that shares them."""
+    grouped = out.unflatten(1, (own.shape[1], -1))  # [B * Q, Hkv, G, D]
+    own = own[:, :, None].expand(-1, -1, grouped.shape[2], -1)
+    if span := _span(places):
+        grouped[span] = own
+    else:
+        grouped.index_copy_(0, places, own)
+
+
+def _softmax(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pieces: tuple[Piece, ...],
+    scaling: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One softmax: its result like query [1, H, T, D] and lse [1, H, T]; rows that no piece touches hold anything."""
+    kernel = getattr(torch.ops.aten, _FORWARD)
+    _, heads, rows, width = query.shape
+    out = lse = None
+    for top, bottom, left, right, causal, first in pieces:
+        states = query[:, :, top:bottom], key[:, :, left:right], value[:, :, left:right]
+        part, part_lse = kernel(*states, 0.0, causal, scale=scaling)
+        if out is None and bottom - top == rows:
+            out, lse = part, part_lse
+            continue
+        if out is None:
+            out = query.new_empty(1, rows, heads, width).transpose(1, 2)
+            lse = part_lse.new_empty(1, rows, heads).transpose(1, 2)
+        part_of_out, part_of_lse = out[:, :, top:bottom], lse[:, :, top:bottom]
+        if first:
+            part_of_out.copy_(part)
+            part_of_lse.copy_(part_lse)
+        else:
+            together = torch.logaddexp(part_of_lse, part_lse)
+            part_of_out.lerp_(part, (part_lse - together).exp_()[..., None].to(part.dtype))
+            part_of_lse.copy_(together)
+    return out, lse
+
+
+def _softmax_backward(
+    grad: torch.Tensor,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    pieces: tuple[Piece, ...],
+    scaling: float | None,
+    into: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    fresh: bool,
+) -> None:
+    """Add the gradients of one softmax to `into`: of queries (fresh: nothing is in it yet), keys and values."""
+    kernel = getattr(torch.ops.aten, _BACKWARD)
+    for top, bottom, left, right, causal, first in pieces:
+        rows, keys = slice(top, bottom), slice(left, right)
+        cut = (states[0][:, :, rows], states[1][:, :, keys], states[2][:, :, keys])
+        shares = kernel(grad[:, :, rows], *cut, out[:, :, rows], lse[:, :, rows], 0.0, causal, scale=scaling)
+        if fresh and first:
+            into[0][:, :, rows] = shares[0]
+        else:
+            into[0][:, :, rows] += shares[0]
+        into[1][:, :, keys] += shares[1]
+        into[2][:, :, keys] += shares[2]
