@@ -1,0 +1,120 @@
+"""Qwen-VL's encoder as a model of transformers; its numbers are held to the published equations in
+tests/helper/test_extract_qwen_vl.py."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from utils.model import QwenVisionConfig, QwenVisionModel
+from utils.model.linear_attention import MultiHeadAttention, split_in_projections
+from utils.model.positions import interpolated
+from utils.model.projector import build_projector, image_seq_length
+from utils.model.vision import vision_family
+
+TINY = dict(
+    image_size=16,
+    patch_size=4,
+    hidden_size=24,
+    intermediate_size=118,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    position_grid=2,
+    query_grid=3,
+    output_size=32,
+    resampler_heads=2,
+)
+
+
+@pytest.fixture
+def tower():
+    torch.manual_seed(0)
+    return QwenVisionModel._from_config(QwenVisionConfig(**TINY))
+
+
+def test_the_published_encoder_has_256_tokens_of_width_4096():
+    """Without weights: 1.9 billion parameters, of which the resampler has 76 million."""
+    config = QwenVisionConfig()
+    with torch.device("meta"):
+        tower = QwenVisionModel(config)
+        hidden = tower(torch.zeros(2, 3, 448, 448)).last_hidden_state
+    assert hidden.shape == (2, 256, 4096)
+    assert vision_family(config).sequence_length(config) == image_seq_length("linear", config) == 256
+    assert sum(parameter.numel() for parameter in tower.parameters()) == 1_918_833_408
+    assert sum(parameter.numel() for parameter in tower.resampler.parameters()) == 76_062_720
+
+
+def test_its_layers_are_open_clips(tower):
+    """The ViT between the first norm and the resampler, against open_clip's own transformer."""
+    from open_clip.transformer import Transformer
+
+    theirs = Transformer(
+        24, layers=3, heads=4, mlp_ratio=118 / 24, norm_layer=lambda d: torch.nn.LayerNorm(d, 1e-6)
+    )
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    state = {}
+    for name, tensor in tower.encoder.state_dict().items():
+        name = name.replace("layers.", "resblocks.").replace("layer_norm", "ln_").replace("self_attn", "attn")
+        state[name.replace("fc1", "c_fc").replace("fc2", "c_proj")] = tensor
+    for layer in range(3):
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"resblocks.{layer}.attn.{part}_proj.{kind}") for part in "qkv"]
+            state[f"resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat(parts)
+    theirs.load_state_dict(state)
+    tokens = torch.randn(2, 10, 24)
+    torch.testing.assert_close(
+        tower.double().encoder(tokens.double()).last_hidden_state, theirs.double()(tokens.double())
+    )
+
+
+def test_attention_in_linear_layers_is_torchs_own():
+    torch.manual_seed(0)
+    theirs = torch.nn.MultiheadAttention(24, 3, batch_first=True).double()
+    torch.nn.init.normal_(theirs.in_proj_bias)
+    ours = MultiHeadAttention(24, 3).double()
+    ours.load_state_dict(split_in_projections(theirs.state_dict()))
+    query, key, value = (torch.randn(2, tokens, 24, dtype=torch.float64) for tokens in (5, 7, 7))
+    torch.testing.assert_close(ours(query, key, value)[0], theirs(query, key, value)[0])
+    with pytest.raises(ValueError, match="a width of 24 cannot be shared by 5 attention heads"):
+        MultiHeadAttention(24, 5)
+
+
+def test_fresh_weights_are_finite_and_its_fixed_positions_do_not_learn(tower):
+    assert all(tensor.isfinite().all() for tensor in tower.state_dict().values())
+    assert not tower.resampler.positions.requires_grad
+    angles = torch.tensor([0.0, 1.0, 2.0])
+    # Half of the width for columns, then half for rows; the first frequency is 1.
+    torch.testing.assert_close(tower.resampler.positions.view(3, 3, 32)[0, :, 0], angles.sin())
+    torch.testing.assert_close(tower.resampler.positions.view(3, 3, 32)[:, 0, 16], angles.sin())
+
+
+def test_positions_follow_the_grid():
+    stored = torch.arange(4.0)[:, None].expand(4, 3)  # 2 x 2
+    assert interpolated(stored, (2, 2)) is stored
+    doubled = interpolated(stored, (4, 4)).view(4, 4, 3)
+    torch.testing.assert_close(doubled, -doubled.flip(0, 1) + 3.0)  # point symmetric, as what is stored
+    assert (doubled.diff(dim=0) > 0).all() and (doubled.diff(dim=1) > 0).all()
+    assert interpolated(stored.bfloat16(), (3, 5)).shape == (15, 3)
+
+
+@pytest.mark.parametrize("projector_type", ["linear", "vit", "perceiver"])
+def test_projectors_take_its_width(tower, projector_type):
+    projector = build_projector(projector_type, tower.config, 48)
+    features = tower(torch.randn(2, 3, 16, 16)).last_hidden_state
+    assert features.shape == (2, 9, 32)
+    assert projector(features).shape == (2, image_seq_length(projector_type, tower.config), 48)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tower):
+    pixels = torch.randn(2, 3, 16, 16)
+
+    def gradients():
+        tower.zero_grad()
+        F.mse_loss(tower.train()(pixels).last_hidden_state, torch.zeros(2, 9, 32)).backward()
+        return [parameter.grad.clone() for parameter in tower.parameters() if parameter.grad is not None]
+
+    plain = gradients()
+    tower.gradient_checkpointing_enable()
+    for ours, theirs in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
