@@ -52,8 +52,8 @@ def commit_directory(staging: Path, path: str | Path) -> None:
     path = Path(path)
     for folder, _, files in os.walk(staging):
         for name in files:
-            _fsync(Path(folder, name))
-        _fsync(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
     if not path.exists():
         os.rename(staging, path)
     elif _exchange(staging, path):
@@ -66,7 +66,7 @@ def commit_directory(staging: Path, path: str | Path) -> None:
         os.rename(path, previous)
         os.rename(staging, path)
         shutil.rmtree(previous)
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def remove_directory(path: str | Path) -> None:
@@ -93,7 +93,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def clear_leftovers(folder: str | Path) -> list[str]:
@@ -127,7 +127,8 @@ def _exchange(first: Path, second: Path) -> bool:
     return libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
-def _fsync(path: Path) -> None:
+def sync(path: str | Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,13 +8,16 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -32,6 +35,18 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """How many processes there are on this machine; torchrun and DeepSpeed say it each in their own word."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def is_main_process() -> bool:
     """True in the one process that prints, and writes what is written once."""
     return rank() == 0
@@ -41,6 +56,29 @@ def barrier() -> None:
     """Wait for all processes; nothing to wait for where there is one."""
     if _started() and world_size() > 1:
         dist.barrier()
+
+
+def everyone(value: T) -> list[T]:
+    """What each process gives, in the order of their numbers; all call, and wait for each other."""
+    if not _started() or world_size() == 1:
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What the main process decides; an error that it raises is raised in all. All call."""
+    result, error = None, None
+    if is_main_process():
+        try:
+            result = decide()
+        except Exception as raised:  # whatever it is, the others must not wait for a decision
+            error = raised
+    result, error = everyone((result, error))[0]
+    if error is not None:
+        raise error
+    return result
 
 
 @contextmanager

@@ -93,6 +93,12 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
         return pixels, size
 
 
+def encoded_bytes(source: str | Path | bytes | EncodedPicture, name: str) -> bytes:
+    """A picture's bytes as they are kept, not decoded; raises `ImageError` where they cannot be read."""
+    with _named_errors(name):
+        return _encoded(source)
+
+
 def _encoded(source: str | Path | bytes | EncodedPicture) -> bytes:
     if isinstance(source, EncodedPicture):
         return source.read()

@@ -1,9 +1,12 @@
+import json
 import logging
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from utils import distributed
 
@@ -26,6 +29,18 @@ def test_one_process_alone(monkeypatch):
     distributed.barrier()
     with distributed.main_process_first():
         pass
+
+
+@pytest.mark.parametrize(
+    "words, expected", [({}, 1), ({"LOCAL_WORLD_SIZE": "8"}, 8), ({"LOCAL_SIZE": "4"}, 4)]
+)
+def test_launchers_say_how_many_share_a_machine(monkeypatch, words, expected):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.local_world_size() == expected
+    assert distributed.cores() >= 1
 
 
 @pytest.fixture
@@ -60,3 +75,59 @@ def test_seeds_all_generators():
         distributed.seed_everything(7)
         drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
+
+
+def in_two_processes(work, tmp_path):
+    """What each of two processes of a group says, forked from this one."""
+    children = []
+    for rank in range(2):
+        said, says = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                store = dist.FileStore(str(tmp_path / "store"), 2)
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+                os.write(says, json.dumps(work()).encode())
+            finally:
+                os._exit(0)
+        os.close(says)
+        children.append((child, said))
+    answers = []
+    for child, said in children:
+        os.waitpid(child, 0)
+        answers.append(json.loads(os.read(said, 1 << 16)))
+        os.close(said)
+    return answers
+
+
+def decide(fails):
+    def decision():
+        if not distributed.is_main_process():
+            raise AssertionError("asked of another than the main process")
+        if fails:
+            raise OSError(28, "No space left on device")
+        return "checkpoint-5"
+
+    try:
+        return distributed.decided_by_main(decision)
+    except OSError as error:
+        return str(error)
+
+
+def test_everyone_says_theirs(tmp_path):
+    said = in_two_processes(lambda: distributed.everyone({"rank": distributed.rank()}), tmp_path)
+    assert said == [[{"rank": 0}, {"rank": 1}]] * 2
+
+
+def test_what_the_main_process_decides(tmp_path):
+    assert in_two_processes(lambda: decide(fails=False), tmp_path) == ["checkpoint-5"] * 2
+
+
+def test_an_error_of_the_main_process_is_everyone_s(tmp_path):
+    said = in_two_processes(lambda: decide(fails=True), tmp_path)
+    assert said == ["[Errno 28] No space left on device"] * 2
+
+
+def test_alone_everything_is_one_s_own():
+    assert distributed.everyone(3) == [3]
+    assert decide(fails=False) == "checkpoint-5" and "No space" in decide(fails=True)

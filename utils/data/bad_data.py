@@ -39,12 +39,14 @@ class RecordPlace:
 class Member:
     """One of the records that a conversation is joined of, and the conversation that it makes alone.
 
+    `records` are more than one where related records make that one together; `place` is then the first one's.
     `read` raises `ConversationError` where the record is bad. A mixture has a method `members(index)` that
     gives those of one of its conversations, so that a bad record costs the others nothing.
     """
 
     place: RecordPlace
     read: Callable[[], Conversation] = field(compare=False)
+    records: int = 1
 
 
 @dataclass(frozen=True)

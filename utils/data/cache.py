@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.atomic import atomic_directory
+from utils.data.progress import LINE_EVERY, in_units
 from utils.data.spec import DataError
 from utils.distributed import get_logger
 
@@ -83,7 +85,7 @@ def cached(
         entry = cache_folder() / kind / source.place() / source.state()
         if not _is_whole(entry):
             entry.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(entry.parent / ".lock", source.path):
+            with locked(entry.parent / ".lock", f"reads {source.path}"):
                 if not _is_whole(entry):  # another process may have been faster
                     _require_space(source, entry.parent, share)
                     if not is_quiet:
@@ -96,13 +98,23 @@ def cached(
 
 
 @contextmanager
-def _locked(path: Path, waited_for: Path) -> Iterator[None]:
+def locked(path: Path, work: str) -> Iterator[None]:
+    """Hold a lock between the processes of this machine; say what it does that is waited for ("reads a.json").
+
+    And say so again now and then: only the main process's lines are shown, and it may be the one that waits.
+    """
     lock = FileLock(path)
+    start = time.perf_counter()
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        logger.info("Waiting for the process that reads %s", waited_for)
-        lock.acquire()
+        logger.info("Waiting for the process that %s", work)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=LINE_EVERY)
+            except Timeout:
+                waited = time.perf_counter() - start
+                logger.info("Waiting for the process that %s: %.0f s so far", work, waited)
     try:
         yield
     finally:
@@ -138,15 +150,6 @@ def _require_space(source: Source, folder: Path, share: float) -> None:
             f"{source.path} takes about {in_units(needed)} in the cache {cache_folder()}, where"
             f" {in_units(free)} are free; {_REMEDY}"
         )
-
-
-def in_units(count: float) -> str:
-    """Bytes as people write them: 3.2 GB."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def _digest(*parts: object) -> str:

@@ -15,8 +15,10 @@ class Collator:
     """Pad rows to a common length, a multiple of `pad_to_multiple_of` (tensor cores like eights).
 
     Returns `input_ids`, `attention_mask`, `mm_token_type_ids`, `labels`, each [B, S] int64, and, unless no
-    conversation has an image, `pixel_values` [images of the batch in order, 3, H, W]; and, where there are any,
-    `bad`: a list of the bad records that were found in making the batch, which is not for the model.
+    conversation has an image, `pixel_values` [images of the batch in order, 3, H, W].
+
+    Two lists beside them are not for the model: where rows know their `origins`, all of the batch in order
+    (`Origin`); and where there are any, `bad`: the bad records that were found in making the batch.
 
     Rows with `position_ids` are packed: these stand in the place of `attention_mask`, which would not tell
     conversations apart. A token of padding is at position 0, and so a conversation by itself.
@@ -50,6 +52,8 @@ class Collator:
         pixels = [each.pixel_values for each in conversations if each.pixel_values is not None]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)
+        if origins := [origin for each in conversations for origin in getattr(each, "origins", ())]:
+            batch["origins"] = origins
         if bad := [found for each in conversations for found in getattr(each, "bad", ())]:
             batch["bad"] = bad
         return batch

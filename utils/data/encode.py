@@ -25,7 +25,13 @@ class Encoded(Protocol):
     labels: np.ndarray  # [S], negative where nothing is learned
     mm_token_type_ids: np.ndarray  # [S]
     turn_ends: np.ndarray  # [turns]
-    pixel_values: torch.Tensor | None  # [images, 3, H, W]
+    pixel_values: torch.Tensor | None  # [images, 3, H, W], or the encoder's features of them [images, S, D]
+
+
+class PictureFeatures(Protocol):
+    """Features of pictures, computed earlier; see `picture_features.FeatureStore`."""
+
+    def of(self, images: Sequence[Image]) -> torch.Tensor: ...
 
 
 class ConversationEncoder(Protocol):
@@ -61,12 +67,17 @@ class EncodedDataset(Dataset):
         processor: ConversationEncoder,
         max_seq_len: int,
         load_images: bool = True,
+        features: PictureFeatures | None = None,
     ) -> None:
-        """`load_images` False leaves the pixels out: no image is read, and nothing counted as cut."""
+        """`load_images` False leaves the pixels out: no image is read, and nothing counted as cut.
+
+        `features`: read in the place of pixels; then no picture is decoded.
+        """
         self.conversations = conversations
         self.processor = processor
         self.max_seq_len = max_seq_len
         self.load_images = load_images
+        self.features = features
         # A row for this process and for each worker: they count without waiting for each other.
         self._cut = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
 
@@ -85,7 +96,10 @@ class EncodedDataset(Dataset):
         turns = len(encoded.turn_ends)
         images = [image for turn in conversation.turns[:turns] for image in turn.images]
         try:
-            pixels = self.processor.pixel_values(images)
+            if self.features is None:
+                pixels = self.processor.pixel_values(images)
+            else:
+                pixels = self.features.of(images) if images else None
         except ImageError as error:
             raise ImageError(f"{conversation.source}: {error}") from error
         if count_cut:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from filelock import FileLock
 from torch.utils.data import Dataset
 
 from utils.atomic import atomic_directory
 from utils.data.all_cores import each_item
-from utils.data.cache import cache_folder
+from utils.data.cache import cache_folder, locked
 from utils.data.encode import Encoded
 from utils.data.spec import DataError
 
@@ -56,7 +55,7 @@ def measure(sketch: Sketch) -> Lengths:
     try:
         if not entry.exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(entry.with_name(f"{entry.name}.lock")):
+            with locked(entry.with_name(f"{entry.name}.lock"), "counts the tokens of conversations"):
                 if not entry.exists():  # another process may have been faster
                     _write(_count(sketch), entry)
         with np.load(entry / _FILE) as arrays:

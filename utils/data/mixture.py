@@ -44,7 +44,7 @@ class Mixture(Sequence[Conversation]):
     def members(self, index: int) -> list[Member]:
         """The records that conversation `index` is joined of."""
         return [
-            Member(self._place(each), partial(self._recipe.read, each, self._epoch))
+            Member(self._place(each), partial(self._recipe.read, each, self._epoch), self._records(each))
             for each in self._grouping[index].tolist()
         ]
 
@@ -52,6 +52,15 @@ class Mixture(Sequence[Conversation]):
     def num_records(self) -> int:
         """How many records the conversations are made of; at weight 1 each is in exactly one of an epoch."""
         return sum(self.records_per_dataset.values())
+
+    @property
+    def num_sources(self) -> int:
+        """How many conversations, before joining, there are to choose from in any epoch."""
+        return len(self._chosen)
+
+    def source(self, number: int) -> Conversation:
+        """One of these, with what its adapter draws in the first epoch; its pictures are those of all epochs."""
+        return self._recipe.read(int(self._chosen[number]), 0)
 
     @property
     def records_per_dataset(self) -> dict[str, int]:
@@ -110,6 +119,10 @@ class Mixture(Sequence[Conversation]):
         recipe = self._recipe
         known = recipe.surveys[recipe.set_of[number]].arrangement[int(recipe.index_of[number])]
         return recipe.sets[recipe.set_of[number]].place(int(known[0]))
+
+    def _records(self, number: int) -> int:
+        recipe = self._recipe
+        return int(recipe.surveys[recipe.set_of[number]].arrangement.own[recipe.index_of[number]])
 
 
 def build_dataset(

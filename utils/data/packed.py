@@ -11,6 +11,7 @@ from utils.data.bad_data import BadRecord
 from utils.data.encode import CutCount
 from utils.data.grouping import Grouping
 from utils.data.lengths import Lengths, measure
+from utils.data.origins import Origin
 from utils.data.packing import pack
 from utils.data.tolerant import Row, TolerantDataset
 
@@ -29,6 +30,7 @@ class PackedRow:
     mm_token_type_ids: np.ndarray  # [S]
     position_ids: np.ndarray  # [S]
     pixel_values: torch.Tensor | None  # [n, 3, H, W]
+    origins: tuple[Origin, ...] = ()
     bad: tuple[BadRecord, ...] = ()
 
 
@@ -105,11 +107,12 @@ class PackedDataset(Dataset):
             return row
         turns = int((row.turn_ends <= room).sum())
         if turns == 0:
-            return Row(*(array[:0] for array in _arrays(row)), row.turn_ends[:0], None, row.bad)
+            return Row(*(array[:0] for array in _arrays(row)), row.turn_ends[:0], None, bad=row.bad)
         end = int(row.turn_ends[turns - 1])
         images = int(row.mm_token_type_ids[:end].sum()) // self.conversations.tokens_per_image
         pixels = row.pixel_values[:images] if images else None
-        return Row(*(array[:end] for array in _arrays(row)), row.turn_ends[:turns], pixels, row.bad)
+        arrays = (array[:end] for array in _arrays(row))
+        return Row(*arrays, row.turn_ends[:turns], pixels, row.places, row.bad)
 
 
 def _arrays(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,5 +128,6 @@ def _joined(rows: list[Row]) -> PackedRow:
         mm_token_type_ids=kinds,
         position_ids=np.concatenate([np.arange(len(row.input_ids)) for row in rows]),
         pixel_values=torch.cat(pixels) if pixels else None,
+        origins=tuple(origin for row in rows for origin in row.origins),
         bad=tuple(found for row in rows for found in row.bad),
     )

@@ -1,6 +1,7 @@
 """The datasets that `--dataset_names` knows, a row each, and files of one's own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from utils.data.adapters.blend import llava_otter_blend, pairs_with_partners
@@ -160,14 +161,11 @@ def find_specs(names: Sequence[str], image_folder: str | Path | None = None) -> 
 
 def require_files(specs: Sequence[DatasetSpec], data_path: Path) -> None:
     """Raises `DataError` that names every file and folder of `specs` that is missing, and where to get it."""
-    missing = {part.path: part.origin for spec in specs for part in spec.missing(data_path)}
+    missing = {part.path: part.wanted(data_path) for spec in specs for part in spec.missing(data_path)}
     if missing:
-        listed = "; ".join(
-            f"{data_path / path} (from {origin})" if origin else f"{path} (a path given by you)"
-            for path, origin in missing.items()
-        )
         raise DataError(
-            f"{len(missing)} parts of the datasets are missing: {listed}. Put them there, or set --data_path"
+            f"{len(missing)} parts of the datasets are missing: {'; '.join(missing.values())}. Put them there, or"
+            " set --data_path"
         )
 
 
@@ -177,10 +175,11 @@ def _is_own(name: str) -> bool:
 
 
 def _own_row(name: str, image_folder: str | Path | None) -> DatasetSpec:
-    folder = Path(name).parent if image_folder is None else Path(image_folder)
-    return DatasetSpec(
-        name=name,
-        annotations=(Part(name, "", alternatives=(str(Path(name).absolute()),)),),
-        images=(Part(str(folder), "", alternatives=(str(folder.absolute()),)),),
-        adapter=custom,
-    )
+    file = _own_part(name)
+    # Beside the file wherever that was found: the folder's own name may be there twice, "." always is.
+    images = replace(file, is_beside=True) if image_folder is None else _own_part(image_folder)
+    return DatasetSpec(name=name, annotations=(file,), images=(images,), adapter=custom)
+
+
+def _own_part(path: str | Path) -> Part:
+    return Part(str(path), "", alternatives=(str(Path(path).absolute()),))

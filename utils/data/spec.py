@@ -5,7 +5,7 @@ them.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Part:
 
     `key` is where an annotation file has its records, if it is not itself a list of them; `is_store` says
     that one file holds many pictures by their ids. `alternatives` are other paths under which later releases
-    have the same: the first that is there is taken.
+    have the same: the first that is there is taken. `is_beside` means the folder in which that one is.
     """
 
     path: str
@@ -34,12 +34,21 @@ class Part:
     key: str | None = None
     is_store: bool = False
     alternatives: tuple[str, ...] = ()
+    is_beside: bool = False
 
     def locate(self, data_path: Path) -> Path | None:
         """Where it is, or None if it is missing."""
-        return next(
+        found = next(
             (each for path in (self.path, *self.alternatives) if (each := data_path / path).exists()), None
         )
+        return found.parent if found is not None and self.is_beside else found
+
+    def wanted(self, data_path: Path) -> str:
+        """What a message says of it where it is missing: where it is looked for, and where it is to be had."""
+        if not self.origin:
+            return f"{self.path} (a path given by you)"
+        others = "".join(f" or {PurePath(path).name}" for path in self.alternatives)
+        return f"{data_path / self.path}{others} (from {self.origin})"
 
 
 @dataclass(frozen=True)
@@ -158,4 +167,5 @@ class DatasetSpec:
 
     def missing(self, data_path: Path) -> list[Part]:
         """The parts that are not under `data_path`."""
-        return [part for part in (*self.annotations, *self.images) if part.locate(data_path) is None]
+        parts = [part for part in (*self.annotations, *self.images) if not part.is_beside]
+        return [part for part in parts if part.locate(data_path) is None]

@@ -15,9 +15,10 @@ import torch
 from torch.utils.data import Dataset
 
 from utils.conversation import Conversation, Turn
-from utils.data.bad_data import BadRecord, Member
+from utils.data.bad_data import BadRecord, Member, RecordPlace
 from utils.data.encode import IGNORED_LABEL, CutCount, Encoded, EncodedDataset
 from utils.data.grouping import join
+from utils.data.origins import Origin
 from utils.data.spec import DataError
 
 _FEW = 8  # tokens
@@ -35,14 +36,21 @@ class JoinedConversations(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """An encoded conversation (`Encoded`), and the bad records that were found in making it."""
+    """An encoded conversation (`Encoded`), the records it is made of, and the bad ones found in making it."""
 
     input_ids: np.ndarray  # [S]
     labels: np.ndarray  # [S]
     mm_token_type_ids: np.ndarray  # [S]
     turn_ends: np.ndarray  # [turns]
     pixel_values: torch.Tensor | None  # [images, 3, H, W]
+    places: tuple[RecordPlace, ...] = ()
     bad: tuple[BadRecord, ...] = ()
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """This conversation's one; none where nothing is learned."""
+        supervised = int((self.labels != IGNORED_LABEL).sum())
+        return (Origin(self.places, supervised),) if supervised else ()
 
 
 class TolerantDataset(Dataset):
@@ -57,7 +65,7 @@ class TolerantDataset(Dataset):
     def __getitem__(self, index: int) -> Row:
         """Raises `DataError` where the data cannot be read at all (a cache that is gone), else nothing."""
         try:
-            return _row(self.encoded[index])
+            return _row(self.encoded[index], self.encoded.conversations.members(index))
         except DataError:
             raise
         except ValueError as error:  # ConversationError, ImageError, and the processor's about a text
@@ -101,13 +109,14 @@ class TolerantDataset(Dataset):
         if not bad:  # sound alone, but not together: none of them can be blamed, so all are left out
             bad = [BadRecord.of(member.place, error) for member in members]
         elif sound:
+            named = {each.place for each in bad}
+            rest = [member for member in members if member.place not in named]
             try:
-                return replace(_row(self.encoded.encode(join(sound))), bad=tuple(bad))
+                return replace(_row(self.encoded.encode(join(sound)), rest), bad=tuple(bad))
             except DataError:
                 raise
             except ValueError as second:
-                named = {each.place for each in bad}
-                bad += [BadRecord.of(each.place, second) for each in members if each.place not in named]
+                bad += [BadRecord.of(each.place, second) for each in rest]
         return replace(self.nothing, bad=tuple(bad))
 
     def _sorted_out(self, members: Sequence[Member]) -> tuple[list[Conversation], list[BadRecord]]:
@@ -124,11 +133,12 @@ class TolerantDataset(Dataset):
         return sound, bad
 
 
-def _row(encoded: Encoded) -> Row:
+def _row(encoded: Encoded, members: Sequence[Member]) -> Row:
     return Row(
         encoded.input_ids,
         encoded.labels,
         encoded.mm_token_type_ids,
         encoded.turn_ends,
         encoded.pixel_values,
+        tuple(member.place for member in members),
     )

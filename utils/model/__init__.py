@@ -4,18 +4,25 @@ After `import utils.model`, the Auto classes load our checkpoints, and "mmca" an
 implementations for any decoder.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from . import mmca  # noqa: F401 (registers the attention implementations)
 from .building import build_processor, build_visual_chat
 from .checkpoint import load_checkpoint, save_full, save_trained_only
+from .configuration_vision import OpenClipVisionConfig, QwenVisionConfig
 from .configuration_visual_chat import VisualChatConfig
 from .freezing import freeze
 from .loading import CheckpointError
 from .lora import LoraSettings
 from .modeling_visual_chat import VisualChatForConditionalGeneration, VisualChatModel
+from .open_clip_vision import OpenClipVisionModel
 from .processing_visual_chat import VisualChatProcessor
+from .qwen_vit import QwenVisionModel
 
+AutoConfig.register(QwenVisionConfig.model_type, QwenVisionConfig)
+AutoConfig.register(OpenClipVisionConfig.model_type, OpenClipVisionConfig)
+AutoModel.register(QwenVisionConfig, QwenVisionModel)
+AutoModel.register(OpenClipVisionConfig, OpenClipVisionModel)
 AutoConfig.register(VisualChatConfig.model_type, VisualChatConfig)
 AutoModelForImageTextToText.register(VisualChatConfig, VisualChatForConditionalGeneration)
 AutoProcessor.register(VisualChatConfig, VisualChatProcessor)

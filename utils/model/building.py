@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -23,10 +22,11 @@ from .decoder import grow_vocabulary, load_decoder
 from .freezing import freeze
 from .lora import LoraSettings, inject_lora
 from .modeling_visual_chat import VisualChatForConditionalGeneration
+from .open_clip_files import LOCAL_FOLDER
 from .processing_visual_chat import VisualChatProcessor
 from .projector import build_projector
 from .projector import image_seq_length as tokens_per_image
-from .vision import load_vision_tower, vision_config_of
+from .vision import load_image_processor, load_vision_tower, vision_config_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def build_processor(
     for path in (language_model, vision_model):
         _refuse_missing_folder(path)
     return VisualChatProcessor(
-        AutoImageProcessor.from_pretrained(vision_model),
+        load_image_processor(vision_model),
         _tokenizer_with_image_token(language_model),
         image_seq_length=tokens_per_image(projector_type, vision_config_of(vision_model)),
         image_token=IMAGE_TOKEN,
@@ -116,9 +116,10 @@ def _tokenizer_with_image_token(path: str) -> PreTrainedTokenizerBase:
 
 def _refuse_missing_folder(path: str) -> None:
     """A path that is none would be looked up as a hub name, and the error would be about that."""
-    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if is_path and not Path(path).is_dir():
-        raise ValueError(f"there is no folder {path}; give a folder in Hugging Face format, or a hub name")
+    folder = path.removeprefix(LOCAL_FOLDER)
+    is_path = folder.startswith((".", "/", "~")) or folder.count("/") > 1 or folder != path
+    if is_path and not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder}; give a folder in Hugging Face format, or a hub name")
 
 
 @contextmanager
@@ -131,7 +132,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _lasting(path: str) -> str:
     """A reference that holds from any folder: an absolute path, or a hub name as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    prefix = LOCAL_FOLDER if path.startswith(LOCAL_FOLDER) else ""
+    folder = Path(path.removeprefix(prefix))
+    return prefix + str(folder.resolve()) if folder.exists() else path
 
 
 def _new_projector(config: VisualChatConfig, decoder: PreTrainedModel) -> nn.Module:

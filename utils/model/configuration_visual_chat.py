@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .configuration_vision import config_from_dict
+
 ATTENTION_TYPES = ("mmca", "cross", "causal")
 PROJECTOR_TYPES = ("linear", "vit", "perceiver")
 
@@ -54,5 +56,4 @@ def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTraine
     """The object itself where one is given (a decoder that was loaded keeps sharing it)."""
     if isinstance(value, PreTrainedConfig):
         return value
-    fields = dict(value or {})
-    return AutoConfig.for_model(fields.pop("model_type", default), **fields)
+    return config_from_dict(value or {}, default)

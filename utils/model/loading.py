@@ -14,6 +14,7 @@ from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
 from .freezing import freeze
 from .lora import LoraSettings, inject_lora, is_lora
+from .open_clip_files import LOCAL_FOLDER
 from .vision import load_vision_tower
 
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -111,9 +112,10 @@ def _base_weights(
     """The frozen weights under our names, in main memory, the vocabulary grown to ours."""
     bases = {**config.frozen_from, **(base_models or {})}
     for part in ("language_model", "vision_model"):
-        if Path(bases[part]).is_absolute() and not Path(bases[part]).exists():
+        folder = Path(bases[part].removeprefix(LOCAL_FOLDER))
+        if folder.is_absolute() and not folder.exists():
             raise CheckpointError(
-                f"{path} holds trained weights only and takes the rest from {bases[part]}, which does not"
+                f"{path} holds trained weights only and takes the rest from {folder}, which does not"
                 f' exist here; say where it is: base_models={{"{part}": ...}}'
             )
     decoder = load_decoder(bases["language_model"], dtype)

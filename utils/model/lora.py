@@ -50,15 +50,30 @@ def _inject(module: nn.Module, rank: int, wanted: str, prefix: str, settings: Lo
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("LoRA needs the package peft: pip install peft") from error
-    names = [
-        name
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and wanted in prefix + name
-    ]
+    layers = linear_layers(module)
+    names = [name for name in layers if wanted in prefix + name]
     if not names:
-        raise ValueError(f"LoRA finds no linear layer of {type(module).__name__} with {wanted!r} in its name")
+        raise ValueError(
+            f"LoRA finds no linear layer of {type(module).__name__} with {wanted!r} in its name; they are named"
+            f" {', '.join(prefix + name for name in layers[:2])}, ..."
+        )
     config = LoraConfig(r=rank, lora_alpha=settings.scaling(rank) * rank, target_modules=names)
     inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+
+
+def linear_layers(module: nn.Module) -> list[str]:
+    """The names of the linear layers that are called as layers.
+
+    Those inside torch's own multi-head attention are not: it takes their weights, and would pass adapters by.
+    """
+    passed_by = {
+        f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)
+    }
+    return [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and not name.startswith(tuple(passed_by))
+    ]
 
 
 def is_lora(name: str) -> bool:

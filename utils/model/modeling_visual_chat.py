@@ -7,19 +7,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.integrations import deepspeed as integration
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from .cache_name import CACHE, CACHE_NAMES
 from .configuration_visual_chat import VisualChatConfig
+from .encoding import encode
+from .forward_layout import layout_of_forward, no_mask
+from .head import Head
+from .image_places import enter_encoder_anyway, kinds_of_keys, place_features
+from .last_layer import ROWS, picks_rows
 from .mmca import IMPLEMENTATIONS
 from .projector import build_projector
-from .vision import encode_images, vision_family
-
-IGNORED_LABEL = -100
+from .supervised_loss import Supervised, supervised_loss
+from .vision import vision_family
 
 
 @dataclass
@@ -30,15 +33,14 @@ class VisualChatModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class VisualChatOutput(ModelOutput):
-    """loss: scalar; logits: [B, Q', V], or None where labels were given; image_hidden_states: [N, S, D]."""
+class VisualChatOutput(CausalLMOutputWithPast):
+    """loss: scalar; logits: [B, Q', V], or None where labels were given; image_hidden_states: [N, S, D].
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    token_losses: [n], the loss of each supervised token in row-major order, without a graph.
+    """
+
     image_hidden_states: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
 
 
 class VisualChatPreTrainedModel(PreTrainedModel):
@@ -49,7 +51,7 @@ class VisualChatPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LinearProjector", "VitProjector", "PerceiverProjector"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -60,6 +62,9 @@ class VisualChatModel(VisualChatPreTrainedModel):
 
     def __init__(self, config: VisualChatConfig) -> None:
         super().__init__(config)
+        self.encoder_is_cached = (
+            False  # True: pixel_values are the encoder's features, and it is never entered
+        )
         _choose_attention(config)
         self.vision_tower = vision_family(config.vision_config).model._from_config(config.vision_config)
         self.multi_modal_projector = build_projector(
@@ -74,9 +79,16 @@ class VisualChatModel(VisualChatPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def train(self, mode: bool = True) -> "VisualChatModel":
+        """As always, but for an encoder that does not learn: its dropout stays off."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
+            self.vision_tower.eval()
+        return self
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels [N, 3, H, W] -> features in the decoder's width [N, S, D]."""
-        features = encode_images(self.vision_tower, pixel_values)
+        """Pixels [N, 3, H, W] -> features in the decoder's width [N, S, D]; or from the encoder's own [N, S, Dv]."""
+        features = pixel_values if pixel_values.ndim == 3 else encode(self.vision_tower, pixel_values)
         weight = next(self.multi_modal_projector.parameters())
         return self.multi_modal_projector(features.to(weight.dtype))
 
@@ -88,55 +100,64 @@ class VisualChatModel(VisualChatPreTrainedModel):
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        wanted_rows: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> VisualChatModelOutput:
-        """As `VisualChatForConditionalGeneration.forward`, with hidden states [B, Q, D] instead of logits."""
+        """As `VisualChatForConditionalGeneration.forward`, with hidden states [B, Q, D] instead of logits.
+
+        wanted_rows: which rows [n] of the B * Q will be read; the others may hold anything. None for all.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-        mm_token_type_ids = self._kinds(input_ids, inputs_embeds, mm_token_type_ids, cached)
+        cache = past_key_values if cache is None else cache
+        cached = cache.get_seq_length() if cache is not None else 0
+        mm_token_type_ids = kinds_of_keys(self.config, input_ids, inputs_embeds, mm_token_type_ids, cached)
         inputs_embeds, features = self._place_images(
             input_ids, inputs_embeds, mm_token_type_ids, pixel_values
         )
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
-        elif use_cache is None and past_key_values is None and attention_mask is None:
+        elif use_cache is None and cache is None and attention_mask is None:
             use_cache = False  # perhaps packed: a decoder that fills a cache ignores restarting positions
         if self.config.attention != "causal":
             kwargs["mm_token_type_ids"] = mm_token_type_ids
+            layout = layout_of_forward(
+                self.language_model.config,
+                mm_token_type_ids.to(inputs_embeds.device),
+                inputs_embeds.shape[1],
+                attention_mask,
+                position_ids,
+                cache,
+                image_tokens=0 if features is None else features.shape[:2].numel(),
+            )
+            if layout is not None:
+                kwargs["mmca_layout"], attention_mask = layout, no_mask(inputs_embeds.device)
+        if wanted_rows is not None and self._may_pick_rows(kwargs):
+            kwargs[ROWS] = wanted_rows
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: cache},
             **kwargs,
         )
         return VisualChatModelOutput(**outputs, image_hidden_states=features)
 
-    def _kinds(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor,
-        kinds: torch.Tensor | None,
-        cached: int,
-    ) -> torch.Tensor:
-        """The kind of every key [B, K]; read off the ids where nothing is cached and nobody says."""
-        if kinds is not None:
-            return kinds
-        if input_ids is not None and cached == 0:
-            return (input_ids == self.config.image_token_id).long()
-        if self.config.attention == "causal":
-            return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        raise ValueError(
-            "mm_token_type_ids are missing; with a filled cache or with inputs_embeds the kinds of the keys"
-            " cannot be read off input_ids: pass [B, K] with 1 for image tokens, cached keys included"
-        )
+    def _may_pick_rows(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the last layer may leave out rows: nobody asked for all states, and attention takes arguments."""
+        config = self.language_model.config
+        for name in ("output_hidden_states", "output_attentions"):
+            asked = kwargs.get(name)
+            if getattr(config, name, False) if asked is None else asked:
+                return False
+        return config._attn_implementation in IMPLEMENTATIONS.values() and picks_rows(self.language_model)
 
     def _place_images(
         self,
@@ -156,29 +177,18 @@ class VisualChatModel(VisualChatPreTrainedModel):
         if pixel_values is None:
             if places.any():
                 raise ValueError(f"there are {int(places.sum())} image tokens, but no pixel_values")
-            return self._enter_encoder_anyway(inputs_embeds), None
-        features = self.get_image_features(pixel_values).to(inputs_embeds)  # [N, S, D]
-        wanted, given = int(places.sum()), features.shape[0] * features.shape[1]
-        if wanted != given:
-            raise ValueError(
-                f"there are {wanted} image tokens, but {given} image features: {features.shape[0]} images of"
-                f" {features.shape[1]} tokens each; every image needs exactly that many placeholders"
-            )
-        return inputs_embeds.masked_scatter(places[..., None], features), features
+            blank = self._blank_image(inputs_embeds.device)
+            return enter_encoder_anyway(inputs_embeds, self.get_image_features, blank, self.training), None
+        features = self.get_image_features(pixel_values)  # [N, S, D]
+        return place_features(inputs_embeds, places, features), features
 
-    def _enter_encoder_anyway(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Under several processes, a text-only batch runs one blank image whose features count for nothing.
-
-        ZeRO-3 gathers the encoder's and the projector's weights, and every stage reduces the projector's
-        gradients, on all ranks at once: a rank that stays away would leave the others waiting.
-        """
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        several = several and torch.distributed.get_world_size() > 1
-        if not several or not (self.training or is_deepspeed_zero3_enabled()):
-            return inputs_embeds
-        side = self.config.vision_config.image_size
-        blank = torch.zeros(1, 3, side, side, device=inputs_embeds.device)
-        return inputs_embeds + 0.0 * self.get_image_features(blank).sum().to(inputs_embeds)
+    def _blank_image(self, device: torch.device) -> torch.Tensor:
+        """One, as `pixel_values` has them."""
+        vision = self.config.vision_config
+        if self.encoder_is_cached:
+            family = vision_family(vision)
+            return torch.zeros(1, family.sequence_length(vision), family.width(vision), device=device)
+        return torch.zeros(1, 3, vision.image_size, vision.image_size, device=device)
 
 
 class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMixin):
@@ -189,7 +199,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
     def __init__(self, config: VisualChatConfig) -> None:
         super().__init__(config)
         self.model = VisualChatModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = Head(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod
@@ -205,12 +215,12 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
 
         Also where the parts are partitioned over processes: nothing is initialised or copied.
         """
-        with _outside_zero3(), torch.device("meta"):
+        with outside_zero3(), torch.device("meta"):
             model = cls(config)
         model.model.vision_tower = vision_tower
         model.model.multi_modal_projector = projector
         model.model.language_model = language_model
-        model.lm_head = lm_head
+        model.lm_head = Head.of(lm_head)
         model.generation_config = GenerationConfig.from_model_config(config.text_config)
         return model
 
@@ -250,12 +260,13 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> VisualChatOutput:
         """One forward over Q new tokens of B rows; K keys = cached + new.
@@ -265,53 +276,50 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         [B, Q]: packed rows. pixel_values: [N, 3, H, W], the images whose placeholders stand in input_ids, in
         order of appearance. labels: [B, Q], -100 where not learned.
 
+        cache: keys and values of earlier calls, `past_key_values` in transformers before 5.24; either name serves.
+
         Without labels: logits [B, Q, V], or of the last `logits_to_keep` tokens. With labels: the loss, the
-        sum over supervised tokens divided by num_items_in_batch (their number here, where not given), and
-        no logits; the head runs at supervised rows only. No supervised token: a loss of 0 with a graph.
+        sum over supervised tokens divided by num_items_in_batch (their number here, where not given), the
+        loss of each of these tokens, and no logits; the head runs at supervised rows only. No supervised
+        token: a loss of 0 with a graph.
         """
         if labels is not None and use_cache is None:
             use_cache = False
+        supervised = wanted_rows = None
+        if labels is not None:
+            supervised = Supervised.of(labels)
+            wanted_rows = supervised.rows
+        elif isinstance(logits_to_keep, int) and logits_to_keep > 0:
+            wanted_rows = _last_rows(input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             mm_token_type_ids=mm_token_type_ids,
             pixel_values=pixel_values,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            wanted_rows=wanted_rows,
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # [B, Q, D]
-        loss = logits = None
-        if labels is not None:
-            loss = self._loss(hidden, labels, num_items_in_batch)
+        loss = logits = token_losses = None
+        if supervised is not None:
+            losses = supervised_loss(self.lm_head, hidden, supervised, num_items_in_batch)
+            loss, token_losses = losses.loss, losses.token_losses
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])  # -0 keeps all
         return VisualChatOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            token_losses=token_losses,
+            **{CACHE: getattr(outputs, CACHE)},
         )
-
-    def _loss(
-        self, hidden: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
-    ) -> torch.Tensor:
-        """Cross entropy of each next token that is supervised: hidden [B, Q, D], labels [B, Q] -> scalar."""
-        targets = labels[:, 1:].to(hidden.device)
-        supervised = targets != IGNORED_LABEL
-        logits = self.lm_head(hidden[:, :-1][supervised]).float()  # [n, V]
-        targets = targets[supervised].to(logits.device)
-        total = F.cross_entropy(logits, targets, reduction="sum")
-        if num_items is None:
-            num_items = max(targets.numel(), 1)
-        elif isinstance(num_items, torch.Tensor):
-            num_items = num_items.to(total.device)
-        return total / num_items
 
     def prepare_inputs_for_generation(
         self,
@@ -336,7 +344,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         """Repeat rows for beams or samples; the images of a row repeat together, so their order holds."""
         pixels = model_kwargs.pop("pixel_values", None)
         if pixels is not None and expand_size > 1:
-            cache = model_kwargs.get("past_key_values")
+            cache = model_kwargs.get(CACHE)
             new = input_ids[:, cache.get_seq_length() if cache is not None else 0 :]
             tokens = (new == self.config.image_token_id).sum(dim=1)
             rows = pixels.split((tokens // self.config.image_seq_length).tolist())
@@ -350,7 +358,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
 
 
 @contextmanager
-def _outside_zero3() -> Iterator[None]:
+def outside_zero3() -> Iterator[None]:
     """Build a skeleton as if nothing were partitioned: it has no weights that processes could share out."""
     reference = integration._hf_deepspeed_config_weak_ref
     alive = reference() if reference is not None else None
@@ -367,6 +375,15 @@ def _choose_attention(config: VisualChatConfig) -> None:
     asked = config.text_config._attn_implementation
     if config.attention != "causal" or asked in (None, "mmca", "cross"):
         config.text_config._attn_implementation = IMPLEMENTATIONS[config.attention]
+
+
+def _last_rows(inputs: torch.Tensor, count: int) -> torch.Tensor | None:
+    """The last `count` tokens of each row of [B, Q, ...], counted through the batch; None where that is all."""
+    batch, queries = inputs.shape[:2]
+    if count >= queries:
+        return None
+    places = torch.arange(batch * queries, device=inputs.device).view(batch, queries)
+    return places[:, queries - count :].flatten()
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+from .linear_attention import MultiHeadAttention
+from .positions import sine_cosine_grid
 from .vision import vision_family
 
 _NORM_EPS = 1e-12
@@ -34,8 +36,9 @@ class VitProjector(nn.Module):
 
     def __init__(self, vision_config: PreTrainedConfig, text_width: int) -> None:
         super().__init__()
+        width = encoder_width(vision_config)
         layer_config = CLIPVisionConfig(
-            hidden_size=vision_config.hidden_size,
+            hidden_size=width,
             intermediate_size=vision_config.intermediate_size,
             num_attention_heads=vision_config.num_attention_heads,
             hidden_act=vision_config.hidden_act,
@@ -43,7 +46,7 @@ class VitProjector(nn.Module):
             attn_implementation="sdpa",
         )
         self.layer = CLIPEncoderLayer(layer_config)
-        self.projector = LinearProjector(vision_config.hidden_size, text_width)
+        self.projector = LinearProjector(width, text_width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.projector(self.layer(features, attention_mask=None))
@@ -58,11 +61,11 @@ class PerceiverProjector(nn.Module):
 
     def __init__(self, vision_config: PreTrainedConfig, text_width: int) -> None:
         super().__init__()
-        width = vision_config.hidden_size
+        width = encoder_width(vision_config)
         self.queries = nn.Parameter(torch.empty(_GRID**2, width).normal_(std=0.02))
         self.norm_queries = nn.LayerNorm(width)
         self.norm_features = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, vision_config.num_attention_heads, batch_first=True)
+        self.attention = MultiHeadAttention(width, vision_config.num_attention_heads)
         self.projector = LinearProjector(width, text_width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -73,23 +76,8 @@ class PerceiverProjector(nn.Module):
         positions = nn.functional.pad(positions, (0, 0, tokens - grid**2, 0))  # [S, Dv]
         queries = self.norm_queries(self.queries) + sine_cosine_grid(_GRID, width).to(features)
         queries = queries.expand(batch, -1, -1)  # [N, 256, Dv]
-        read, _ = self.attention(queries, features + positions, features, need_weights=False)
+        read, _ = self.attention(queries, features + positions, features)
         return self.projector(read)
-
-
-def sine_cosine_grid(side: int, width: int) -> torch.Tensor:
-    """Fixed positions of a square grid, [side * side, width]: half of the width for rows, half for columns.
-
-    Source: He et al., "Masked autoencoders are scalable vision learners", 2021, after Vaswani et al., 2017.
-    """
-    if width % 4:
-        raise ValueError(f"the encoder is {width} wide; 2-D sine-cosine positions need a multiple of 4")
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # [side, width / 4]
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
-    rows = axis[:, None, :].expand(side, side, -1)
-    columns = axis[None, :, :].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
 
 
 def build_projector(projector_type: str, vision_config: PreTrainedConfig, text_width: int) -> nn.Module:
@@ -98,7 +86,12 @@ def build_projector(projector_type: str, vision_config: PreTrainedConfig, text_w
         return PerceiverProjector(vision_config, text_width)
     if projector_type == "vit":
         return VitProjector(vision_config, text_width)
-    return LinearProjector(vision_config.hidden_size, text_width)
+    return LinearProjector(encoder_width(vision_config), text_width)
+
+
+def encoder_width(vision_config: PreTrainedConfig) -> int:
+    """How wide the tokens are that the encoder gives."""
+    return vision_family(vision_config).width(vision_config)
 
 
 def image_seq_length(projector_type: str, vision_config: PreTrainedConfig) -> int:

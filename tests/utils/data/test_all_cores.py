@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from utils.data import all_cores
-from utils.data.all_cores import cores, each_item
+from utils.data import all_cores, progress
+from utils.data.all_cores import each_item
 
 
 class Squares(Dataset):
@@ -40,5 +40,10 @@ def test_what_a_worker_raises_is_raised(workers: int, monkeypatch: pytest.Monkey
         list(each_item(Squares(400, wrong=300), "squares"))
 
 
-def test_there_is_a_core() -> None:
-    assert cores() >= 1
+def test_a_log_file_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(progress, "LINE_EVERY", 0)
+    list(each_item(Squares(400), "squares"))
+    assert caplog.messages == ["squares: 256 of 400 in 0 s", "squares: 400 of 400 in 0 s"]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,21 @@ def test_who_waits_says_for_what(tmp_path: Path) -> None:
         process = start(path, "list")
         assert process.stdout.readline() == f"Waiting for the process that reads {path}\n"
     assert process.communicate(timeout=120)[0].endswith("length 3\n")
+
+
+def test_who_waits_long_says_so_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(cache_module, "LINE_EVERY", 0.05)
+    held = FileLock(tmp_path / "lock", thread_local=False)  # released by another thread
+    held.acquire()
+    threading.Timer(1, held.release).start()
+    with cache_module.locked(tmp_path / "lock", "reads SN.json"):
+        assert not held.is_locked
+    first, second, *_ = caplog.messages
+    assert first == "Waiting for the process that reads SN.json"
+    assert second == f"{first}: 0 s so far"
 
 
 def _length(path: Path) -> int:

@@ -136,4 +136,5 @@ def test_workers_give_the_same_batches(processor: VisualChatProcessor, mixture: 
     alone, shared = (list(DataLoader(packed, 2, num_workers=n, collate_fn=Collator(0))) for n in (0, 2))
     for one, other in zip(alone, shared, strict=True):
         assert one.keys() == other.keys() and "attention_mask" not in one
+        assert one.pop("origins") == other.pop("origins")
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -67,6 +67,13 @@ def test_all_missing_files_are_named_at_once_with_their_origin(tmp_path: Path) -
     assert "detail_23k" not in message and "--data_path" in message
 
 
+def test_a_missing_image_store_is_named_with_its_later_releases(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        require_files(find_specs(["otter_mimicit_sd"]), tmp_path)
+    store = f"{tmp_path / 'MIMIC-IT' / 'SD.json'} or SD.parquet or SD_images.parquet or SD_Images (from http"
+    assert store in str(caught.value)
+
+
 def test_a_later_release_of_an_image_store_is_found(tmp_path: Path) -> None:
     (tmp_path / "MIMIC-IT").mkdir()
     store = DATASETS["otter_mimicit_tvc"].images[0]
@@ -81,7 +88,10 @@ def test_own_files_stand_beside_their_pictures_or_an_image_folder(tmp_path: Path
     own = tmp_path / "mine" / "talks.jsonl"
     llava, row = find_specs(["llava", str(own)])
     assert llava is DATASETS["llava"]
-    assert [part.path for part in row.annotations + row.images] == [str(own), str(own.parent)]
+    assert row.annotations[0].path == str(own) and row.images[0].locate(tmp_path) is None
+    own.parent.mkdir()
+    own.touch()
+    assert row.images[0].locate(tmp_path) == own.parent
     (row,) = find_specs([str(own)], image_folder=tmp_path / "pictures")
     assert [part.path for part in row.images] == [str(tmp_path / "pictures")]
 
@@ -98,9 +108,10 @@ def test_own_files_are_taken_as_given_or_below_the_data_folder(
     ):
         require_files([row], tmp_path / "data")
     (tmp_path / "here" / "my.json").touch()
-    assert row.annotations[0].locate(tmp_path / "data") == tmp_path / "here" / "my.json"
-    (tmp_path / "data" / "my.json").touch()
-    assert row.annotations[0].locate(tmp_path / "data") == tmp_path / "data" / "my.json"
+    for folder in ("here", "data"):  # where there are both, the data folder's
+        (tmp_path / folder / "my.json").touch()
+        assert row.annotations[0].locate(tmp_path / "data") == tmp_path / folder / "my.json"
+        assert row.images[0].locate(tmp_path / "data") == tmp_path / folder
 
 
 def test_a_folder_that_datasets_saved_is_a_name(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_batches_with_workers_carry_what_was_found_and_stay_tensors(
     batches = list(DataLoader(make(root), 4, num_workers=1, collate_fn=Collator(0), pin_memory=False))
     found = [[found.place.index for found in batch.pop("bad", [])] for batch in batches]
     assert sorted(number for batch in found for number in batch) == [0, 1, 2, 3, 6]
+    origins = [origin for batch in batches for origin in batch.pop("origins", [])]
+    assert sorted(place.index for origin in origins for place in origin.places) == [4, 5, 7]
     for batch, bad in zip(batches, found, strict=True):
         assert all(isinstance(value, torch.Tensor) for value in batch.values())
         assert (batch["labels"] == IGNORED_LABEL).all(dim=1).sum() == len(bad)

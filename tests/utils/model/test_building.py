@@ -107,7 +107,10 @@ def test_adapters_start_as_the_identity(llama_folder, clip_folder):
     ("settings", "message"),
     [
         (dict(only_optimize_lora=True), "would train nothing"),
-        (dict(lang_dim=2, lang_module_name="nowhere"), "finds no linear layer of LlamaModel with 'nowhere'"),
+        (
+            dict(lang_dim=2, lang_module_name="nowhere"),
+            r"no linear layer of LlamaModel with 'nowhere' in its name; they are named model\.layers\.0\.self_attn",
+        ),
     ],
 )
 def test_lora_that_does_nothing_is_refused(llama_folder, clip_folder, settings, message):
@@ -163,3 +166,11 @@ def test_readable_sizes():
         "812 MB",
         "13.5 GB",
     ]
+
+
+def test_lora_leaves_out_layers_that_would_pass_it_by(llama_folder, encoder_folders):
+    """SigLIP's head has torch's own multi-head attention, whose weights are used without a call of its layers."""
+    lora = LoraSettings(vis_dim=2, vis_module_name="")
+    model, _ = build(llama_folder, encoder_folders["siglip"], lora=lora)
+    adapted = {name.split(".lora_")[0] for name in learning(model) if "lora_" in name}
+    assert adapted and not any("attention.out_proj" in name for name in adapted)

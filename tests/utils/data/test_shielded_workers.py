@@ -1,0 +1,76 @@
+"""Workers that outlive what asks a run to stop."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from torch.utils.data import DataLoader
+
+from utils.data import all_cores
+from utils.data.shielded_workers import shield_worker, shielded_context
+
+
+def shield_late(worker: int) -> None:
+    """On a busy machine a worker may have to wait for a core."""
+    time.sleep(2)
+    shield_worker(worker)
+
+
+@pytest.mark.parametrize("shield", [shield_worker, shield_late])
+def test_workers_of_a_loader_outlive_a_launchers_signal(shield):
+    loader = DataLoader(
+        range(2000),
+        num_workers=2,
+        worker_init_fn=shield,
+        multiprocessing_context=shielded_context(),
+        collate_fn=list,
+    )
+    others = set(psutil.Process().children())
+    batches = iter(loader)
+    got = next(batches) if shield is shield_worker else []
+    workers = set(psutil.Process().children()) - others
+    assert len(workers) == 2
+    for worker in workers:  # not by their parent: by a launcher, which is another process
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            subprocess.run(
+                [sys.executable, "-c", f"import os; os.kill({worker.pid}, {int(number)})"], check=True
+            )
+    for batch in batches:
+        got += batch
+    assert got == list(range(2000))
+    batches = iter(loader)
+    next(batches)
+    workers = set(psutil.Process().children()) - others
+    del batches  # the loader's own end
+    end = time.monotonic() + 60
+    while any(worker.is_running() and worker.status() != "zombie" for worker in workers):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+class Slow:
+    """Items that take their time."""
+
+    def __len__(self) -> int:
+        return 600
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.005)
+        return index
+
+
+def test_so_do_those_that_count_tokens(monkeypatch):
+    monkeypatch.setattr(all_cores, "_WORTH_WORKERS", 10)
+    monkeypatch.setattr(all_cores, "_BATCH", 10)
+    monkeypatch.setattr(all_cores, "cores", lambda: 2)
+    others = set(psutil.Process().children())
+    items = all_cores.each_item(Slow(), "counting")
+    got = [next(items)]
+    workers = set(psutil.Process().children()) - others
+    assert len(workers) == 2
+    for worker in workers:
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, 15)"], check=True)
+    assert got + list(items) == list(range(600))

@@ -1,0 +1,69 @@
+"""Losses without logits: the same numbers and gradients, a few rows at a time."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from utils.model import head as head_module
+from utils.model.head import Head
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_losses_and_gradients_equal_those_over_all_logits(learns, bias, monkeypatch):
+    monkeypatch.setattr(head_module, "CHUNK", 3 * 50)  # three rows at a time
+    torch.manual_seed(0)
+    head = Head(8, 50, bias=bias).requires_grad_(learns)
+    targets, weights = torch.randint(50, (10,)), torch.randn(10)
+
+    def run(losses):
+        hidden = torch.randn(10, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        head.zero_grad()
+        (losses(hidden) * weights).sum().backward()
+        return [losses(hidden), hidden.grad, *(p.grad.clone() for p in head.parameters() if learns)]
+
+    ours = run(lambda hidden: head(hidden, targets))
+    theirs = run(lambda hidden: F.cross_entropy(head(hidden), targets, reduction="none"))
+    assert len(ours) == len(theirs) == 2 + learns * (1 + bias)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their)
+
+
+def test_no_row_gives_no_loss_with_a_graph():
+    hidden = torch.zeros(0, 8, requires_grad=True)
+    Head(8, 50, bias=False)(hidden, torch.zeros(0, dtype=torch.long)).sum().backward()
+    assert hidden.grad.shape == (0, 8)
+
+
+def test_logits_of_a_large_vocabulary_never_exist_whole(monkeypatch):
+    """No tensor of a forward and backward is larger than a chunk; half precision loses no more than it must."""
+    torch.manual_seed(0)
+    rows, vocabulary = 512, 20_000
+    monkeypatch.setattr(head_module, "CHUNK", 16 * vocabulary)
+    head = Head(16, vocabulary, bias=False).bfloat16().requires_grad_(False)
+    hidden = torch.randn(rows, 16).bfloat16().requires_grad_()
+    targets = torch.randint(vocabulary, (rows,))
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        losses = head(hidden, targets)
+        losses.mean().backward()
+    assert 16 * vocabulary <= largest <= 20 * vocabulary
+    exact = F.cross_entropy(hidden.detach().double() @ head.weight.double().T, targets, reduction="none")
+    assert (losses - exact).abs().max() < 0.05
+
+
+def test_a_layer_becomes_a_head_with_the_same_parameters():
+    layer = nn.Linear(4, 6, bias=False)
+    head = Head.of(layer)
+    assert isinstance(head, Head) and head.weight is layer.weight
+    assert Head.of(head) is head

@@ -1,0 +1,136 @@
+"""Batches of text and of images on different ranks: nobody waits for ever, and each loss is what it is alone."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from utils.model import build_visual_chat
+
+ROOT = Path(__file__).parents[3]
+TEXT, LABELLED = list(range(10, 18)), list(range(20, 26))
+TOKENS = 5  # of an image
+SETTINGS = list(product((2, 3), (False, True), (True, False)))  # ZeRO stage, checkpointing, training
+
+
+def batch(rows: tuple[int, ...], image_token: int, seed: int) -> dict[str, torch.Tensor]:
+    """A batch whose rows have so many images each; padded on the right."""
+    rng = torch.Generator().manual_seed(seed)
+    ids = [[1, *TEXT, *[image_token] * (TOKENS * images), *LABELLED] for images in rows]
+    width = max(map(len, ids))
+    padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+    made = {
+        "input_ids": padded,
+        "attention_mask": real,
+        "labels": padded.where((padded >= LABELLED[0]) & (padded <= LABELLED[-1]), -100),
+    }
+    if sum(rows):
+        made["pixel_values"] = torch.randn(sum(rows), 3, 16, 16, generator=rng)
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(llama_folder, clip_folder):
+    torch.manual_seed(0)
+    model, processor = build_visual_chat(str(llama_folder), str(clip_folder))
+    return model.eval(), processor.image_token_id
+
+
+def run_ranks(
+    llama_folder: Path, clip_folder: Path, cases: dict, folder: Path
+) -> tuple[list[dict[tuple, float]], str]:
+    """Of each rank the losses by setting and case, and what was printed where a rank hung or failed."""
+    torch.save(cases, folder / "batches.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [llama_folder, clip_folder, folder / "batches.pt", folder / "losses"]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("mixed_modality_rank.py"), *map(str, files)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        logs = [rank.communicate(timeout=600)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    files = [folder / f"losses.{rank}.jsonl" for rank in range(2)]
+    lines = [file.read_text().splitlines() if file.exists() else [] for file in files]
+    losses = [{tuple(case): loss for case, loss in map(json.loads, mine)} for mine in lines]
+    failed = any(rank.returncode for rank in ranks)
+    return losses, logs[0][-3000:] + logs[1][-3000:] if failed else ""
+
+
+def lost_of(names: list[str], expected: dict[str, list[float]], found: list[dict]) -> set[tuple]:
+    """The settings and cases that a rank did not come to the end of, or whose loss is not what it is alone."""
+    return {
+        (*setting, name)
+        for setting, name in product(SETTINGS, names)
+        for losses, alone in zip(found, expected[name], strict=True)
+        if losses.get((*setting, name)) != pytest.approx(alone, abs=1e-5)
+    }
+
+
+@pytest.mark.slow
+def test_no_mixture_hangs_and_each_loss_is_as_alone(alone, llama_folder, clip_folder, tmp_path):
+    """{0, 1, 3} images on each of 2 ranks, ZeRO-2 and 3, with and without gradient checkpointing, training and
+    evaluation: 72 runs; and in the same settings 10 random batches of rows with 0, 1 and 8 images."""
+    model, image_token = alone
+    patterns = [((first,), (second,)) for first, second in product((0, 1, 3), repeat=2)]
+    rng = random.Random(0)
+    mixtures = [
+        tuple(tuple(rng.choice([0, 1, 8]) for _ in range(rng.choice([1, 2, 4]))) for _ in range(2))
+        for _ in range(10)
+    ]
+    kinds = {"mixed modality": list(map(str, patterns)), "random mixtures": list(map(str, mixtures))}
+    cases = {
+        str(case): [batch(rows, image_token, seed=rank) for rank, rows in enumerate(case)]
+        for case in (*patterns, *mixtures)
+    }
+    found, log = run_ranks(llama_folder, clip_folder, cases, tmp_path)
+    with torch.no_grad():
+        expected = {name: [model(**mine).loss.item() for mine in ranks] for name, ranks in cases.items()}
+    lost = {kind: lost_of(names, expected, found) for kind, names in kinds.items()}
+    for kind, names in kinds.items():
+        print(f"{kind}: tried={len(SETTINGS) * len(names)} lost={len(lost[kind])}")
+    assert not any(lost.values()) and not log, f"{lost}\n{log}"
+
+
+@pytest.mark.parametrize("attention", ["mmca", "cross", "causal"])
+def test_the_loss_of_text_alone_is_the_plain_decoders(llama_folder, clip_folder, attention):
+    model, processor = build_visual_chat(str(llama_folder), str(clip_folder), attention=attention)
+    model.eval()
+    text = batch((0, 0), processor.image_token_id, seed=0)
+    decoder = type(model.model.language_model)(model.config.text_config)
+    decoder.config._attn_implementation = "eager"
+    decoder.load_state_dict(model.model.language_model.state_dict())
+    hidden = decoder.eval()(input_ids=text["input_ids"], attention_mask=text["attention_mask"])
+    logits = model.lm_head(hidden.last_hidden_state)[:, :-1]
+    plain = F.cross_entropy(logits.flatten(0, 1), text["labels"][:, 1:].flatten())
+    torch.testing.assert_close(model(**text).loss, plain, rtol=0, atol=1e-6)

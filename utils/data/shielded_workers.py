@@ -1,0 +1,58 @@
+"""Workers of data loaders that outlive the signals which ask a run to stop.
+
+Launchers send a signal to every process that they find below them. A worker that died of it would bring its process
+down before anything is saved.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.context import ForkContext, ForkProcess
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""The first comes from launchers and schedulers that end a job, the second from schedulers that warn of it."""
+
+
+def shielded(workers: int) -> dict[str, Any]:
+    """The arguments with which a data loader has so many shielded workers."""
+    context = shielded_context() if workers else None
+    return {"num_workers": workers, "worker_init_fn": shield_worker, "multiprocessing_context": context}
+
+
+def shield_worker(worker: int) -> None:
+    """A `worker_init_fn` for data loaders: their workers end when their process says so, and not before.
+
+    From its birth until here `shielded_context` sees to that.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+class _ShieldedProcess(ForkProcess):
+    """Is born with the signals blocked: they may come before anything of ours runs in a new worker."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _ShieldedContext(ForkContext):
+    Process = _ShieldedProcess
+
+
+def shielded_context() -> ForkContext | None:
+    """A `multiprocessing_context` for the workers of `shield_worker`; None where workers are not forked."""
+    return _ShieldedContext() if multiprocessing.get_start_method() == "fork" else None
+
+
+def _end_with_parent() -> None:
+    """Only waiting for a signal tells who has sent it; a handler in Python is not told."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

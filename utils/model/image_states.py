@@ -1,0 +1,165 @@
+"""What a decoder computes for an image under multi-modal causal attention: once, for every place it may stand at.
+
+An image token attends to itself only, so its keys and values in every layer depend on the image and, through
+the rotary embedding of its keys alone, on its position. Here they are computed at position 0, where nothing is
+rotated, and rotated to their positions by the decoder's own functions: the same arithmetic on the same numbers
+as in a forward over the whole dialogue.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .cache_name import CACHE
+from .images_beside import NO_MASK, ImagesAlone
+from .last_layer import only_rows
+from .text_cache import growing_cache
+
+_EVERYWHERE = sys.maxsize
+_PROBED = 4  # tokens
+
+
+class NotReusable(ValueError):  # noqa: N818 (a finding, not a failure)
+    """Why what is computed for an image at one position does not serve at others."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStates:
+    """Keys, not rotated, and values of one image's S tokens: a tensor [Hkv, S, D] for each layer."""
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory they take."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def to(self, devices: Sequence[torch.device]) -> "ImageStates":
+        """On the device of each layer; the same object where they are there already."""
+        if all(each.device == device for each, device in zip(self.keys, devices, strict=True)):
+            return self
+        keys, values = (
+            tuple(tensor.to(device) for tensor, device in zip(tensors, devices, strict=True))
+            for tensors in (self.keys, self.values)
+        )
+        return ImageStates(keys, values)
+
+
+class ImageStatesMaker:
+    """Computes the states of images with a decoder, and rotates their keys to where the images stand.
+
+    Raises `NotReusable` for a decoder whose states cannot be moved: every claim is tried on the decoder itself.
+    `reach`: the positions below which states can be moved; beyond them attention windows or changing
+    frequencies make them differ. `device`: where positions and features are wanted; `devices`: where each
+    layer leaves its keys and values.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._decoder = decoder
+        self._rotary = getattr(decoder, "rotary_emb", None)
+        attention = getattr(next(iter(getattr(decoder, "layers", ())), None), "self_attn", None)
+        module: ModuleType | None = sys.modules.get(type(attention).__module__)
+        self._apply = getattr(module, "apply_rotary_pos_emb", None)
+        if self._rotary is None or self._apply is None:
+            raise NotReusable(
+                f"{type(decoder).__name__} does not place its tokens by rotary embeddings of keys"
+            )
+        self.reach = _reach(decoder.config)
+        on_device = (each.device for each in decoder.parameters() if each.device.type != "meta")
+        self.device = next(on_device, torch.device("cpu"))  # of what goes in; "meta" is offloaded
+        self._scaling = float(getattr(self._rotary, "attention_scaling", 1.0))
+        self.devices = self._try()
+
+    @torch.inference_mode()
+    def compute(self, features: torch.Tensor) -> list[ImageStates]:
+        """Features in the decoder's width [N, S, D] -> the states of N images."""
+        images, length, _ = features.shape
+        layers = self._forward(features.flatten(0, 1), torch.zeros(images * length, dtype=torch.long))
+        # Copies: a view would keep the memory of all N images for as long as one of them is kept.
+        keys, values = (
+            [layer[which][0].unflatten(1, (images, length)) for layer in layers] for which in (0, 1)
+        )  # for each layer [Hkv, N, S, D]
+        return [
+            ImageStates(
+                tuple(tensor[:, number].clone() for tensor in keys),
+                tuple(tensor[:, number].clone() for tensor in values),
+            )
+            for number in range(images)
+        ]
+
+    def rotations(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of token positions [..., I], as `rotate` takes them."""
+        like = torch.empty(0, device=places.device, dtype=self._decoder.dtype)
+        cos, sin = self._rotary(like, position_ids=places)
+        return (cos, sin) if self._scaling == 1 else (cos / self._scaling, sin / self._scaling)
+
+    def rotate(self, keys: torch.Tensor, rotations: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Keys [B, Hkv, I, D] at their positions, as the decoder rotates them."""
+        cos, sin = (tensor.to(keys.device) for tensor in rotations)
+        return self._apply(keys[:, :0], keys, cos, sin)[1]
+
+    def _forward(
+        self, embedded: torch.Tensor, places: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Image tokens [S, D] at positions [S] through the decoder: keys and values of each layer."""
+        cache = growing_cache()
+        self._decoder(
+            inputs_embeds=embedded[None],
+            attention_mask=NO_MASK.to(embedded.device),
+            position_ids=places[None].to(embedded.device),
+            use_cache=True,
+            images_beside=ImagesAlone(),
+            **{CACHE: cache},
+            **only_rows(self._decoder, places.new_zeros(1)),  # keys and values are wanted, no row at all
+        )
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    @torch.inference_mode()
+    def _try(self) -> tuple[torch.device, ...]:
+        """Compare states that were moved with states computed at their place; returns each layer's device."""
+        width = self._decoder.config.hidden_size
+        noise = torch.randn(_PROBED, width, generator=torch.Generator().manual_seed(0))
+        embedded = noise.to(self.device, self._decoder.dtype)
+        farthest = min(self.reach, getattr(self._decoder.config, "max_position_embeddings", None) or 4096) - 1
+        places = torch.linspace(min(1, farthest), farthest, _PROBED).long()
+        kept, there = self._forward(embedded, torch.zeros_like(places)), self._forward(embedded, places)
+        rotations = self.rotations(places[None].to(self.device))
+        for (keys, values), (wanted_keys, wanted_values) in zip(kept, there, strict=True):
+            if not (_same(self.rotate(keys, rotations), wanted_keys) and _same(values, wanted_values)):
+                raise NotReusable(
+                    f"what {type(self._decoder).__name__} computes for an image depends on its position in"
+                    " another way than by the rotation of keys"
+                )
+        return tuple(keys.device for keys, _ in kept)
+
+
+def _same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Equal but for rounding."""
+    scale = wanted.float().abs().max().clamp(min=1e-6)
+    return bool((found.float() - wanted.float()).abs().max() <= 8 * torch.finfo(wanted.dtype).eps * scale)
+
+
+def _reach(config: PreTrainedConfig) -> int:
+    """The number of positions within which neither windows nor rotary frequencies depend on the length."""
+    limits = [_EVERYWHERE]
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise NotReusable(f"layers of kind {', '.join(sorted(kinds))} keep more than keys and values")
+    window = getattr(config, "sliding_window", None)
+    if window and (not kinds or "sliding_attention" in kinds):
+        limits.append(window)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise NotReusable("its layers rotate keys in different ways")
+    if "dynamic" in rope.get("rope_type", "default"):
+        limits.append(config.max_position_embeddings)
+    if rope.get("rope_type") == "longrope":
+        known = rope.get("original_max_position_embeddings")
+        limits.append(known or getattr(config, "original_max_position_embeddings", 1))
+    return min(limits)

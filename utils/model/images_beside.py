@@ -1,0 +1,104 @@
+"""Text read over images whose keys and values stand beside it, computed earlier: multi-modal causal attention
+without a single image token in the forward.
+
+An image token attends to itself only, so its keys and values in every layer follow from the image and its
+position. What is left to compute is text: each text token reads the text before it, in a cache of its own, and
+the images before it, here. The order of keys need not be the order of positions; who sees what is said by
+counts: a text token sees as many image tokens, of its row's in their order, as stand before it.
+
+The decoder takes this object as the argument `images_beside`, which reaches every layer's attention:
+
+    decoder(inputs_embeds=text, position_ids=places, cache=text_cache, attention_mask=NO_MASK, images_beside=beside)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+"""A mask of four dimensions is taken as it is: transformers makes none, and `ImagesBeside` says who sees whom."""
+
+
+class ImagesBeside:
+    """The images of B rows, and what Q new text tokens see of them and of T text tokens (cached and new).
+
+    keys, values: a tensor [G, Hkv, I, D] for each layer, where each of the G serves B / G rows that follow one
+    another, filled up behind where there are fewer than I image tokens; none at all where no row has an image.
+    seen: [B, Q] how many image tokens each new token sees, or None where each sees all I. text_mask: bool [B or
+    1, 1, Q, T] (see `causal_mask`), or None where each sees all T, as a single new token does.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        seen: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+    ) -> None:
+        self._keys, self._values = keys, values
+        self._text_mask = text_mask
+        self._mask = self._blank = None
+        if seen is not None and len(keys):
+            places = torch.arange(keys[0].shape[2], device=seen.device)
+            mask = places < seen[:, None, :, None]  # [B, 1, Q, I]
+            blank = (seen == 0)[:, None, :, None]
+            self._mask, self._blank = mask | blank, blank  # a softmax needs a key; its result is taken out
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """One layer's attention: query [B, H, Q, D], text keys and values [B, Hkv, T, D] -> [B, Q, H, D]."""
+        out = _read(query, key, value, self._text_mask, scaling)
+        if len(self._keys):
+            keys, values = self._keys[layer], self._values[layer]
+            term = _read(query, keys, values, self._mask, scaling)
+            if self._blank is not None:
+                term = term.masked_fill(self._blank.to(term.device), 0.0)
+            out = out + term
+        return out.transpose(1, 2).contiguous()
+
+
+def causal_mask(rows: int, keys: int, device: torch.device) -> torch.Tensor:
+    """The last `rows` of `keys` tokens, each seeing those up to itself: bool [1, 1, rows, keys]."""
+    return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)[None, None]
+
+
+class ImagesAlone:
+    """In place of `ImagesBeside` where nothing but image tokens is read: each attends to itself."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """The values are the result: value [B, Hkv, S, D] -> [B, S, H, D]."""
+        groups = query.shape[1] // value.shape[1]
+        return value.repeat_interleave(groups, dim=1).transpose(1, 2).contiguous()
+
+
+def _read(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """One softmax: query [B, H, Q, D], keys and values [G, Hkv, K, D], mask [B or 1, 1, Q, K] -> [B, H, Q, D].
+
+    Query heads, and rows of the batch, that share keys become rows of one head, so that keys and values are read
+    once and never repeated.
+    """
+    batch, heads, rows, width = query.shape
+    sets, shared = keys.shape[:2]
+    together, groups = batch // sets, heads // shared
+    query = query.reshape(sets, together, shared, groups * rows, width).transpose(1, 2)
+    if mask is not None:
+        mask = mask.to(query.device)
+        if together > 1:
+            mask = mask.expand(batch, -1, -1, -1)
+        mask = mask.repeat(1, 1, groups, 1)
+        if together > 1:
+            mask = mask.view(sets, 1, together * groups * rows, -1)
+    asking = query.reshape(sets, shared, together * groups * rows, width)
+    out = F.scaled_dot_product_attention(asking, keys, values, attn_mask=mask, scale=scaling)
+    out = out.view(sets, shared, together, groups * rows, width).transpose(1, 2)
+    return out.reshape(batch, heads, rows, width)
