@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from training.best_effort import BestEffort
 from utils.data.bad_data import BadRecord, BadRecords
 from utils.distributed import get_logger, is_main_process, world_size
 
@@ -24,6 +25,7 @@ class BadBatches:
     def __init__(self, records: BadRecords) -> None:
         self.records = records
         self._new: list[list[BadRecord]] = []  # of each batch since the last exchange
+        self._list = BestEffort()
 
     @property
     def strict(self) -> bool:
@@ -35,22 +37,14 @@ class BadBatches:
         self._new += [batch.pop("bad", []) for batch in batches]
 
     def exchange(self, device: torch.device) -> None:
-        """Add everybody's to the list, and write it; all processes call.
+        """Add everybody's to the list, and write it where it has changed; all processes call.
 
         Raises `BadDataError` in all of them alike, where `BadRecords` does.
         """
-        new, self._new = self._new, []
-        if world_size() > 1:
-            count = torch.tensor(sum(map(len, new)), device=device)
-            dist.all_reduce(count)
-            if count == 0:
-                return
-            gathered: list[list[list[BadRecord]]] = [[] for _ in range(world_size())]
-            dist.all_gather_object(gathered, new)
-            # The order of the global batches: micro-steps, and in each the processes.
-            new = [batch for micro_step in zip(*gathered, strict=True) for batch in micro_step]
-        found = [bad for batch in new for bad in batch]
+        found = self._everybodys(device)
         if not found:
+            if self._list.is_due:
+                self._write()
             return
         known = len(self.records)
         try:
@@ -60,7 +54,25 @@ class BadBatches:
                 self.records.add(bad)
         finally:
             if is_main_process():
-                self.records.write()
+                self._write()
         if len(self.records) > max(known, _SHOWN):
             logger.info("left out so far: %s", self.records.summary())
         self.records.check()
+
+    def _everybodys(self, device: torch.device) -> list[BadRecord]:
+        """What all processes have found since the last time, in the order of the global batches."""
+        new, self._new = self._new, []
+        if world_size() > 1:
+            count = torch.tensor(sum(map(len, new)), device=device)
+            dist.all_reduce(count)
+            if count == 0:
+                return []
+            gathered: list[list[list[BadRecord]]] = [[] for _ in range(world_size())]
+            dist.all_gather_object(gathered, new)
+            # Micro-steps, and in each the processes.
+            new = [batch for micro_step in zip(*gathered, strict=True) for batch in micro_step]
+        return [bad for batch in new for bad in batch]
+
+    def _write(self) -> None:
+        with self._list.writing(self.records.path):
+            self.records.write()

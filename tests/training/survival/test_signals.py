@@ -1,0 +1,69 @@
+"""What asks a run to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from training.survival.signals import StopRequest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_leaves_a_note(number):
+    before = signal.getsignal(number)
+    request = StopRequest()
+    request.listen()
+    try:
+        assert request.reason is None
+        os.kill(os.getpid(), number)
+        assert request.reason == signal.Signals(number).name
+    finally:
+        request.ignore()
+    assert signal.getsignal(number) is before
+
+
+RANK = """
+import sys, time
+from training.survival.signals import StopRequest
+request = StopRequest()
+print("ready", len(request._launchers), flush=True)
+while request.reason is None:
+    time.sleep(0.05)
+print(request.reason, flush=True)
+"""
+LAUNCHER = """
+import subprocess, sys, time
+inner = sys.argv[1:]
+subprocess.Popen([sys.executable, *inner])
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("killed", ["outer", "inner"])
+def test_the_end_of_a_launcher_asks_to_stop(tmp_path, killed):
+    """Two launchers, one below the other, as DeepSpeed's."""
+    launcher = tmp_path / "deepspeed_launcher.py"
+    launcher.write_text(LAUNCHER)
+    rank = tmp_path / "rank.py"
+    rank.write_text(RANK)
+    outer = subprocess.Popen(
+        [sys.executable, launcher, launcher, rank],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert outer.stdout.readline() == "ready 2\n"
+        [inner] = psutil.Process(outer.pid).children()
+        (inner if killed == "inner" else outer).kill()
+        assert outer.stdout.readline() == "the end of its launcher\n"
+    finally:
+        os.killpg(outer.pid, signal.SIGKILL)
+        outer.wait()

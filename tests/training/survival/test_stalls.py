@@ -1,0 +1,71 @@
+"""The watchdog."""
+
+import signal
+import threading
+
+import pytest
+
+from training.survival.leaving import RANK_LOST, STALLED
+from training.survival.stalls import StallWatch
+
+
+def test_says_where_it_stood_once():
+    said, place = threading.Event(), []
+
+    def on_stall(where: str) -> None:
+        place.append(where)
+        said.set()
+
+    watch = StallWatch(0.2, on_stall)
+    watch.start()
+    watch.mark("in step 3, training on a text-only batch")
+    assert said.wait(30)
+    assert place == ["in step 3, training on a text-only batch"]
+
+
+def test_what_moves_after_a_stall_waits_for_the_end():
+    said = threading.Event()
+    watch = StallWatch(0.2, lambda where: said.set())
+    watch.start()
+    assert said.wait(30)
+    late = threading.Thread(target=watch.mark, args=["in step 4"], daemon=True)
+    late.start()
+    late.join(1)
+    assert late.is_alive()
+    watch.stop()
+    late.join(60)
+    assert not late.is_alive()
+
+
+def test_what_takes_its_time_is_no_stall():
+    said = threading.Event()
+    watch = StallWatch(0.1, lambda where: said.set())
+    watch.start()
+    with watch.paused():
+        assert not said.wait(1)
+    watch.stop()
+    off = StallWatch(0, lambda where: said.set())
+    off.start()
+    assert not said.wait(0.5)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run(forks, trainings, tmp_path):
+    """One rank is frozen; the other waits for it in a collective operation, and says so."""
+    forked = forks.start(
+        trainings.arguments(
+            tmp_path, zero_stage=3, stall_timeout=10, eval_strategy="no", save_steps=2, num_train_epochs=50
+        )
+    )
+    forked.await_line("step +[0-9]+/")
+    forked.signal(signal.SIGSTOP, [1])
+    forked.await_line("error: nothing moved for 10 s")
+    forked.signal(signal.SIGCONT, [1])
+    waited, frozen = forked.wait(60)
+    assert waited == STALLED
+    assert frozen in (STALLED, RANK_LOST)  # which it notices first, awake again
+    [line] = [
+        line for line in forked.printed.splitlines() if line.startswith("error: ") and "rank 0 of 2" in line
+    ]
+    assert "with 4 images" in line or "waiting for the data of step" in line
+    assert not forked.left_behind()

@@ -1,0 +1,1 @@
+"""What keeps a run from being lost: signals, lost processes, losses that are no numbers, stalls."""
