@@ -1,8 +1,8 @@
 """The folders that training writes: resumable checkpoint-N beside best and final, each complete or not there.
 
 checkpoint-N holds DeepSpeed's engine state without the frozen weights (`global_stepN`, `latest`), the
-scheduler, the random states and the Trainer's state, and besides the trained weights in the form that loads
-for chat and evaluation.
+scheduler, the random states, the Trainer's state and a manifest of all of it, and besides the weights in a form
+that loads for chat and evaluation. {output_dir}/latest names the one that was written last.
 """
 
 import json
@@ -12,9 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.atomic import atomic_write, remove_directory
+from utils.distributed import get_logger
+from utils.manifest import ManifestError, damage, read_manifest
+
+logger = get_logger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
 RUN = "run.json"
+SCHEDULER = "scheduler.pt"
+LATEST = "latest"
+"""In {output_dir} the name of the newest checkpoint, in a checkpoint that of DeepSpeed's folder."""
+
+_YES, _NO = (True, "True", "true", "latest"), (None, False, "", "False", "false")
 
 
 class ResumeError(ValueError):
@@ -23,25 +32,40 @@ class ResumeError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What must not change between writing a checkpoint and going on from it."""
+    """What a run is, as far as its checkpoints depend on it."""
 
     processes: int
     zero_stage: int
     precision: str
+    global_batch: int  # conversations, or packed rows, an optimizer step
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint."""
         atomic_write(folder / RUN, json.dumps(asdict(self), indent=2))
 
-    def check(self, folder: Path) -> None:
-        """Raise `ResumeError` where the checkpoint in `folder` was written by a run of another kind."""
-        written = Run(**json.loads((folder / RUN).read_text()))
-        if written != self:
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """The run that wrote the checkpoint in `folder`."""
+        return cls(**json.loads((folder / RUN).read_text()))
+
+    def check(self, folder: Path) -> "Run":
+        """The run that wrote `folder`; `ResumeError` where this one cannot go on from it.
+
+        The number of processes may differ, ZeRO stage, precision and global batch may not.
+        """
+        written = self.load(folder)
+        if (written.zero_stage, written.precision) != (self.zero_stage, self.precision):
             raise ResumeError(
-                f"{folder} was written by {written.processes} processes at ZeRO {written.zero_stage} in"
-                f" {written.precision}, this run has {self.processes} at ZeRO {self.zero_stage} in"
-                f" {self.precision}: start it in the same way"
+                f"{folder} was written at ZeRO {written.zero_stage} in {written.precision}, this run is at ZeRO"
+                f" {self.zero_stage} in {self.precision}: give the same --zero_stage and --precision"
             )
+        if written.global_batch != self.global_batch:
+            raise ResumeError(
+                f"{folder} was written at {written.global_batch} conversations a step, this run takes"
+                f" {self.global_batch}: choose --per_device_train_batch_size and --gradient_accumulation_steps"
+                f" so that their product times {self.processes} processes is {written.global_batch}"
+            )
+        return written
 
 
 def checkpoint_name(step: int) -> str:
@@ -50,52 +74,89 @@ def checkpoint_name(step: int) -> str:
 
 
 def resumable_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    numbered = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if match and is_resumable(folder):
-            numbered.append((int(match[1]), folder))
-    return [folder for _, folder in sorted(numbered)]
+    """The complete checkpoints of a run in the order in which they were written, by their files' sizes."""
+    return _sorted_out(output_dir)[0]
 
 
-def is_resumable(folder: Path) -> bool:
-    """True where the Trainer's state, the run's description and the engine's state that `latest` names are
-    there.
+def resume_folder(output_dir: str | Path, wanted: str | bool | None) -> Path | None:
+    """The checkpoint to go on from; None for a fresh start.
+
+    wanted: "True" for the newest complete one, "auto" for the same or a fresh start where none was ever
+    written, or a folder. Every file is read and compared with the manifest; a damaged checkpoint is named in
+    the log and the one before it taken. Raises `ResumeError` where there is nothing to go on from.
     """
-    latest = folder / "latest"
-    return (
-        (folder / TRAINER_STATE).is_file()
-        and (folder / RUN).is_file()
-        and latest.is_file()
-        and (folder / latest.read_text().strip()).is_dir()
-    )
-
-
-def resume_folder(output_dir: str, wanted: str | bool | None) -> Path | None:
-    """The checkpoint to go on from: None for a fresh start, the newest complete one for "True", or the folder
-    named.
-
-    Raises `ResumeError` where there is none.
-    """
-    if wanted in (None, False, "", "False", "false"):
+    if wanted in _NO:
         return None
-    if wanted in (True, "True", "true", "latest"):
-        found = resumable_checkpoints(output_dir)
+    if wanted not in (*_YES, "auto"):
+        return _named(Path(wanted))
+    sound, damaged = _sorted_out(output_dir)
+    for folder in reversed(sound):
+        found = damage(folder)
         if not found:
-            raise ResumeError(
-                f"{output_dir} holds no complete checkpoint-N: leave out --resume_from_checkpoint"
-            )
-        return found[-1]
-    if not is_resumable(Path(wanted)):
-        raise ResumeError(
-            f"--resume_from_checkpoint {wanted}: no complete checkpoint; name a checkpoint-N of a run"
-        )
-    return Path(wanted)
+            break
+        damaged[folder] = found
+    else:
+        folder = None
+    for each, found in damaged.items():
+        logger.warning("%s is not used: %s", each, "; ".join(found))
+    if folder is not None or (wanted == "auto" and not damaged):
+        return folder
+    none = f"all of its checkpoints are damaged ({len(damaged)})" if damaged else "there is no checkpoint-N"
+    raise ResumeError(f"{output_dir}: {none}; leave out --resume_from_checkpoint to start afresh")
+
+
+def _named(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ResumeError(f"--resume_from_checkpoint {folder}: no such folder; name a checkpoint-N of a run")
+    found = damage(folder) or _not_resumable(folder)
+    if found:
+        others = [each.name for each in resumable_checkpoints(folder.parent) if each != folder]
+        instead = f"the newest complete one is {others[-1]}" if others else "name a checkpoint-N of a run"
+        raise ResumeError(f"--resume_from_checkpoint {folder}: {'; '.join(found)}; {instead}")
+    return folder
+
+
+def _not_resumable(folder: Path) -> list[str]:
+    missing = [name for name in (RUN, TRAINER_STATE, LATEST) if name not in read_manifest(folder).files]
+    return [f"it has no {missing[0]}, so it is for use only (--save_only_model?)"] if missing else []
+
+
+def _sorted_out(output_dir: str | Path) -> tuple[list[Path], dict[Path, list[str]]]:
+    """Checkpoints by their files' sizes: the complete ones, oldest first, and what is wrong with the others."""
+    complete, damaged = [], {}
+    for folder in sorted(Path(output_dir).glob("checkpoint-*")):
+        step = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if not (step and folder.is_dir()):
+            continue
+        found = damage(folder, contents=False) or _not_resumable(folder)
+        if found:
+            damaged[folder] = found
+        else:
+            complete.append((read_manifest(folder).order, int(step[1]), folder))
+    return [folder for *_, folder in sorted(complete)], damaged
+
+
+def next_order(output_dir: str | Path) -> int:
+    """The order of the checkpoint that comes after all that are there; steps may have been gone over again."""
+    orders = [0]
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        try:
+            orders.append(read_manifest(folder).order)
+        except ManifestError:
+            continue  # named when a checkpoint is looked for
+    return max(orders) + 1
+
+
+def point_to(folder: Path) -> None:
+    """Let {output_dir}/latest name a checkpoint."""
+    atomic_write(folder.parent / LATEST, folder.name + "\n")
 
 
 def rotate(output_dir: str | Path, limit: int | None, kept: Sequence[str | None] = ()) -> None:
-    """Remove the oldest checkpoints above `limit` (None: no limit), never the newest nor those in `kept`."""
+    """Remove the oldest checkpoints above `limit` (None: no limit), never the newest nor those in `kept`.
+
+    Only complete ones count, and only complete ones go: a damaged one is left for a person to look at.
+    """
     if not limit or limit < 1:
         return
     found = resumable_checkpoints(output_dir)
