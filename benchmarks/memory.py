@@ -1,0 +1,189 @@
+"""The memory plan against real steps of DeepSpeed, setting by setting: `python -m benchmarks.memory`.
+
+    torchrun --nproc_per_node 2 -m benchmarks.memory            # a small model, on two processes
+    torchrun --nproc_per_node 2 -m benchmarks.memory --stages 3 --width 1024 --layers 8 --length 2048
+
+Each line is a fresh model with random weights under DeepSpeed: an optimizer step to fill the states, then a
+measured one. Measured is the peak of the tensors of process 0: as CUDA's allocator counts them, on a CPU by
+their storages, as PyTorch's dispatcher sees them come and go.
+"""
+
+import argparse
+import gc
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from training.ds_configs import Offload, zero_config
+from training.memory.batch import BatchShape, make_batch
+from training.memory.foretell import foretell
+from training.memory.live import LiveMemory, tensors_alive
+from training.memory.plan import Training
+from training.memory.states import Sharding
+from training.memory.trace import enable_checkpointing
+from training.parameter_groups import parameter_groups
+from utils.distributed import initialise, is_main_process, shut_down, world_size
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model.freezing import freeze
+
+MB = 1e6
+_TOKENS = 17  # of an image
+_BUCKET = 500_000  # elements
+_ROW = "{:<40}{:>12}{:>12}{:>9}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A setting to measure."""
+
+    stage: int
+    dtype: torch.dtype
+    checkpointing: bool
+    accumulation: int
+    offload: Offload
+
+    def __str__(self) -> str:
+        words = [f"ZeRO-{self.stage}", str(self.dtype).removeprefix("torch.").replace("loat", "")]
+        words += ["checkpointing"] if self.checkpointing else []
+        words += [f"x{self.accumulation}"] if self.accumulation > 1 else []
+        words += [f"{part} out" for part in ("optimizer", "weights") if getattr(self.offload, part) != "none"]
+        return " ".join(words)
+
+
+def main() -> None:
+    """Measure all cases and print a line for each."""
+    arguments = _arguments()
+    initialise(use_cpu=not torch.cuda.is_available())
+    shape = BatchShape(arguments.rows, arguments.length, arguments.images, _TOKENS, supervised=0.5)
+    config = _config(arguments)
+    if is_main_process():
+        print(_ROW.format("setting", "measured", "predicted", ""))
+    for case in _cases(arguments.stages):
+        _measure(case, config, shape)
+    shut_down()
+
+
+def _cases(stages: list[int]) -> list[Case]:
+    grid = itertools.product(stages, (torch.float32, torch.bfloat16), (False, True))
+    cases = [
+        Case(stage, dtype, recompute, 1 + (not recompute), Offload()) for stage, dtype, recompute in grid
+    ]
+    moved = {2: [Offload("cpu")], 3: [Offload("cpu"), Offload("cpu", "cpu")]}
+    return cases + [
+        Case(stage, torch.bfloat16, False, 2, out) for stage in stages for out in moved.get(stage, [])
+    ]
+
+
+def _config(arguments: argparse.Namespace) -> VisualChatConfig:
+    text = LlamaConfig(
+        vocab_size=arguments.vocabulary,
+        hidden_size=arguments.width,
+        intermediate_size=arguments.width * 8 // 3,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.width // 64,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+    )
+    image_token = arguments.vocabulary - 1
+    return VisualChatConfig(
+        text_config=text, vision_config=vision, image_token_id=image_token, image_seq_length=_TOKENS
+    )
+
+
+def _measure(case: Case, config: VisualChatConfig, shape: BatchShape) -> None:
+    import deepspeed  # here: importing it chooses the device
+
+    settings = zero_config(case.stage, offload=case.offload)
+    settings |= {
+        "train_micro_batch_size_per_gpu": shape.rows,
+        "gradient_accumulation_steps": case.accumulation,
+        "train_batch_size": shape.rows * case.accumulation * world_size(),
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": case.dtype == torch.bfloat16},
+        "fp16": {"enabled": False},
+    }
+    zero = settings[
+        "zero_optimization"
+    ]  # buckets in proportion to the small model: else they would be all of it
+    if case.stage:
+        zero["reduce_bucket_size"] = _BUCKET
+    if case.stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": _BUCKET, "stage3_max_live_parameters": _BUCKET}
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    gc.collect()
+    others = {tensor.untyped_storage()._cdata for tensor in tensors_alive("cpu")}
+    before = torch.cuda.memory_allocated() if on_gpu else 0
+    torch.manual_seed(0)
+    model = VisualChatForConditionalGeneration(config).to(case.dtype)
+    freeze(model)
+    model.train()
+    if case.checkpointing:
+        enable_checkpointing(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.0, 0.0), fused=True)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    batch = make_batch(shape, config.image_token_id, 5, config.vision_config.image_size, "cpu")
+    batch = {name: values.to(device) for name, values in batch.items()}
+
+    def step() -> None:
+        for _ in range(case.accumulation):
+            engine.backward(engine(**batch, num_items_in_batch=shape.learned).loss)
+            engine.step()
+
+    step()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        measured = torch.cuda.max_memory_allocated() - before
+    else:
+        run = LiveMemory("cpu")
+        for tensor in tensors_alive("cpu"):
+            if tensor.untyped_storage()._cdata not in others:
+                run.enter(tensor)
+        with run:
+            step()
+        measured = run.peak
+    dist.barrier()
+    if is_main_process():
+        sharding = Sharding.of(settings, world_size())
+        plan = foretell(
+            Training(
+                config, case.dtype, (shape,), sharding, None, case.checkpointing, case.accumulation, on_gpu
+            )
+        )
+        predicted = plan.peak + (0 if on_gpu else plan.states.host)
+        numbers = (
+            f"{measured / MB:.1f} MB",
+            f"{predicted / MB:.1f} MB",
+            f"{100 * (predicted / measured - 1):+.1f} %",
+        )
+        print(_ROW.format(str(case), *numbers), flush=True)
+    dist.barrier()
+    engine.destroy()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3], choices=[0, 1, 2, 3])
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocabulary", type=int, default=8000)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

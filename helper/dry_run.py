@@ -1,0 +1,90 @@
+"""What a training script would do, without doing it: the memory plan and the datasets of a command line.
+
+`DRY_RUN=1 bash training/training_scripts/run_7b.sh` runs it with the flags that the script has put together; by
+itself: `python -m helper.dry_run` with the flags of training and of helper.plan_memory.
+
+Ends with code 0 where the training could start, with 1 where it would not fit or its data are not all there, and
+with 2 for a wrong flag.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from helper.plan_memory import add_flags, gpu_memory
+from training.command_line import Parser, read_flags
+from training.memory.from_flags import training_of
+from training.memory.plan import Planner
+from training.memory.report import GIB, print_report
+from training.usage import UsageError
+from utils.data.registry import find_specs
+from utils.data.spec import DataError, DatasetSpec, Part
+
+_COLUMNS = ("dataset", "samples", "joined up to", "weight", "annotations", "images")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print plan and datasets of a command line; returns the exit code."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's settings are read; no device is used
+    parser = Parser(prog="python -m helper.dry_run", description=__doc__)
+    add_flags(parser)
+    flags = read_flags(parser, argv)
+    planner, memory = Planner(), gpu_memory(flags.gpu_memory)
+    try:
+        training = training_of(flags, flags.gpus, flags.supervised_share)
+        specs = find_specs(flags.dataset_names, flags.image_folder)
+        table = dataset_table(specs, flags)
+    except (UsageError, DataError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print_report(training, memory, flags.host_memory * GIB, planner)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    missing = [(spec.name, part) for spec in specs for part in spec.missing(Path(flags.data_path))]
+    for name, part in missing:
+        console.print(f"missing for {name}: {part.wanted(Path(flags.data_path))}")
+    return 1 if missing or not planner.plan(training).fits(memory) else 0
+
+
+def dataset_table(specs: Sequence[DatasetSpec], flags: argparse.Namespace) -> Table:
+    """A row for each dataset: how much of it, joined how, and whether its files are there and how large.
+
+    Raises `UsageError` where there are neither one value of a kind nor one for each dataset.
+    """
+    table = Table(box=None, pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, overflow="fold")  # a path that is cut would say little
+    per_dataset = [
+        _spread(name, getattr(flags, name), len(specs))
+        for name in ("dataset_samples", "dataset_concatenate_samples", "dataset_weights")
+    ]
+    for spec, samples, joined, weight in zip(specs, *per_dataset, strict=True):
+        files = [
+            ", ".join(_found(Path(flags.data_path), part) for part in parts) or "-"
+            for parts in (spec.annotations, spec.images)
+        ]
+        table.add_row(spec.name, str(samples), str(joined), f"{weight:g}", *files)
+    return table
+
+
+def _spread(name: str, values: Sequence[object], count: int) -> Sequence[object]:
+    if len(values) not in (1, count):
+        raise UsageError(f"--{name} has {len(values)} values for {count} datasets: give one, or one for each")
+    return list(values) * count if len(values) == 1 else values
+
+
+def _found(data_path: Path, part: Part) -> str:
+    place = part.locate(data_path)
+    if place is None:
+        return f"{'beside ' if part.is_beside else ''}{part.path} (missing)"
+    shown = place.relative_to(data_path) if place.is_relative_to(data_path) else place
+    return f"{shown}/" if place.is_dir() else f"{shown} ({place.stat().st_size / 1e6:,.1f} MB)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Whether a training fits, before anything is downloaded: `python -m helper.plan_memory` with the flags of training.
+
+    python -m helper.plan_memory --lm_model_name_or_path llama-2-7b --gpus 8 --gpu_memory 80 --zero_stage 3 \\
+        --enable_mmca_attention --gradient_checkpointing true --max_seq_len 4096
+
+Runs the model on shapes alone (PyTorch's meta device): no weights, no data, no GPU, no network for the usual models,
+whose names are built in, nor for a folder with a config.json. Prints what each GPU holds when it holds the most,
+the largest batch that fits, and the cheapest setting that does. Flags that have nothing to do with memory are
+taken too, and change nothing.
+
+Ends with code 0 where the training fits, with 1 where it does not, and with 2 for a wrong flag.
+"""
+
+import os
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+
+import torch
+
+from training.command_line import Parser, read_flags
+from training.memory.from_flags import training_of
+from training.memory.plan import Planner
+from training.memory.report import GIB, print_report
+from training.usage import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan the training that a command line names; returns the exit code."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's settings are read; no device is used
+    parser = Parser(prog="python -m helper.plan_memory", description=__doc__)
+    add_flags(parser)
+    flags = read_flags(parser, argv)
+    try:
+        training = training_of(flags, flags.gpus, flags.supervised_share)
+    except UsageError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    planner = Planner()
+    memory = gpu_memory(flags.gpu_memory)
+    print_report(training, memory, flags.host_memory * GIB, planner)
+    return 0 if planner.plan(training).fits(memory) else 1
+
+
+def add_flags(parser: Parser) -> None:
+    """The plan's own flags beside those of training."""
+    group = parser.add_argument_group("memory plan")
+    group.add_argument("--gpus", type=_count, default=1, help="GPUs of the whole training.")
+    group.add_argument(
+        "--gpu_memory", type=float, help="GiB of one GPU; otherwise that of the GPU here, or 80."
+    )
+    group.add_argument(
+        "--host_memory",
+        type=float,
+        default=float("inf"),
+        help="GiB of main memory for each GPU; no limit by default.",
+    )
+    group.add_argument(
+        "--supervised_share",
+        type=_share,
+        default=1.0,
+        help="Share of a row's text that is learned; 1 is the worst case.",
+    )
+
+
+def _count(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise ArgumentTypeError(f"{word} is no positive number")
+    return int(word)
+
+
+def _share(word: str) -> float:
+    share = float(word)
+    if not 0 < share <= 1:
+        raise ArgumentTypeError(f"{word} is no share: give more than 0, up to 1")
+    return share
+
+
+def gpu_memory(given: float | None) -> float:
+    """Bytes of a GPU: as given in GiB, or of the one here, or 80 GiB."""
+    if given is not None:
+        return given * GIB
+    return (
+        float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 80.0 * GIB
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

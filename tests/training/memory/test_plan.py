@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from training.ds_configs import Offload
+from training.memory.batch import BatchShape, largest_batches, make_batch
+from training.memory.plan import HEADROOM, OUTSIDE, Planner, Training
+from training.memory.states import Sharding
+from utils.model import VisualChatConfig
+
+CONFIG = VisualChatConfig(
+    text_config=LlamaConfig(
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    ),
+    vision_config=CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    ),
+    image_token_id=499,
+    image_seq_length=5,
+)
+
+
+def training(rows=2, stage=3, gpus=8, **changes):
+    sharding = Sharding(gpus, stage, reduce_bucket=1000, max_reuse_distance=0)
+    made = Training(CONFIG, torch.bfloat16, largest_batches(rows, 128, 4, 5), sharding)
+    return replace(made, **changes)
+
+
+def memory_for(plan):
+    """Bytes of a GPU that has just room for a plan."""
+    return (plan.peak + OUTSIDE) / (1 - HEADROOM) + 1
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return Planner()
+
+
+def test_the_largest_batches_are_full_with_the_most_images_and_with_none():
+    with_images, without = largest_batches(3, 4090, 8, 257)
+    assert with_images == BatchShape(3, 4096, 8, 257) and without.images == 0  # padded to a multiple of 8
+    assert (with_images.text_tokens, with_images.learned) == (4096 - 8 * 257, 3 * (4096 - 8 * 257))
+    assert largest_batches(1, 1000, 8, 257)[0].images == 3  # no more fit, with some text
+    assert [each.images for each in largest_batches(1, 256, 8, 257)] == [0]
+
+
+def test_a_batch_has_what_its_shape_says():
+    shape = BatchShape(2, 64, 3, 5, supervised=0.5, packed=True)
+    batch = make_batch(shape, image_token_id=9, text_token_id=7, image_size=16, device="cpu")
+    assert batch["input_ids"].shape == (2, 64) and (batch["input_ids"] == 9).sum() == 2 * 3 * 5
+    assert torch.equal(batch["mm_token_type_ids"], (batch["input_ids"] == 9).long())
+    learned = batch["labels"] != -100
+    assert learned.sum() == shape.learned and not (learned & (batch["input_ids"] == 9)).any()
+    assert batch["pixel_values"].shape == (6, 3, 16, 16)
+    assert "attention_mask" not in batch and batch["position_ids"][0, -1] == 63
+
+
+def test_a_plan_adds_up_and_checkpointing_takes_less(planner):
+    plain, recomputed = planner.plan(training()), planner.plan(training(gradient_checkpointing=True))
+    assert plain.peak == sum(plain.device.values())
+    assert recomputed.device["activations"] < plain.device["activations"]
+    assert {**plain.device, "activations": 0} == {**recomputed.device, "activations": 0}
+
+
+def test_the_largest_batch_fits_and_one_more_row_does_not(planner):
+    memory = memory_for(planner.plan(training(rows=7)))
+    largest = planner.largest(training(rows=2), memory)
+    assert largest.batch.rows == 7 and largest.fits(memory)
+    assert not planner.plan(training(rows=8)).fits(memory)
+    assert planner.largest(training(), OUTSIDE) is None
+
+
+def test_the_cheapest_setting_gathers_nothing_where_the_weights_fit(planner):
+    setting = training(stage=3, gradient_checkpointing=True)
+    found = planner.cheapest(setting, 80e9, host=float("inf")).training
+    assert (found.sharding.stage, found.gradient_checkpointing) == (2, False)
+
+
+OUT = Sharding(8, 3, Offload("cpu", "cpu"), reduce_bucket=1000, max_reuse_distance=0)
+
+
+@pytest.mark.parametrize(
+    "changes, described",
+    [
+        ({}, "ZeRO-3, no checkpointing"),
+        ({"gradient_checkpointing": True}, "ZeRO-3, checkpointing"),
+        ({"gradient_checkpointing": True, "sharding": OUT}, "on cpu"),
+    ],
+)
+def test_with_less_memory_it_splits_then_recomputes_then_moves_out(planner, changes, described):
+    memory = memory_for(planner.plan(training(**changes)))
+    found = planner.cheapest(training(stage=0), memory, host=float("inf"))
+    assert described in found.training.describe()
+
+
+def test_main_memory_limits_what_can_be_moved_out(planner):
+    memory = memory_for(planner.plan(training(gradient_checkpointing=True, sharding=OUT)))
+    assert planner.cheapest(training(), memory, host=0) is None

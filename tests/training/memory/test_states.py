@@ -1,0 +1,63 @@
+"""Sizes worked out by hand: a model of 100 + 1000 elements, of which 100 learn, over 4 processes."""
+
+import torch
+
+from training.ds_configs import Offload, zero_config
+from training.memory.states import Sharding, Weights, states
+
+WEIGHTS = Weights(tensors=(60, 40, 1000), groups=((60,), (40,)), returning=(60, 40, 1000))
+
+
+def at(stage, dtype=torch.bfloat16, gpus=4, offload=Offload(), **sizes):  # noqa: B008 (frozen)
+    values = dict(reduce_bucket=10, max_reuse_distance=10**9, persistence_threshold=50) | sizes
+    return states(WEIGHTS, Sharding(gpus, stage, offload, **values), dtype)
+
+
+def test_stage_0_has_everything_everywhere():
+    held = at(0)
+    assert held.resting == {"weights": 2200, "optimizer": 100 * (4 + 8)}
+    assert held.accumulated == 200 and held.stepping == {"gradients": 200 + 400}
+    assert at(0, torch.float32).resting == {"weights": 4400, "optimizer": 800}
+
+
+def test_stages_1_and_2_split_the_optimizer():
+    for stage in (1, 2):
+        held = at(stage)
+        # Groups of 60 and 40 in four parts of even numbers: 16 and 10.
+        assert held.resting == {"weights": 2200, "optimizer": 12 * 26}
+        assert held.passing == {"communication": 20}
+    assert at(1).accumulated == 200
+    assert at(2).accumulated == 200  # each process owns a part of both tensors
+
+
+def test_stage_2_keeps_whole_the_gradients_of_which_it_owns_a_part():
+    weights = Weights(tensors=(80, 20), groups=((80, 20),), returning=(80, 20))
+    sharding = Sharding(5, 2, reduce_bucket=10)
+    assert states(weights, sharding, torch.float32).accumulated == 80 * 4  # 0-20, ..., 60-80 | 80-100
+
+
+def test_stage_3_splits_all_but_the_small_and_gathers_what_returns():
+    held = at(3)
+    assert held.resting["weights"] == (15 + 10 + 250) * 2 + 40 * 2  # 40 is below the threshold
+    assert held.resting["optimizer"] == 12 * 25 and held.resting["gradients"] == 50
+    assert held.passing == {"gathered": (60 + 1000) * 2}
+    assert at(3, max_reuse_distance=100).passing == {"gathered": 2000}  # the last alone
+    assert at(3, gpus=1).passing == {"gathered": 0}
+
+
+def test_offloading_moves_to_the_host_and_to_nvme():
+    held = at(2, offload=Offload("cpu"))
+    assert held.resting["optimizer"] == 0 and held.host >= 12 * 26
+    held = at(3, offload=Offload("cpu", "cpu"))
+    assert held.resting["weights"] == 80 and held.resting["optimizer"] == 0
+    assert held.host >= 12 * 25 + 275 * 2
+    held = at(3, offload=Offload("nvme", "nvme", "/fast"))
+    assert held.disk >= 12 * 25 + 275 * 2
+
+
+def test_deepspeed_s_configuration_is_read_with_its_defaults():
+    sharding = Sharding.of(zero_config(3, 123, offload=Offload("cpu", "none")), gpus=8)
+    assert (sharding.stage, sharding.gpus, sharding.persistence_threshold) == (3, 8, 123)
+    assert sharding.offload == Offload("cpu", "none")
+    assert sharding.max_reuse_distance == 10**9
+    assert Sharding.of({}, 1).stage == 0

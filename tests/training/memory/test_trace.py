@@ -1,0 +1,120 @@
+"""The trace of a step on shapes against the same step on real tensors: every kind of model and batch."""
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, Qwen3Config
+
+from training.memory.batch import BatchShape, make_batch
+from training.memory.live import LiveMemory, tensors_alive
+from training.memory.trace import enable_checkpointing, meta_model, trace
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model.freezing import freeze
+from utils.model.lora import LoraSettings, inject_lora
+
+SIZES = dict(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=176,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+VISION = CLIPVisionConfig(
+    hidden_size=48,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    image_size=32,
+    patch_size=8,
+)
+TOKENS = 17
+LORA = LoraSettings(lang_dim=4, vis_dim=2)
+
+
+def config(attention="mmca", projector="linear", text=None):
+    return VisualChatConfig(
+        text_config=text or LlamaConfig(**SIZES),
+        vision_config=VISION,
+        projector_type=projector,
+        attention=attention,
+        image_token_id=299,
+        image_seq_length=256 if projector == "perceiver" else TOKENS,
+    )
+
+
+def measured(config, dtype, lora, checkpointing, shape):
+    """The peak over a step on the CPU, weights aside, counted over real tensors."""
+    model = VisualChatForConditionalGeneration(config).to(dtype)
+    if lora:
+        inject_lora(model, lora)
+    freeze(model)
+    model.train()
+    if checkpointing:
+        enable_checkpointing(model)
+    run = LiveMemory("cpu")
+    for tensor in tensors_alive("cpu"):
+        run.enter(tensor)
+    before = run.total
+    with run:
+        batch = make_batch(shape, config.image_token_id, 5, VISION.image_size, "cpu")
+        integers = sum(each.nbytes for each in batch.values() if not each.is_floating_point())
+        model(**batch).loss.backward()
+    return run.peak - before - integers
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attention": "cross"},
+        {"attention": "causal"},
+        {"dtype": torch.bfloat16},
+        {"checkpointing": True},
+        {"checkpointing": True, "dtype": torch.bfloat16, "images": 0},
+        {"lora": LORA},
+        {"lora": LORA, "checkpointing": True},
+        {"packed": True},
+        {"packed": True, "attention": "causal"},
+        {"projector": "vit"},
+        {"projector": "perceiver", "length": 640, "images": 2},
+        {"images": 0},
+        {"rows": 1, "supervised": 0.25},
+        {"text": Qwen3Config(**SIZES, head_dim=24)},
+    ],
+    ids=lambda settings: " ".join(f"{key}={value}"[:24] for key, value in settings.items()) or "plain",
+)
+def test_a_step_on_shapes_takes_what_the_real_one_does(settings):
+    values = dict(rows=3, length=256, images=3, supervised=0.5, packed=False, dtype=torch.float32)
+    values |= dict(attention="mmca", projector="linear", text=None, lora=None, checkpointing=False)
+    values |= settings
+    made = config(values["attention"], values["projector"], values["text"])
+    shape = BatchShape(
+        values["rows"],
+        values["length"],
+        values["images"],
+        made.image_seq_length,
+        values["supervised"],
+        values["packed"],
+    )
+    model = meta_model(made, values["dtype"], values["lora"], values["checkpointing"])
+    foretold = trace(model, shape, keep_gradients=True, on_gpu=False)
+    real = measured(made, values["dtype"], values["lora"], values["checkpointing"], shape)
+    assert foretold.peak == pytest.approx(real, rel=0.05)
+    assert sum(foretold.parts.values()) == foretold.peak
+    assert all(parameter.is_meta and parameter.grad is None for parameter in model.parameters())
+
+
+def test_checkpointing_keeps_a_layer_s_input_and_no_more():
+    shape = BatchShape(3, 256, 3, TOKENS, 0.5)
+    without, with_it = (
+        trace(meta_model(config(), torch.float32, None, checkpointing), shape, keep_gradients=False)
+        for checkpointing in (False, True)
+    )
+    inputs = shape.rows * shape.length * SIZES["hidden_size"] * 4
+    assert with_it.parts["decoder"] < (SIZES["num_hidden_layers"] + 3) * inputs < without.parts["decoder"]
+
+
+def test_less_is_kept_where_less_is_learned():
+    model = meta_model(config(), torch.float32)
+    few, many = (trace(model, BatchShape(3, 256, 0, TOKENS, share), True) for share in (0.25, 0.5))
+    assert few.kept < many.kept and few.parts["decoder"] <= many.parts["decoder"]

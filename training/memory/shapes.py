@@ -1,0 +1,115 @@
+"""Run a model on shapes alone: floating point tensors are on the meta device, integers are real.
+
+Weights and activations have a shape and a size, and no content; so a step of a 70B model takes seconds and no
+memory. Ids, masks, positions and all that is made of them are real, small tensors on the CPU: code that
+decides by them (which tokens are images, which rows are supervised) decides as it would in earnest.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_iter, tree_map_only
+
+from training.memory.live import LiveMemory
+
+_aten = torch.ops.aten
+
+
+class ShapeRun(LiveMemory):
+    """Within it, operations on meta tensors run on shapes, and what they allocate is counted."""
+
+    def __init__(self) -> None:
+        super().__init__("meta")
+        _register_attention()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = _on_shapes(func, args, dict(kwargs or {}))
+        self._enter_all(result)
+        return result
+
+
+def _on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)]
+    if not any(each.is_meta for each in tensors):
+        _keep_integers_real(func, tensors, args, kwargs)
+        return func(*args, **kwargs)
+    if func is _aten.index.Tensor:  # how many rows a mask picks is known only where it is real
+        args = (args[0], _places(args[1]))
+    elif func is _aten.masked_select.default:
+        return args[0].new_empty(int(args[1].expand(args[0].shape).sum()))
+    elif func is _aten.masked_scatter_backward.default:
+        return args[0].new_empty(args[2])
+    elif func is _aten._local_scalar_dense.default:
+        raise RuntimeError("the model decides by a number that is computed from its activations")
+    as_meta = tree_map_only(
+        torch.Tensor, lambda each: each if each.is_meta else each.to("meta"), (args, kwargs)
+    )
+    return func(*as_meta[0], **as_meta[1])
+
+
+def _keep_integers_real(
+    func: Callable[..., Any], tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Send what is made or moved "to the device of the model" there only if it is floating point."""
+    device = kwargs.get("device")
+    if device is None or torch.device(device).type != "meta":
+        return
+    dtype = kwargs.get("dtype")
+    if dtype is None and tensors:
+        dtype = tensors[0].dtype
+    elif dtype is None:
+        takes_numbers = func.overloadpacket in (_aten.arange, _aten.full, _aten.scalar_tensor)
+        numbers = (
+            [each for each in tree_iter(args) if not isinstance(each, torch.Size)] if takes_numbers else [0.0]
+        )
+        dtype = torch.get_default_dtype() if any(isinstance(each, float) for each in numbers) else torch.int64
+    if not dtype.is_floating_point:
+        kwargs["device"] = torch.device("cpu")
+
+
+def _places(indices: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Masks among the indices as the places that they pick."""
+    places: list[torch.Tensor | None] = []
+    for each in indices:
+        if each is not None and each.dtype == torch.bool:
+            places += each.nonzero(as_tuple=True)
+        else:
+            places.append(each)
+    return places
+
+
+@cache
+def _register_attention() -> torch.library.Library:
+    """Attention on meta tensors as the fused kernels do it, which keep no scores; PyTorch would fall back."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("scaled_dot_product_attention", _fused_attention, "AutogradMeta")
+    return library
+
+
+def _fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`F.scaled_dot_product_attention` through the kernel that works on all of the arguments' forms.
+
+    It keeps query, key, value, result, one number a row, and the mask in the query's precision.
+    """
+    if attn_mask is not None:
+        attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device="meta")
+    kernel = _aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

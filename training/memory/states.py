@@ -1,0 +1,218 @@
+"""What a training holds beside its activations: weights, optimizer states, gradients, buffers, under each ZeRO stage.
+
+The sizes follow what DeepSpeed allocates, checked against real runs (docs/scaling.md): which of it stays, what
+exists while a pass runs, and what while the optimizer steps. Adam's two moments and the master weights are of
+single precision whatever the weights are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from training.ds_configs import Offload
+from training.parameter_groups import parameter_groups
+
+_FLOAT = 4
+_DOUBLE = 8  # DeepSpeed takes the norm of a gradient in double precision
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many elements a model has: of each tensor, and of those that learn, as the optimizer groups them.
+
+    `returning` are the tensors that the backward pass needs again, in the order of the forward pass: all but a
+    frozen encoder's.
+    """
+
+    tensors: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    returning: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Weights":
+        """Those of a model, on the meta device or a real one, also where ZeRO-3 has partitioned it."""
+        groups = [group["params"] for group in parameter_groups(model, 1.0, 0.0, 0.0)]
+        encoder = list(model.model.vision_tower.parameters())
+        leaving = set() if any(each.requires_grad for each in encoder) else set(encoder)
+        return cls(
+            tensors=tuple(_elements(each) for each in model.parameters()),
+            groups=tuple(tuple(_elements(each) for each in group) for group in groups),
+            returning=tuple(_elements(each) for each in model.parameters() if each not in leaving),
+        )
+
+    @property
+    def total(self) -> int:
+        """All elements."""
+        return sum(self.tensors)
+
+    @property
+    def learned(self) -> int:
+        """Elements that learn."""
+        return sum(map(sum, self.groups))
+
+    def whole_below(self, threshold: int) -> int:
+        """Elements of the tensors that ZeRO-3 does not split."""
+        return sum(size for size in self.tensors if size < threshold)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a training is spread: what of DeepSpeed's configuration decides memory."""
+
+    gpus: int
+    stage: int
+    offload: Offload = field(default_factory=Offload)
+    reduce_bucket: int = 50_000_000  # elements, as all of these
+    max_reuse_distance: int = 1_000_000_000
+    persistence_threshold: int = 10_000
+
+    @classmethod
+    def of(cls, config: dict, gpus: int) -> "Sharding":
+        """The part of a DeepSpeed configuration that counts here, with DeepSpeed's own defaults."""
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # here: importing it chooses the device
+
+        zero = DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
+        devices = [each.device if each else "none" for each in (zero.offload_optimizer, zero.offload_param)]
+        return cls(
+            gpus=gpus,
+            stage=int(zero.stage),
+            offload=Offload(*(getattr(each, "value", each) for each in devices)),
+            reduce_bucket=zero.reduce_bucket_size * (2 if zero.overlap_comm and zero.stage < 3 else 1),
+            max_reuse_distance=zero.max_reuse_distance,
+            persistence_threshold=zero.param_persistence_threshold,
+        )
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes that one process holds on its GPU, in main memory and on NVMe, beside activations.
+
+    resting: by kind, always there. passing: more of it while a pass runs. stepping: more while the optimizer
+    steps. accumulated: gradients that wait for the step while the next pass of the same step runs.
+    """
+
+    resting: dict[str, int]
+    passing: dict[str, int]
+    stepping: dict[str, int]
+    accumulated: int
+    host: int
+    disk: int
+
+
+def states(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
+    """What a process holds under a stage."""
+    return (_whole, _split_optimizer, _split_optimizer, _split_weights)[sharding.stage](
+        weights, sharding, dtype
+    )
+
+
+def _whole(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
+    """Stage 0: everything everywhere."""
+    size, learned = dtype.itemsize, weights.learned
+    master = 0 if size == _FLOAT else learned * _FLOAT
+    reduced = learned * size if sharding.gpus > 1 else 0  # gradients side by side, for one exchange
+    return States(
+        resting={"weights": weights.total * size, "optimizer": master + 2 * learned * _FLOAT},
+        passing={},
+        stepping={"gradients": learned * size + max(master, reduced)},
+        accumulated=learned * size,
+        host=0,
+        disk=0,
+    )
+
+
+def _split_optimizer(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
+    """Stages 1 and 2: each process steps for its part of what learns; weights are whole."""
+    size = dtype.itemsize
+    parts = [_partition(group, sharding.gpus) for group in weights.groups]
+    states_size = 3 * _FLOAT * sum(parts)
+    kept = weights.learned if sharding.stage == 1 else _touched(weights.groups, sharding.gpus)
+    flat = max(parts) * (_FLOAT + (size if size < _FLOAT else 0))
+    norm = max(min(part, max(group)) for part, group in zip(parts, weights.groups, strict=True)) * _DOUBLE
+    resting = {"weights": weights.total * size, "optimizer": states_size}
+    host = 0
+    largest = max(map(max, weights.groups))
+    passing = {"communication": sharding.reduce_bucket * size}
+    stepping = {"gradients": kept * size + max(flat, norm)}
+    accumulated = kept * size
+    if sharding.offload.optimizer != "none":
+        resting |= {"optimizer": 0, "communication": largest * size}  # a gradient on its way out
+        host = states_size + sum(parts) * (_FLOAT + size) + (largest + weights.learned) * size
+        stepping, accumulated = {}, 0
+    return States(resting, passing, stepping, accumulated, host, disk=0)
+
+
+def _split_weights(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
+    """Stage 3: weights too are split, and gathered where they are needed."""
+    size, gpus = dtype.itemsize, sharding.gpus
+    kept_whole = weights.whole_below(sharding.persistence_threshold) * size
+    split = sum(-(-each // gpus) for each in weights.tensors) * size
+    learned = sum(-(-each // gpus) for group in weights.groups for each in group)
+    states_size, gradients = 3 * _FLOAT * learned, learned * size
+    largest = max(-(-each // gpus) for group in weights.groups for each in group)
+    resting = {
+        "weights": split + kept_whole,
+        "optimizer": states_size,
+        "gradients": gradients,
+        "communication": sharding.reduce_bucket * size,
+    }
+    host = disk = 0
+    moved = {"weights": sharding.offload.weights, "optimizer": sharding.offload.optimizer}
+    if moved["weights"] != "none":
+        resting["weights"] = kept_whole
+        host, disk = (split, 0) if moved["weights"] == "cpu" else (0, split)
+    if moved["optimizer"] != "none":
+        resting |= {"optimizer": 0, "gradients": 0}
+        outside = states_size + learned * _FLOAT
+        host += gradients + (outside if moved["optimizer"] == "cpu" else 4 * largest * _FLOAT)
+        disk += outside if moved["optimizer"] == "nvme" else 0
+    stepping = {} if moved["optimizer"] != "none" else {"gradients": max(largest * _DOUBLE, learned * _FLOAT)}
+    return States(resting, {"gathered": _gathered(weights, sharding) * size}, stepping, 0, host, disk)
+
+
+def _gathered(weights: Weights, sharding: Sharding) -> int:
+    """Elements of whole weights that are there when the head runs, which is when activations are the most.
+
+    DeepSpeed does not let go of what it will need again within `max_reuse_distance` elements; from the end of the
+    forward pass the way back is as long as the way there.
+    """
+    if sharding.gpus == 1 and sharding.offload.weights == "none":
+        return 0
+    kept = after = 0
+    for size in reversed(weights.returning):
+        if after and 2 * after >= sharding.max_reuse_distance:
+            break
+        after += size
+        kept += size if size >= sharding.persistence_threshold else 0
+    return kept
+
+
+def _partition(group: Sequence[int], gpus: int) -> int:
+    """Elements of a group's equal parts: DeepSpeed aligns them to two elements."""
+    step = 2 * gpus
+    return -(-sum(group) // step) * step // gpus
+
+
+def _touched(groups: Sequence[Sequence[int]], gpus: int) -> int:
+    """Elements of the tensors of which some process owns a part, for the process that keeps the most.
+
+    Stage 2 keeps a gradient whole where a part of it is its own, until the step.
+    """
+    most = 0
+    for process in range(gpus):
+        kept = 0
+        for group in groups:
+            part = _partition(group, gpus)
+            begin = 0
+            for size in group:
+                if begin < (process + 1) * part and begin + size > process * part:
+                    kept += size
+                begin += size
+        most = max(most, kept)
+    return most
+
+
+def _elements(parameter: torch.Tensor) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # partitioned parameters know the whole

@@ -1,0 +1,135 @@
+"""What a forward and a backward pass allocate, found by running the model itself on shapes.
+
+So the plan follows the code: another decoder, adapters, another kernel, a head that is cut into pieces, all
+are traced as they are. Weights are not counted here, and gradients of weights on request (`ZeRO` treats them
+in its own ways, see `states`).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from training.memory.batch import BatchShape, make_batch
+from training.memory.shapes import ShapeRun
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model.freezing import freeze
+from utils.model.lora import LoraSettings, inject_lora
+from utils.model.mmca_kernels import VARIABLE as ATTENTION_KERNEL
+
+PARTS = ("inputs", "encoder", "projector", "decoder", "head and loss", "backward", "other")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that a pass over a batch holds beside the weights, at the moment when they are the most.
+
+    `parts` says what they belong to (`PARTS`); `kept` are those between the passes, for the backward pass.
+    """
+
+    peak: int
+    kept: int
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+def meta_model(
+    config: VisualChatConfig,
+    dtype: torch.dtype,
+    lora: LoraSettings | None = None,
+    gradient_checkpointing: bool = False,
+) -> VisualChatForConditionalGeneration:
+    """The model of a configuration without its weights, frozen and in training as the real one will be."""
+    with torch.device("meta"):
+        model = VisualChatForConditionalGeneration(config).to(dtype)
+        if lora:
+            inject_lora(model, lora)
+    freeze(model, only_optimize_lora=bool(lora) and lora.only_optimize_lora)
+    model.train()
+    if gradient_checkpointing:
+        enable_checkpointing(model)
+    return model
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass, in the way that transformers' Trainer sets it up."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
+def trace(
+    model: VisualChatForConditionalGeneration, shape: BatchShape, keep_gradients: bool, on_gpu: bool = True
+) -> Activations:
+    """A pass forward and backward over a batch of a shape.
+
+    `keep_gradients`: those of weights stay until the end; else they are freed as soon as they are whole.
+    `on_gpu`: attention is computed as on a GPU, else as on a CPU.
+    """
+    run = ShapeRun()
+    for tensor in (*model.parameters(), *model.buffers()):
+        run.enter(tensor, "weights")
+    weights = run.total
+    hooks = [] if keep_gradients else list(_freed_gradients(model))
+    with run, _labels(model, run), _attention_of(on_gpu):
+        with run.labelled("inputs"):
+            batch = make_batch(
+                shape,
+                model.config.image_token_id,
+                text_token_id=model.config.image_token_id - 1,
+                image_size=model.config.vision_config.image_size,
+            )
+        loss = model(**batch).loss
+        kept = run.total - weights
+        with run.labelled("backward"):
+            loss.backward()
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad(set_to_none=True)
+    parts = {part: size for part, size in run.at_peak.items() if part != "weights" and size}
+    return Activations(run.peak - weights, kept, parts)
+
+
+@contextmanager
+def _attention_of(gpu: bool) -> Iterator[None]:
+    """The kernel that a device would choose: on shapes, the CPU's could be chosen too."""
+    before = os.environ.get(ATTENTION_KERNEL)
+    if gpu and before is None:
+        os.environ[ATTENTION_KERNEL] = "masked"
+    try:
+        yield
+    finally:
+        if gpu and before is None:
+            del os.environ[ATTENTION_KERNEL]
+
+
+def _freed_gradients(model: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            yield parameter.register_post_accumulate_grad_hook(_free_gradient)
+
+
+def _free_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+@contextmanager
+def _labels(model: VisualChatForConditionalGeneration, run: ShapeRun) -> Iterator[None]:
+    """Count what each part allocates in the forward pass under its name."""
+    parts = {
+        "encoder": model.model.vision_tower,
+        "projector": model.model.multi_modal_projector,
+        "decoder": model.model.language_model,
+    }
+    run.label = "head and loss"  # what is in none of the three
+    hooks = []
+    for name, module in parts.items():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: setattr(run, "label", name)))
+        hooks.append(module.register_forward_hook(lambda *_: setattr(run, "label", "head and loss")))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
