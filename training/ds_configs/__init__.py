@@ -1,19 +1,36 @@
 """The DeepSpeed configurations of ZeRO stages 0 to 3: one builder, since they differ in a few lines.
 
-`--deepspeed FILE` replaces them by a JSON file of one's own.
+`--deepspeed_config FILE` replaces them by a JSON file of one's own (`own_config`).
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
 AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
 
 
+OffloadDevice = Literal["none", "cpu", "nvme"]
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What is kept outside the GPU: optimizer states and their step, and stage 3's partitions of the weights.
+
+    `nvme_path` is a folder on a fast local disk, for what goes to "nvme".
+    """
+
+    optimizer: OffloadDevice = "none"
+    weights: OffloadDevice = "none"
+    nvme_path: str | None = None
+
+
 def zero_config(
     stage: int,
     param_persistence_threshold: int = 10_000,
     max_live_parameters: int = 30_000_000,
+    offload: Offload = Offload(),
 ) -> dict[str, Any]:
     """The configuration of a ZeRO stage: 0 replicates everything, 1 splits optimizer states, 2 gradients too,
     3 weights too.
@@ -34,6 +51,11 @@ def zero_config(
             "stage3_gather_16bit_weights_on_model_save": True,
             "memory_efficient_linear": False,
         }
+    for name, device in (("offload_optimizer", offload.optimizer), ("offload_param", offload.weights)):
+        if device != "none":
+            zero[name] = {"device": device, "pin_memory": True}
+            if device == "nvme":
+                zero[name]["nvme_path"] = offload.nvme_path
     return {
         "zero_optimization": zero,
         "train_batch_size": AUTO,
@@ -43,6 +65,7 @@ def zero_config(
         "bf16": {"enabled": AUTO},
         "fp16": {"enabled": AUTO, "loss_scale_window": 100},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW has a fused step on CPUs, and needs no compiler
         "steps_per_print": 10**9,  # the Trainer reports
     }
 

@@ -2,17 +2,17 @@
 # LLaMA-2-7B with CLIP ViT-L/14 under MMCA: the settings of the published run (6 epochs, global batch 128, sequence
 # 4096, ZeRO-3). Set any value below or in launch.sh from the environment, e.g.
 #   DATA_PATH=/data OUTPUT_DIR=/runs/7b BATCH=4 bash training/training_scripts/run_7b.sh --save_total_limit 3
-# DRY_RUN=1 prints the command and stops.
+# ENCODER=bigg or qwen takes another encoder; DRY_RUN=1 prints the command, the memory plan and the datasets, and stops.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
 : "${LM_MODEL:=meta-llama/Llama-2-7b-hf}"
-: "${VISION_MODEL:=openai/clip-vit-large-patch14}"
+: "${ENCODER:=clip}"
 : "${DATA_PATH:=$ROOT/data}"
 : "${OUTPUT_DIR:=$ROOT/output/7b}"
+[ -n "${DATASETS:-}" ] || : "${DATASET_CONCAT:=3 2 1 1 1 1 1 1 1}"  # for the sets below; others are not joined
 : "${DATASETS:=llava llava_dial otter_mimicit_cgd otter_mimicit_sd otter_mimicit_sn otter_mimicit_tvc \
     otter_mimicit_vst llava_otter_blend sparkles_dialogue}"
-: "${DATASET_CONCAT:=3 2 1 1 1 1 1 1 1}"
 : "${EPOCHS:=6}"
 : "${GLOBAL_BATCH:=128}"
 : "${BATCH:=2}"
