@@ -10,15 +10,22 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
-from training.ds_configs import zero_config
-
-
-class UsageError(ValueError):
-    """A mistake in the command line; the message is one line and says what to do."""
+from training.arguments_zero import ZeroArguments
+from training.reporting import check_reporters
+from training.usage import UsageError
+from utils.distributed import cores, local_world_size
 
 
 def _flag(default: object, text: str) -> object:
     return field(default=default, metadata={"help": text})
+
+
+def _loader_workers() -> int:
+    """The scripts' 4 where the machine has the cores: with none, training waits while it decodes each batch.
+
+    A core is left to each training process, so small machines have fewer, and two processes on two cores none.
+    """
+    return max(0, min(4, cores() // local_world_size() - 1))
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,14 @@ class ModelArguments:
 class DataArguments:
     """Which dialogues to train on."""
 
-    data_path: str = _flag("./data/", "Folder of the datasets.")
+    data_path: str = _flag("./data/", "Folder of the datasets; data of your own may lie elsewhere.")
     data_cache_path: str | None = _flag(
         None, "Folder for converted data files; otherwise $VISUALCHAT_CACHE, or ~/.cache/visualchat."
+    )
+    cache_vision_features: bool = _flag(
+        False,
+        "Compute what the frozen encoder makes of each picture once, before training, and keep it among the"
+        " converted data files; says first how much room that takes.",
     )
     data_debug_path: str | None = _flag(
         None, "Folder to write 10 samples to: a page to look at, images and text."
@@ -117,7 +129,10 @@ class DataArguments:
     strict: bool = _flag(False, "Stop at the first bad record.")
 
     def __post_init__(self) -> None:
-        if not Path(self.data_path).is_dir():
+        from utils.data.registry import DATASETS  # seconds to import: plans of memory do without
+
+        # Data of one's own may lie anywhere, and are looked for one by one.
+        if any(name in DATASETS for name in self.dataset_names) and not Path(self.data_path).is_dir():
             raise UsageError(
                 f"--data_path {self.data_path}: no such folder; give the folder that holds the datasets"
             )
@@ -164,7 +179,7 @@ class DataArguments:
 
 
 @dataclass
-class VisualChatTrainingArguments(TrainingArguments):
+class VisualChatTrainingArguments(ZeroArguments, TrainingArguments):
     """transformers' `TrainingArguments` with the published recipe as defaults, and the 2023 flags that it
     lacks.
     """
@@ -185,21 +200,44 @@ class VisualChatTrainingArguments(TrainingArguments):
         False,
         "Conversations of like length into a batch; short for --train_sampling_strategy group_by_length.",
     )
+    dataloader_num_workers: int = field(
+        default_factory=_loader_workers,
+        metadata={
+            "help": "Processes that read and decode for each training process; 0: none beside it. 4 unless the"
+            " machine has fewer cores, of which one is left to each training process."
+        },
+    )
     gradient_checkpointing: bool = _flag(False, "Recompute activations in the backward pass to save memory.")
-    zero_stage: Literal[0, 1, 2, 3] = _flag(0, "ZeRO stage.")
     precision: Literal["auto", "fp16", "bf16", "fp32"] = _flag(
         "auto", "auto: bf16 where the GPU has it, else fp16; fp32 on a CPU."
     )
-    stage3_param_persistence_threshold: int = _flag(10_000, "ZeRO-3 leaves tensors below this size whole.")
-    stage3_max_live_parameters: int = _flag(30_000_000, "ZeRO-3 keeps at most this many gathered elements.")
-    stage3_gather_layers: bool = _flag(
-        False,
-        "ZeRO-3 gathers a layer at a time, not a matrix: fewer and larger steps, quicker for small models.",
+    peak_tflops: float = _flag(
+        0.0,
+        "What a device can do at most in the run's precision, TFLOP/s, to tell the share that is used (MFU);"
+        " 0: known by its name; none on a CPU.",
+    )
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={
+            "help": "Where to report to: tensorboard, wandb, others of transformers'; several, or none."
+        },
     )
     enable_tensorboard: bool = _flag(False, "Write TensorBoard files; short for --report_to tensorboard.")
     checkpoint_form: Literal["full", "trained"] = _flag(
         "full",
         "Form of best and final: full holds all weights; trained what was trained, naming the base models.",
+    )
+    epoch_checkpoint_form: Literal["full", "trained"] = _flag(
+        "trained", "Form of the weights in checkpoint-N, beside the optimizer's state; as --checkpoint_form."
+    )
+    max_failed_saves: int = _flag(
+        2, "Checkpoints in a row that may fail to be written (a full disk, say) before training stops."
+    )
+    max_skipped_steps: int = _flag(
+        0, "Steps that may be skipped because their loss is no number, before training stops."
+    )
+    stall_timeout: float = _flag(
+        900.0, "Seconds without any movement after which the run ends and says where it stood; 0: never."
     )
     eval_strategy: str = _flag("epoch", "When to evaluate: no, steps or epoch.")
     eval_on_start: bool = _flag(True, "Evaluate before the first step.")
@@ -219,23 +257,26 @@ class VisualChatTrainingArguments(TrainingArguments):
             raise UsageError(
                 "--train_sampling_strategy batch_rebalance is not offered: use --packing, which fills every row"
             )
+        for flag in ("max_skipped_steps", "stall_timeout"):
+            if getattr(self, flag) < 0:
+                raise UsageError(f"--{flag} {getattr(self, flag):g}: give 0 or more")
         if self.num_warmup_steps and self.warmup_steps:
             raise UsageError("--num_warmup_steps and --warmup_steps: give one of the two")
         if self.push_to_hub:
             raise UsageError(
-                "--push_to_hub is not offered: upload {output_dir}/final with `hf upload` afterwards"
+                "--push_to_hub is not offered here: give it to `python -m helper.export_checkpoint` afterwards"
             )
+        if self.peak_tflops < 0:
+            raise UsageError(f"--peak_tflops {self.peak_tflops}: give a positive number, or 0")
         if self.enable_tensorboard:
             given = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
             self.report_to = [name for name in given if name not in ("none", "tensorboard")] + ["tensorboard"]
+        check_reporters(self.report_to)
         if self.eval_strategy == "no":
             self.eval_on_start = False
         elif self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
-        if self.deepspeed is None:
-            self.deepspeed = zero_config(
-                self.zero_stage, self.stage3_param_persistence_threshold, self.stage3_max_live_parameters
-            )
+        self.deepspeed = self.deepspeed_settings(self.deepspeed)
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing  # newer transformers' name for it
         super().__post_init__()
@@ -262,10 +303,14 @@ class VisualChatTrainingArguments(TrainingArguments):
 
 
 def _check_model(flag: str, name: str) -> None:
+    described_by = ("config.json",)
+    if flag.startswith("vision"):
+        described_by += ("open_clip_config.json",)
+        name = name.removeprefix("local-dir:").removeprefix("hf-hub:")  # open_clip's ways to say what follows
     if os.path.isdir(name):
-        if not Path(name, "config.json").is_file():
+        if not any(Path(name, each).is_file() for each in described_by):
             raise UsageError(
-                f"--{flag} {name}: no config.json in this folder; give a Hugging Face model folder"
+                f"--{flag} {name}: no {' or '.join(described_by)} in this folder; give a model's folder"
             )
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise UsageError(

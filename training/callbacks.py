@@ -9,6 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from utils.distributed import is_main_process
 
+_WORTH_SAYING = 0.01  # a smaller share of time is not shown
+
 
 class ProgressReporter(TrainerCallback):
     """One readable line per log and evaluation, and on a terminal a bar under them; the main process only."""
@@ -37,6 +39,10 @@ class ProgressReporter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = (
+                True  # the last steps too, where their number is no multiple of logging_steps
+            )
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
@@ -61,7 +67,14 @@ class ProgressReporter(TrainerCallback):
         if self._evaluation is not None:
             self._evaluation.close()
             self._evaluation = None
-        self._write(f"{_place(state)}  evaluation loss {metrics['eval_loss']:.4f}")
+        prefix = "eval_loss/"
+        parts = [
+            f"{name.removeprefix(prefix)} {loss:.4f}"
+            for name, loss in metrics.items()
+            if name.startswith(prefix)
+        ]
+        each = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+        self._write(f"{_place(state)}  evaluation loss {metrics['eval_loss']:.4f}{each}")
 
     def on_log(
         self,
@@ -80,6 +93,11 @@ class ProgressReporter(TrainerCallback):
                 f" ({logs['supervised_tokens_per_second']:,.0f} supervised)"
             )
             parts.append(f"{logs['images_per_second']:,.1f} images/s")
+            parts.append(f"{logs['peak_memory_gib']:.1f} GiB")
+            if "mfu" in logs:
+                parts.append(f"MFU {logs['mfu']:.1%}")
+            if logs["data_wait_share"] >= _WORTH_SAYING:
+                parts.append(f"{logs['data_wait_share']:.0%} waiting for data")
         if self._bar is None:
             parts.append(f"{self._left(state)} left")
         self._write(f"{_place(state)}  " + "  ".join(parts))

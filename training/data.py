@@ -16,6 +16,7 @@ from utils.data import (
 )
 from utils.data.bad_data import BAD_SAMPLES
 from utils.data.cache import use_cache_folder
+from utils.data.encode import PictureFeatures
 from utils.distributed import get_logger
 
 logger = get_logger(__name__)
@@ -48,10 +49,18 @@ def read_parts(arguments: DataArguments, seed: int, bad: BadRecords) -> tuple[Mi
 
 
 def make_rows(
-    part: Mixture, processor: ProcessorMixin, arguments: DataArguments, seed: int
+    part: Mixture,
+    processor: ProcessorMixin,
+    arguments: DataArguments,
+    seed: int,
+    features: PictureFeatures | None = None,
 ) -> TolerantDataset | PackedDataset:
-    """What a batch is made of: a conversation a row, or with `--packing` several side by side."""
-    conversations = TolerantDataset(EncodedDataset(part, processor, arguments.max_seq_len))
+    """What a batch is made of: a conversation a row, or with `--packing` several side by side.
+
+    `features` of pictures stand in the place of their pixels.
+    """
+    encoded = EncodedDataset(part, processor, arguments.max_seq_len, features=features)
+    conversations = TolerantDataset(encoded)
     if not arguments.packing:
         return conversations
     rows = PackedDataset(conversations, arguments.max_seq_len, arguments.image_budget, seed)

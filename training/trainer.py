@@ -6,13 +6,14 @@ flags are transformers'.
 """
 
 import math
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils import DummyOptim
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
@@ -22,27 +23,26 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from training.arguments import VisualChatTrainingArguments
 from training.bad_batches import BadBatches
-from training.checkpoints import TRAINER_STATE, Run, checkpoint_name, rotate
 from training.ds_configs import gather_by_layer
+from training.efficiency import Efficiency
+from training.loaders import EpochSetter, Loaders
+from training.loss_by_dataset import LossByDataset
 from training.parameter_groups import parameter_groups
-from training.sampling import GlobalBatchSampler, PaddedDataset
+from training.reporting import TensorBoard
+from training.saving import CheckpointWriter, SavingError
+from training.survival.signals import StopRequest
+from training.survival.survival import Survival
 from training.throughput import ThroughputMeter
-from utils import distributed
-from utils.atomic import atomic_directory, begin_directory, commit_directory, staging_of
 from utils.data.bad_data import BadRecords
 from utils.data.encode import IGNORED_LABEL
-from utils.data.lengths import measure
-from utils.data.packed import PackedDataset
-from utils.data.tolerant import TolerantDataset
-from utils.model.checkpoint import save_full, save_trained_only
+from utils.distributed import get_logger, is_main_process
 
-
-class TrainingDivergedError(RuntimeError):
-    """The loss is not a number any more; the message is one line and says what to do."""
+logger = get_logger(__name__)
 
 
 class VisualChatTrainer(Trainer):
@@ -55,11 +55,16 @@ class VisualChatTrainer(Trainer):
         processor: ProcessorMixin,
         collator: Any,
         train_dataset: Dataset,
+        dataset_names: Sequence[str],
         eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
         bad_records: BadRecords | None = None,
+        stop_request: StopRequest | None = None,
     ) -> None:
-        """`bad_records` takes up those that turn up while batches are read (`Collator`)."""
+        """`dataset_names` are those that the records come from: each gets a loss of its own.
+
+        `bad_records` takes up bad ones that turn up while batches are read (`Collator`).
+        """
         super().__init__(
             model=model,
             args=args,
@@ -67,97 +72,97 @@ class VisualChatTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
-            callbacks=[_EpochSetter(), *(callbacks or [])],
+            callbacks=[EpochSetter(), *(callbacks or [])],
         )
-        self.throughput = ThroughputMeter()
+        self.loaders = Loaders(args, collator)
+        self.throughput = ThroughputMeter(Efficiency.of(model, args))
+        self.losses = LossByDataset(dataset_names)
         self.bad = BadBatches(BadRecords() if bad_records is None else bad_records)
         self.remove_callback(ProgressCallback)  # our reporter shows what they do
         self.remove_callback(PrinterCallback)
+        if self.pop_callback(TensorBoardCallback):
+            self.add_callback(TensorBoard())
         if args.stage3_gather_layers and args.hf_deepspeed_config.is_zero3():
             gather_by_layer(model)
-        stage = args.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
-        self.run = Run(args.world_size, stage, str(args.dtype).removeprefix("torch."))
+        self.checkpoints = CheckpointWriter(self)
+        self._failed_saves = 0  # in a row
+        self.survival = Survival(self, stop_request or StopRequest())
+        self.add_callback(self.survival)
 
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """The training batches of this process, shuffled unless `train_sampling_strategy` is sequential."""
-        dataset, batch_size = self.train_dataset, self._train_batch_size
-        seed = None if self.args.train_sampling_strategy == "sequential" else self.args.seed
-
-        def loader() -> DataLoader:
-            return self._loader(dataset, batch_size, seed, self.args.dataloader_drop_last)
-
-        if isinstance(dataset, PackedDataset):  # every epoch of this training has as many rows
-            if self.args.max_steps <= 0:
-                dataset.reserve(math.ceil(self.args.num_train_epochs))
-            else:
-                epochs = 1
-                while epochs * max(self._steps(loader()), 1) < self.args.max_steps:
-                    epochs += 1
-                    dataset.reserve(epochs)
-        return loader()
-
-    def _steps(self, loader: DataLoader) -> int:
-        return math.ceil(len(loader) / self.args.gradient_accumulation_steps)
+        """The training batches of this process (`Loaders.training`)."""
+        return self.loaders.training(self.train_dataset, self._train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """The evaluation batches of this process, in the order of the data."""
-        return self._loader(eval_dataset or self.eval_dataset, self.args.eval_batch_size)
-
-    def _loader(
-        self, dataset: Dataset, batch_size: int, seed: int | None = None, drop_last: bool = False
-    ) -> DataLoader:
-        lengths = None
-        if self.args.train_sampling_strategy == "group_by_length":
-            lengths = partial(_tokens, dataset)
-        return DataLoader(
-            PaddedDataset(dataset),
-            batch_sampler=GlobalBatchSampler(
-                len(dataset),
-                batch_size,
-                self.args.process_index,
-                self.args.world_size,
-                seed,
-                drop_last,
-                lengths,
-                self.args.gradient_accumulation_steps,
-            ),
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,  # never persistent: they would miss set_epoch
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
+        return self.loaders.evaluation(eval_dataset or self.eval_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
         """The micro-batches of an optimizer step and their supervised tokens on all processes."""
-        batches, supervised = super().get_batch_samples(epoch_iterator, num_batches, device)
+        waited_for = self.throughput.waiting_for(self.survival.reading(epoch_iterator))
+        batches, supervised = super().get_batch_samples(waited_for, num_batches, device)
         self.bad.take(batches)
         if self.bad.strict:
             self.bad.exchange(device)
-        self.throughput.count(batches)
+        self.throughput.step(batches)
         return batches, supervised.clamp(min=1)  # none at all: a loss of 0, not of 0 / 0
 
     # Optimisation
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer that `--optim` names (AdamW) over this project's parameter groups."""
+        """The optimizer that `--optim` names (AdamW) over this project's parameter groups.
+
+        Where a DeepSpeed configuration names another one, DeepSpeed makes that, of the same groups.
+        """
         if self.optimizer is None:
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = parameter_groups(
-                self.model,
-                self.args.learning_rate,
-                self.args.learning_rate_pretraining_components,
-                self.args.weight_decay,
-            )
-            self.optimizer = optimizer(groups, **settings)
+            self.optimizer = optimizer(self._parameter_groups(), **settings)
+        elif isinstance(self.optimizer, DummyOptim):
+            self.optimizer.params = self._parameter_groups()
         return self.optimizer
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(
+            self.model,
+            self.args.learning_rate,
+            self.args.learning_rate_pretraining_components,
+            self.args.weight_decay,
+        )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: transformers' formula is for full training, and visits all modules in every step."""
         return 0
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """As transformers'; whose tokens cost how much is taken down."""
+        origins = inputs.pop("origins", [])
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.survival.note(loss, outputs.token_losses, origins)
+        self.losses.add(origins, outputs.token_losses)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As transformers'; a loss that is no number, whose step is dropped, does not count."""
+        self.survival.enter(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # without waiting for the device to know
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.survival.check_gradient(norm)
+        return norm
 
     # Evaluation and logging
 
@@ -173,13 +178,18 @@ class VisualChatTrainer(Trainer):
         model = self.model_wrapped
         model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # loss, supervised tokens
+        losses = LossByDataset(self.losses.names)
         with torch.no_grad():
             for batch in dataloader:
+                self.survival.enter(batch, evaluating=True)
                 self.bad.take([batch])
                 if self.bad.strict:
                     self.bad.exchange(self.args.device)
+                origins = batch.pop("origins", [])
                 inputs = self._prepare_inputs(batch)
-                totals[0] += model(**inputs, num_items_in_batch=1).loss.double()
+                outputs = model(**inputs, num_items_in_batch=1)
+                losses.add(origins, outputs.token_losses)
+                totals[0] += outputs.loss.double()
                 totals[1] += inputs["labels"].ne(IGNORED_LABEL).sum()
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.args.world_size > 1:
@@ -187,6 +197,7 @@ class VisualChatTrainer(Trainer):
         self.bad.exchange(self.args.device)
         loss, tokens = totals.tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / max(tokens, 1)}
+        metrics |= losses.read(self.args.device, f"{metric_key_prefix}_loss")
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -195,118 +206,58 @@ class VisualChatTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add throughput to training's lines, and stop at a loss that is not a number."""
+        """Add throughput and the datasets' losses to training's lines."""
         if "loss" in logs:
             self.bad.exchange(self.args.device)
-            if not math.isfinite(logs["loss"]):
-                raise TrainingDivergedError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower --learning_rate, or"
-                    " go on from an earlier checkpoint with --resume_from_checkpoint"
-                )
-            logs |= self.throughput.read(self.args.device)
+            logs["loss"] *= self.survival.share_of_steps_kept()
+            logs |= self.losses.read(self.args.device) | self.throughput.read(self.args.device)
         super().log(logs, start_time)
 
     # Checkpoints
 
     def export(self, folder: str | Path, form: str | None = None) -> None:
         """Write the model in the form full or trained (default: the arguments'); all processes must call."""
-        form = form or self.args.checkpoint_form
-        weights = self._consolidated(trained_only=form == "trained")
-        if distributed.is_main_process():
-            with atomic_directory(folder) as staging:
-                self._write_model(staging, form, weights)
-        distributed.barrier()
-
-    def _write_model(self, folder: Path, form: str, weights: dict[str, torch.Tensor]) -> None:
-        save = save_trained_only if form == "trained" else save_full
-        save(self.model, self.processing_class, folder, state_dict=weights)
-
-    def _consolidated(self, trained_only: bool) -> dict[str, torch.Tensor]:
-        """Weights as tensors of their own, whole, on the CPU of the main process; elsewhere none.
-
-        With `trained_only`, those that no base model holds. Under ZeRO-1 and 2 weights are views of one large
-        buffer, which safetensors refuses, so those are copied too.
-        """
-        import deepspeed  # at the top it would choose the device before the arguments are read
-
-        own = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]  # hold added tokens
-        own.append(self.model.model.multi_modal_projector)
-        not_in_base_models = {id(parameter) for module in own for parameter in module.parameters()}
-        weights = {}
-        for name, parameter in self.model.named_parameters():
-            if trained_only and not (parameter.requires_grad or id(parameter) in not_in_base_models):
-                continue
-            with deepspeed.zero.GatheredParameters([parameter]):  # does nothing unless ZeRO-3 has split it
-                if distributed.is_main_process():
-                    weights[name] = parameter.detach().to("cpu", copy=True)
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        buffers = {name: value for name, value in self.model.state_dict().items() if name not in parameters}
-        return weights | buffers if distributed.is_main_process() else {}
+        self.checkpoints.export(folder, form or self.args.checkpoint_form)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As transformers'; a new best is written to {output_dir}/best at once, safe from later crashes."""
+        if not math.isfinite(metrics.get("eval_loss", 0)):
+            logger.warning("the evaluation loss is %s, so this step is not the best", metrics["eval_loss"])
+            return False
         is_best = super()._determine_best_metric(metrics, trial)
         if is_best:
-            with self.throughput.paused():
+            with self.survival.pausing(), self.throughput.paused(), self._tolerated():
                 self.export(Path(self.args.output_dir, "best"))
         return is_best
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write checkpoint-N aside, from all processes, and give it its name when all is on the disk."""
         self.bad.exchange(self.args.device)  # a resumed run finds those listed that it will not meet again
-        with self.throughput.paused():
-            target = Path(self.args.output_dir, checkpoint_name(self.state.global_step))
-            staging = staging_of(target)
-            if distributed.is_main_process():
-                begin_directory(target)
-            weights = self._consolidated(trained_only=True)
-            distributed.barrier()  # the folder is there
-            if not self.args.save_only_model:
-                self.deepspeed.save_checkpoint(str(staging), exclude_frozen_parameters=True)
-                self._save_rng_state(str(staging))
-            if self.state.best_global_step:
-                best = Path(self.args.output_dir, checkpoint_name(self.state.best_global_step))
-                self.state.best_model_checkpoint = str(best) if best == target or best.is_dir() else None
-            if distributed.is_main_process():
-                self._write_model(staging, "trained", weights)
-                torch.save(self.lr_scheduler.state_dict(), staging / "scheduler.pt")
-                self.run.save(staging)
-                self.state.save_to_json(str(staging / TRAINER_STATE))
-            distributed.barrier()  # everyone has written
-            if distributed.is_main_process():
-                commit_directory(staging, target)
-                rotate(self.args.output_dir, self.args.save_total_limit, [self.state.best_model_checkpoint])
-            distributed.barrier()
+        with self.survival.saving(), self.throughput.paused(), self._tolerated():
+            self.checkpoints.save()
+
+    @contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        """Training goes on where a save fails: the disk may be freed before the next one. Not for ever."""
+        try:
+            yield
+        except SavingError as error:
+            self._failed_saves += 1
+            if self._failed_saves > self.args.max_failed_saves:
+                raise
+            if is_main_process():  # all have the same to say
+                logger.warning("%s; training goes on, free the disk before the next save", error)
+        else:
+            self._failed_saves = 0
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[torch.nn.Module, DataLoader]:
         """As transformers', which would insist on the frozen weights that our engine state leaves out."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self.survival.guard(self.deepspeed.basic_optimizer)  # the one that steps, whoever made it
         if resume_from_checkpoint is not None:
-            self.run.check(Path(resume_from_checkpoint))
-            self._load_engine(resume_from_checkpoint)
-            scheduler = torch.load(Path(resume_from_checkpoint, "scheduler.pt"), weights_only=True)
-            self.lr_scheduler.load_state_dict(scheduler)
+            self.checkpoints.restore(resume_from_checkpoint)
         return prepared
 
     def _load_best_model(self) -> None:
-        self._load_engine(self.state.best_model_checkpoint)
-
-    def _load_engine(self, folder: str) -> None:
-        self.deepspeed.load_checkpoint(folder, load_module_strict=False)
-
-
-class _EpochSetter(TrainerCallback):
-    """Tells sampler and data which epoch begins, also after a resume, when transformers wraps them away."""
-
-    def on_epoch_begin(
-        self, args: Any, state: Any, control: Any, train_dataloader: DataLoader, **kwargs: Any
-    ) -> None:
-        epoch = int(state.epoch or 0)
-        train_dataloader.batch_sampler.set_epoch(epoch)
-        train_dataloader.dataset.set_epoch(epoch)
-
-
-def _tokens(dataset: TolerantDataset, epoch: int) -> np.ndarray:
-    return measure(dataset.sketch(epoch)).tokens
+        self.checkpoints.load_engine(self.state.best_model_checkpoint)

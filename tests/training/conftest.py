@@ -149,6 +149,7 @@ class Trainings:
             "learning_rate": 1e-2,
             "num_train_epochs": 2,
             "logging_steps": 1,
+            "dataloader_num_workers": 0,  # for so little they take longer to start than they save
             "precision": "fp32",
             "attention": "mmca",
             "stage3_param_persistence_threshold": 0,
@@ -163,11 +164,15 @@ class Trainings:
         return words
 
     def start(
-        self, command: list[str], processes: int = 1, launcher: Sequence[str] = ("-m",)
+        self,
+        command: list[str],
+        processes: int = 1,
+        launcher: Sequence[str] = ("-m",),
+        module: str = "training.main",
     ) -> subprocess.Popen:
         """Training in processes of its own; its output is one text stream.
 
-        `launcher`: the words between python and training.main, or a program of its own after "-c".
+        `launcher`: the words between python and `module`, or a program of its own after "-c".
         """
         if processes > 1:
             port = str(20000 + random.randrange(20000))
@@ -180,7 +185,7 @@ class Trainings:
                 port,
             ]
             launcher += ["--module"]
-        module = [] if launcher[0] == "-c" else ["training.main"]
+        program = [] if launcher[0] == "-c" else [module]
         environment = {
             **os.environ,
             "DS_ACCELERATOR": "cpu",
@@ -189,7 +194,7 @@ class Trainings:
             "HF_HUB_OFFLINE": "1",
         }
         return subprocess.Popen(
-            [sys.executable, *launcher, *module, *command],
+            [sys.executable, *launcher, *program, *command],
             cwd=ROOT,
             env=environment,
             text=True,
@@ -198,11 +203,11 @@ class Trainings:
             start_new_session=True,
         )
 
-    def run(self, command: list[str], expected: int = 0, **how: Any) -> str:
+    def run(self, command: list[str], expected: int = 0, timeout: float = 280, **how: Any) -> str:
         """Run training to its end and return what it printed; its exit code has to be the expected one."""
         process = self.start(command, **how)
         try:
-            printed, _ = process.communicate(timeout=280)
+            printed, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

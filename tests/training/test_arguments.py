@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+import training.arguments
 import training.command_line
 from training.command_line import parse_arguments
 
@@ -129,6 +130,23 @@ def test_every_stage_has_a_configuration(parse, stage):
 )
 def test_mistakes_get_one_line_that_says_what_to_do(refuse, flags, says):
     assert says in refuse(**flags)
+
+
+def test_data_of_ones_own_need_no_data_folder(parse, refuse):
+    assert parse(data_path="/nowhere", dataset_names="my.json")[1].dataset_names == ["my.json"]
+    line = refuse(data_path="/nowhere", dataset_names=["my.json", "llava"])
+    assert "--data_path /nowhere: no such folder" in line
+
+
+@pytest.mark.parametrize(
+    "cores, processes, workers", [(1, 1, 0), (2, 1, 1), (2, 2, 0), (16, 4, 3), (96, 8, 4)]
+)
+def test_pictures_are_decoded_beside_training_where_there_are_cores(
+    parse, monkeypatch, cores, processes, workers
+):
+    monkeypatch.setattr(training.arguments, "cores", lambda: cores)
+    monkeypatch.setattr(training.arguments, "local_world_size", lambda: processes)
+    assert parse(dataloader_num_workers=None)[2].dataloader_num_workers == workers
 
 
 def test_a_packed_row_has_room_for_the_images_of_two_conversations(parse):

@@ -1,25 +1,19 @@
 """Every conversation read, encoded and its pictures decoded, in parallel: what there is, and what is bad in it."""
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from utils.conversation import Conversation, ImageError
 from utils.data import DataError, EncodedDataset, Mixture
 from utils.data.bad_data import BadRecord
 from utils.data.encode import ConversationEncoder
 from utils.data.grouping import join
-from utils.distributed import get_logger
-
-logger = get_logger(__name__)
+from utils.data.progress import progress
 
 _CHUNK = 16  # conversations that a worker hands over at a time
-_LINE_EVERY = 30  # seconds, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -32,6 +26,7 @@ class Facts:
     images: int
     turns: int
     cut_turns: int  # that --max_seq_len takes away
+    records: int  # sound ones that it is made of
     bad: tuple[BadRecord, ...] = ()
 
 
@@ -46,7 +41,7 @@ class _Measured(Dataset):
         return len(self._conversations)
 
     def __getitem__(self, index: int) -> Facts:
-        sound, bad, encoded = [], [], None
+        sound, bad, encoded, records = [], [], None, 0
         members = self._conversations.members(index)
         dataset = members[0].place.dataset
         for member in members:
@@ -55,12 +50,13 @@ class _Measured(Dataset):
                 encoded = self._encoded.encode(conversation, count_cut=False)
                 _open_the_rest(conversation, len(encoded.turn_ends))
                 sound.append(conversation)
+                records += member.records
             except DataError:
                 raise
             except ValueError as error:  # as in TolerantDataset
                 bad.append(BadRecord.of(member.place, error))
         if not sound:
-            return Facts(dataset, 0, 0, 0, 0, 0, tuple(bad))
+            return Facts(dataset, 0, 0, 0, 0, 0, 0, tuple(bad))
         conversation = sound[0]
         if len(members) > 1:
             conversation = join(sound)
@@ -73,6 +69,7 @@ class _Measured(Dataset):
             images=sum(len(turn.images) for turn in kept),
             turns=len(kept),
             cut_turns=len(conversation.turns) - len(kept),
+            records=records,
             bad=tuple(bad),
         )
 
@@ -96,6 +93,7 @@ class Measurement:
     images: np.ndarray
     turns: np.ndarray
     cut_turns: np.ndarray
+    records: np.ndarray
     bad: tuple[BadRecord, ...]
 
     @classmethod
@@ -104,7 +102,7 @@ class Measurement:
         kept = [each for each in facts if each.tokens]
         columns = {
             name: np.array([getattr(each, name) for each in kept], dtype=np.int64)
-            for name in ("tokens", "learned", "images", "turns", "cut_turns")
+            for name in ("tokens", "learned", "images", "turns", "cut_turns", "records")
         }
         return cls(
             dataset=np.array([each.dataset for each in kept], dtype=object),
@@ -125,6 +123,7 @@ class Measurement:
             self.images[mine],
             self.turns[mine],
             self.cut_turns[mine],
+            self.records[mine],
             tuple(bad for bad in self.bad if bad.place.dataset == dataset),
         )
 
@@ -132,16 +131,13 @@ class Measurement:
 def measure(
     parts: Sequence[Mixture], processor: ConversationEncoder, max_seq_len: int, workers: int
 ) -> Measurement:
-    """Read everything once in `workers` processes (0: in this one), with a bar on a terminal, or a line now and then.
+    """Read everything once in `workers` processes (0: in this one), with `progress` on the way.
 
     Raises `DataError` where the data cannot be read at all, nothing for bad records.
     """
     facts: list[Facts] = []
-    total, bad, said = sum(map(len, parts)), 0, time.perf_counter()
-    is_terminal = sys.stderr.isatty()
-    with tqdm(
-        total=total, desc="checking", unit=" conversations", dynamic_ncols=True, disable=not is_terminal
-    ) as bar:
+    bad = 0
+    with progress("checking", sum(map(len, parts)), "conversations", keep=True) as advance:
         for part in parts:
             loader = DataLoader(
                 _Measured(part, processor, max_seq_len),
@@ -153,11 +149,5 @@ def measure(
             for chunk in loader if len(part) else ():
                 facts += chunk
                 bad += sum(len(each.bad) for each in chunk)
-                bar.set_postfix({"bad": bad}, refresh=False)
-                bar.update(len(chunk))
-                if not is_terminal and time.perf_counter() - said > _LINE_EVERY:
-                    said = time.perf_counter()
-                    logger.info(
-                        "checked %s of %s conversations, %d bad", f"{len(facts):,}", f"{total:,}", bad
-                    )
+                advance(len(chunk), bad=bad)
     return Measurement.of(facts)

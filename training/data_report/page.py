@@ -90,19 +90,20 @@ def short_name(dataset: str) -> str:
 def _rows(report: Report) -> list[_Row]:
     if report.measured is None or report.accounts is None:
         return []
-    bad = Counter(each.place.dataset for each in report.bad)
+    unread = Counter(each.place.dataset for each in report.bad if each.place.index is None)
     rows = []
     for name, account in report.accounts.items():
         mine = report.measured.only(name)
-        tokens = int(mine.tokens.sum())
+        tokens, used = int(mine.tokens.sum()), int(mine.records.sum())
         rows.append(
             _Row(
                 name=name,
                 records=account.records,
-                used=account.used - len(mine.bad),
+                used=used,
                 left_out=sum(account.left_out.values()),
                 not_asked=account.not_asked,
-                bad=bad[name],
+                # Not the places in the list, of which related records share one; a file counts as one.
+                bad=account.bad + account.used - used + unread[name],
                 conversations=len(mine),
                 images=int(mine.images.sum()),
                 tokens=tokens,

@@ -1,8 +1,11 @@
 """What is measured and shown is what training would learn from."""
 
+import json
+import re
+
 import pytest
 
-from training.data_report import draw_samples, measure
+from training.data_report import Report, draw_samples, measure, write_report
 from training.debug import dump_samples
 from utils.data import BadRecords, EncodedDataset, PackedDataset, TolerantDataset, build_dataset
 from utils.model import build_processor
@@ -33,6 +36,32 @@ def test_measured_is_what_is_encoded(mixture, processor, workers, max_seq_len) -
     assert measured.cut_turns.sum() == encoded.cut.turns
     assert (max_seq_len == 100) == (measured.cut_turns.sum() > 0)
     assert len(measured.only("llava_dial")) == 30 and not measured.bad
+
+
+def test_related_records_are_counted_one_by_one(world, processor, tmp_path, monkeypatch) -> None:
+    """Of six instructions two pairs are one conversation each; a picture of the second pair is missing."""
+    monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "cache"))
+    pictures = ["000000000001", "000000000001", "000000000002", "nowhere", "nowhere", "000000000003"]
+    instructions = {
+        f"X_{number}": {
+            "image_ids": [f"CGD_IMG_{name}"],
+            "instruction": f"What is {number}?",
+            "answer": "It is red.",
+            "rel_ins_ids": [f"X_{number - 1}"],
+        }
+        for number, name in enumerate(pictures)
+    }
+    (tmp_path / "MIMIC-IT").mkdir()
+    (tmp_path / "MIMIC-IT" / "CGD_instructions.json").write_text(json.dumps({"data": instructions}))
+    (tmp_path / "coco").symlink_to(world.data / "coco")
+    mixture = build_dataset(["otter_mimicit_cgd"], tmp_path, bad=BadRecords())
+    measured = measure([mixture], processor, 512, workers=0)
+    assert [bad.place.index for bad in measured.bad] == [3]
+    report = Report("", {}, [], bad=measured.bad, accounts=mixture.accounts, measured=measured)
+    write_report(report, tmp_path / "page.html")
+    cells = re.findall(r'data-label="([^"]*)"[^>]*>(\d+)</td>', (tmp_path / "page.html").read_text())
+    counts = dict(cells)
+    assert (counts["records"], counts["used"], counts["bad"], counts["conversations"]) == ("6", "4", "2", "3")
 
 
 @pytest.mark.parametrize("packed", [False, True])

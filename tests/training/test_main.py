@@ -1,0 +1,41 @@
+"""What is said of a run at its end: of all its processes, and in one line where a person can do something."""
+
+import errno
+from types import SimpleNamespace
+
+import training.main
+from training.main import cut_by_all
+from training.survival.leaving import MISTAKE
+from utils.data import CutCount
+
+
+def test_what_other_processes_cut_counts_too(monkeypatch):
+    learned = SimpleNamespace(cut=CutCount(2, 5))
+    assert cut_by_all(learned) == CutCount(2, 5)
+    monkeypatch.setattr(training.main, "everyone", lambda mine: [(1, 3), mine, (0, 0)])
+    assert cut_by_all(learned) == CutCount(3, 8)
+
+
+def ended(monkeypatch, tmp_path, error):
+    """The exit code of a run in which `error` comes up."""
+
+    def fail(*parts):
+        raise error
+
+    arguments = SimpleNamespace(output_dir=str(tmp_path))
+    monkeypatch.setattr(training.main, "configure_logging", lambda: None)
+    monkeypatch.setattr(training.main, "parse_arguments", lambda argv: (None, None, arguments))
+    monkeypatch.setattr(training.main, "train", fail)
+    return training.main.main([])
+
+
+def test_a_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/tokens.arrow")
+    assert ended(monkeypatch, tmp_path, full) == MISTAKE
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: No space left on device: /data/tokens.arrow; no checkpoint is complete")
+
+
+def test_what_nobody_expected_shows_where_it_was(monkeypatch, tmp_path, capsys):
+    assert ended(monkeypatch, tmp_path, OSError(errno.EIO, "Input/output error")) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""The flags of sharding: ZeRO's stage and sizes, what is kept outside the GPU, a configuration of one's own."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from training.ds_configs import Offload, zero_config
+from training.ds_configs.own_config import read_own_config
+from training.usage import UsageError
+
+
+def _flag(default: object, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ZeroArguments:
+    """How the training is spread over devices; a part of the training arguments."""
+
+    zero_stage: Literal[0, 1, 2, 3] = _flag(0, "ZeRO stage.")
+    stage3_param_persistence_threshold: int = _flag(10_000, "ZeRO-3 leaves tensors below this size whole.")
+    stage3_max_live_parameters: int = _flag(30_000_000, "ZeRO-3 keeps at most this many gathered elements.")
+    stage3_gather_layers: bool = _flag(
+        False,
+        "ZeRO-3 gathers a layer at a time, not a matrix: fewer and larger steps, quicker for small models.",
+    )
+    offload_optimizer: Literal["none", "cpu", "nvme"] = _flag(
+        "none", "Keep optimizer states outside the GPU and step there; nvme needs ZeRO-3."
+    )
+    offload_param: Literal["none", "cpu", "nvme"] = _flag(
+        "none", "Keep ZeRO-3's partitions of the weights outside the GPU."
+    )
+    nvme_path: str | None = _flag(None, "Folder on a fast local disk for what is offloaded to nvme.")
+    deepspeed_config: str | None = _flag(
+        None,
+        "A DeepSpeed configuration of your own in JSON, in place of the flags of ZeRO; checked key by key.",
+    )
+    dry_run_worst_batch: bool = _flag(
+        False,
+        "Before the first step, run the largest batch that the settings allow through a whole step and compare"
+        " its peak of memory with the plan; nothing of it stays.",
+    )
+
+    def deepspeed_settings(self, given: str | dict[str, Any] | None) -> dict[str, Any]:
+        """DeepSpeed's configuration from the flags; `given` is what --deepspeed says.
+
+        Raises `UsageError` for flags that contradict each other or the machine.
+        """
+        if self.deepspeed_config and given:
+            raise UsageError("--deepspeed_config and --deepspeed: give one of the two")
+        if isinstance(given, dict):
+            return given
+        if path := self.deepspeed_config or given:
+            return self._own(path, "--deepspeed_config" if self.deepspeed_config else "--deepspeed")
+        self._check_offload()
+        return zero_config(
+            self.zero_stage,
+            self.stage3_param_persistence_threshold,
+            self.stage3_max_live_parameters,
+            Offload(self.offload_optimizer, self.offload_param, self.nvme_path),
+        )
+
+    def _own(self, path: str, flag: str) -> dict[str, Any]:
+        config = read_own_config(path, flag)
+        for name in ("offload_optimizer", "offload_param"):
+            if getattr(self, name) != "none":
+                raise UsageError(f"--{name} has no effect beside {flag} {path}: set it in the file")
+        stage = config.get("zero_optimization", {}).get("stage", 0)
+        if self.zero_stage not in (0, stage):
+            raise UsageError(
+                f"--zero_stage {self.zero_stage} contradicts {flag} {path}, which has stage {stage}: give one"
+            )
+        self.zero_stage = stage
+        return config
+
+    def _check_offload(self) -> None:
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise UsageError("--offload_optimizer needs ZeRO: add --zero_stage 1, 2 or 3")
+        if self.offload_param != "none" and self.zero_stage != 3:
+            raise UsageError(f"--offload_param {self.offload_param} needs --zero_stage 3")
+        if "nvme" not in (self.offload_optimizer, self.offload_param):
+            if self.nvme_path:
+                raise UsageError(
+                    "--nvme_path is for what is offloaded to nvme: add --offload_optimizer nvme, say"
+                )
+            return
+        if self.zero_stage != 3:
+            raise UsageError("--offload_optimizer nvme needs --zero_stage 3")
+        if not self.nvme_path or not os.access(self.nvme_path, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"--nvme_path {self.nvme_path or '(not given)'}: give a folder on a local disk to write to"
+            )
+        if not _has_async_io():
+            raise UsageError(
+                "offloading to nvme needs DeepSpeed's async_io, which needs libaio and a compiler: apt install"
+                " libaio-dev, or offload to cpu"
+            )
+
+
+def _has_async_io() -> bool:
+    from deepspeed.ops.op_builder import AsyncIOBuilder  # here: importing it chooses the device
+
+    return AsyncIOBuilder().is_compatible(verbose=False)

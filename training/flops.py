@@ -1,0 +1,107 @@
+"""What a training step costs in floating-point operations, and what share of the hardware's peak it uses (MFU).
+
+Only work that the mathematics asks for counts: what gradient checkpointing computes again does not. The
+derivation is in docs/training.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from utils.model.modeling_visual_chat import outside_zero3
+from utils.model.vision import encode_images, vision_family
+
+_ATTENTION_PASSES = 3.5
+"""Attention's forward and backward pass, in forwards: 2 matrix products there; 4 here, and the scores again,
+which no fused kernel keeps."""
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Floating-point operations of a training step for each unit of what its batches hold."""
+
+    per_token: float  # the decoder's matrices
+    per_pair: float  # attention, for each key that a query sees, over all heads and layers
+    per_image: float  # the encoder
+    per_supervised_token: float  # the head
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "StepFlops":
+        """Count a visual chat model, whole or partitioned over processes."""
+        decoder, text = model.model.language_model, model.config.text_config
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        scores = text.num_hidden_layers * text.num_attention_heads * head_size
+        encoder = encoder_forward(model.config.vision_config)
+        if any(parameter.requires_grad for parameter in model.model.vision_tower.parameters()):
+            encoder *= 2  # gradients pass through it; its adapters are small
+        return cls(
+            per_token=_matrices(decoder),
+            per_pair=_ATTENTION_PASSES * 4 * scores,
+            per_image=encoder,
+            per_supervised_token=_matrices(model.lm_head),
+        )
+
+    def total(self, tokens: float, pairs: float, images: float, supervised_tokens: float) -> float:
+        """The operations of a step, or of several."""
+        return (
+            self.per_token * tokens
+            + self.per_pair * pairs
+            + self.per_image * images
+            + self.per_supervised_token * supervised_tokens
+        )
+
+
+def encoder_forward(config: PreTrainedConfig) -> int:
+    """The operations of an encoder's forward pass over one image, counted on a copy without weights."""
+    with outside_zero3(), torch.device("meta"):
+        tower = vision_family(config).model._from_config(config)
+        pixels = torch.zeros(1, 3, config.image_size, config.image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), _PlainAttention():
+        encode_images(tower, pixels)
+    return counter.get_total_flops()
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Attention in two matrix products: not every torch counts its fused kernels."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            return query @ key.transpose(-2, -1) @ value
+        return function(*args, **(kwargs or {}))
+
+
+def visible_pairs(
+    attention: str, positions: torch.Tensor, kinds: torch.Tensor, real: torch.Tensor
+) -> torch.Tensor:
+    """How many keys the queries of a batch see together: a scalar on the batch's device.
+
+    Args:
+        attention: mmca, cross or causal. positions: [B, S], of a token in its conversation. kinds: [B, S], 1 for
+        image tokens. real: [B, S], false where padded.
+    """
+    seen = positions + 1
+    if attention == "causal":
+        return (seen * real).sum()
+    text = real & (kinds == 0)
+    pairs = (seen * text).sum()  # an image token looks at nothing but itself: under mmca nothing to compute
+    return pairs if attention == "mmca" else pairs + (real & (kinds == 1)).sum()
+
+
+def _matrices(module: nn.Module) -> float:
+    """Of a module's matrices, for each token: forward, gradients of their input, and of those that learn."""
+    total = 0
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            size = getattr(part.weight, "ds_numel", part.weight.numel())  # partitioned weights know the whole
+            total += size * (6 if part.weight.requires_grad else 4)
+    return float(total)
