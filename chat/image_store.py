@@ -1,0 +1,202 @@
+"""Images that the decoder has read once: their keys and values, for any turn of any conversation.
+
+Under multi-modal causal attention they depend on the picture alone, but for the rotation of keys by position; so
+a picture goes through encoder and decoder once, whoever asks about it and wherever it stands. One store serves
+all sessions and evaluations of a model, in any threads.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from transformers import PreTrainedModel
+from transformers.processing_utils import ProcessorMixin
+
+from chat.fingerprint import image_fingerprint
+from chat.opened_images import OpenedImage
+from chat.state_files import StateFiles
+from chat.state_tiers import Limits, StateTiers
+from utils.distributed import get_logger
+from utils.model.image_states import ImageStates, ImageStatesMaker, NotReusable
+
+logger = get_logger(__name__)
+
+_AT_ONCE = 8  # images that go through encoder and decoder together
+
+
+@dataclass(frozen=True)
+class StoreStatistics:
+    """What a store did so far, and holds now.
+
+    found: images that were in memory. encoded_images: images that went through the encoder; image_tokens: tokens of
+    theirs that went through the decoder.
+    """
+
+    found: int
+    encoded_images: int
+    image_tokens: int
+    device_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The states of the images asked for, and how many of them this call computed."""
+
+    states: tuple[ImageStates, ...]
+    computed: int
+
+
+class ImageStore:
+    """Keeps what a model computes for images, and computes what it does not have.
+
+    An image is known by its bytes. A store is one model's, as its weights were when the store was made: weights
+    that change need a new one. On the disk the weights' and the preprocessing's fingerprint is part of what an
+    image is kept under, so a folder can be shared between models.
+
+    Raises `NotReusable` for a model whose image tokens see anything but themselves (attention causal or
+    cross), and for a decoder whose keys cannot be moved to other positions.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits | None = None
+    ) -> None:
+        if model.config.attention != "mmca":
+            raise NotReusable(
+                f"under attention {model.config.attention!r} images depend on what stands before"
+            )
+        self._model, self._processor = model.eval(), processor
+        self.maker = ImageStatesMaker(model.model.language_model)
+        limits = limits or Limits()
+        self._fingerprint = image_fingerprint(model, processor) if limits.folder else ""
+        self._tiers = StateTiers(limits, self.maker.devices)
+        self._files = StateFiles(limits.folder, limits.disk) if limits.folder else None
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Future[ImageStates | None]] = {}  # None: whoever computed it failed
+        self._found = self._computed = 0
+
+    @property
+    def reach(self) -> int:
+        """Dialogues of at most this many tokens can use the store."""
+        return self.maker.reach
+
+    def serves(self, model: PreTrainedModel) -> bool:
+        """Whether it is this model's."""
+        return self._model is model
+
+    @property
+    def statistics(self) -> StoreStatistics:
+        """What was done so far."""
+        with self._lock:
+            return StoreStatistics(
+                found=self._found,
+                encoded_images=self._computed,
+                image_tokens=self._computed * self._processor.image_seq_length,
+                device_bytes=self._tiers.nbytes("device"),
+                memory_bytes=self._tiers.nbytes("memory"),
+            )
+
+    def clear(self) -> None:
+        """Forget what is in memory; the disk keeps what it has."""
+        with self._lock:
+            self._tiers.clear()
+
+    def states(self, images: Sequence[OpenedImage]) -> Found:
+        """The states of images, in their order; equal images, in other threads too, are computed once.
+
+        Raises what preprocessing and model raise; then nothing of that call is kept.
+        """
+        keys = [self._key(image) for image in images]
+        mine: dict[str, OpenedImage] = {}
+        others: dict[str, Future[ImageStates | None]] = {}
+        with self._lock:
+            held = {key: self._tiers.get(key) for key in dict.fromkeys(keys)}
+            found = {key: states for key, states in held.items() if states is not None}
+            self._found += len(found)
+            for key, image in zip(keys, images, strict=True):
+                if key in self._under_way and key not in mine:
+                    others[key] = self._under_way[key]
+                elif key not in found and key not in mine:
+                    mine[key] = image
+                    self._under_way[key] = Future()
+        made, computed = self._make(mine)
+        found |= made
+        for key, future in others.items():
+            if (states := future.result()) is None:
+                again = self.states([images[keys.index(key)]])
+                (states,), computed = again.states, computed + again.computed
+            found[key] = states
+        return Found(tuple(found[key] for key in keys), computed)
+
+    def _key(self, image: OpenedImage) -> str:
+        return sha256(f"{self._fingerprint} {image.digest}".encode()).hexdigest()
+
+    def _make(self, wanted: dict[str, OpenedImage]) -> tuple[dict[str, ImageStates], int]:
+        """Read from the disk or compute, and keep, what this thread has announced as under way."""
+        try:
+            made = self._from_disk(wanted)
+            missing = [key for key in wanted if key not in made]
+            for start in range(0, len(missing), _AT_ONCE):
+                part = missing[start : start + _AT_ONCE]
+                made |= zip(part, self._compute([wanted[key] for key in part]), strict=True)
+        except BaseException:
+            with self._lock:
+                for key in wanted:
+                    self._under_way.pop(key).set_result(None)
+            raise
+        with self._lock:
+            self._computed += len(missing)
+            # Announced before it is kept: nobody waits for ever where there is no memory to keep it.
+            for key, states in made.items():
+                self._under_way.pop(key).set_result(states)
+            for key, states in made.items():
+                self._tiers.put(key, states)
+        if self._files is not None:
+            for key in missing:
+                self._files.write(key, made[key])
+        return made, len(missing)
+
+    def _from_disk(self, keys: Iterable[str]) -> dict[str, ImageStates]:
+        if self._files is None:
+            return {}
+        read = {key: self._files.read(key, self.maker.devices) for key in keys}
+        return {key: states for key, states in read.items() if states is not None}
+
+    @torch.inference_mode()
+    def _compute(self, images: Sequence[OpenedImage]) -> list[ImageStates]:
+        pixels = self._processor.pixel_values(images).to(self.maker.device, self._model.dtype)
+        return self.maker.compute(self._model.get_image_features(pixels).to(self._model.dtype))
+
+
+def store_if_possible(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    tokens: int,
+    limits: Limits | None = None,
+    shared: ImageStore | None = None,
+) -> ImageStore | None:
+    """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
+
+    None, with the reason in the log, where there cannot be one. Raises `ValueError` where the shared one is
+    another model's.
+    """
+    try:
+        store = shared or ImageStore(model, processor, limits)
+    except NotReusable as reason:
+        logger.info("images are read anew in each dialogue: %s", reason)
+        return None
+    if not store.serves(model):
+        raise ValueError("the image store is another model's; make one with this model and this processor")
+    tokens = min(tokens, getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokens)
+    if store.reach < tokens:
+        logger.info(
+            "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"
+            " tokens, and up to %d are allowed",
+            store.reach,
+            tokens,
+        )
+        return None
+    return store

@@ -1,0 +1,216 @@
+"""What the store keeps, for how long, under what, and for whom."""
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from chat.fingerprint import image_fingerprint
+from chat.image_store import ImageStore
+from chat.opened_images import OpenedImage, open_image
+from chat.session import ChatSession
+from chat.state_tiers import Limits, StateTiers
+from utils.model.checkpoint import load_checkpoint, save_full
+from utils.model.image_states import ImageStates, NotReusable
+
+SIZE = 2 * 2 * 5 * 2 * 8 * 4
+"""Bytes of an image's states here: keys and values, layers, tokens, heads, numbers of a head, bytes."""
+
+
+@pytest.fixture
+def images(pictures: list[Path]) -> list[OpenedImage]:
+    return [open_image(picture) for picture in pictures]
+
+
+@pytest.fixture
+def encoder_runs(model_and_processor):
+    """How many images went through the encoder in each of its runs."""
+    model, _ = model_and_processor
+    runs: list[int] = []
+    tower = model.model.vision_tower
+    hook = tower.register_forward_pre_hook(lambda module, args: runs.append(len(args[0])))
+    yield runs
+    hook.remove()
+
+
+def same(left: ImageStates, right: ImageStates) -> bool:
+    pairs = zip((*left.keys, *left.values), (*right.keys, *right.values), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+def test_equal_images_are_computed_once_whatever_they_are_called(model_and_processor, images, encoder_runs):
+    store = ImageStore(*model_and_processor)
+    renamed = OpenedImage(images[0].source, "another name")
+    found = store.states([images[0], images[1], renamed, images[0]])
+    assert found.computed == 2 and encoder_runs == [2]
+    assert found.states[0] is found.states[2] is found.states[3]
+    again = store.states([images[1]])
+    assert again.computed == 0 and encoder_runs == [2] and again.states[0] is found.states[1]
+    statistics = store.statistics
+    assert (statistics.found, statistics.encoded_images, statistics.image_tokens) == (1, 2, 10)
+    assert (statistics.device_bytes, statistics.memory_bytes) == (0, 2 * SIZE)
+    store.clear()
+    assert store.statistics.memory_bytes == 0 and store.states([images[1]]).computed == 1
+
+
+def test_the_least_recently_used_leaves_first(model_and_processor, images):
+    store = ImageStore(*model_and_processor, Limits(memory=2 * SIZE + 1))
+    for number in (0, 1, 0, 2):  # 1 was used longest ago
+        store.states([images[number]])
+    assert store.statistics.memory_bytes == 2 * SIZE
+    assert store.states([images[0], images[2]]).computed == 0
+    assert store.states([images[1]]).computed == 1
+    assert ImageStore(*model_and_processor, Limits(memory=SIZE - 1)).states(images[:3]).computed == 3
+
+
+def test_from_the_device_to_memory_and_back():
+    """With the device's tier in use, as where layers stand on GPUs; here it is the same memory."""
+    tiers = StateTiers(Limits(memory=20), [torch.device("cpu")])
+    tiers._allowed["device"] = 20
+    states = {name: ImageStates((torch.ones(2),), (torch.ones(0),)) for name in "abcde"}  # 8 bytes each
+    for name in "abcd":
+        tiers.put(name, states[name])
+    assert list(tiers._held["device"]) == ["c", "d"] and list(tiers._held["memory"]) == ["a", "b"]
+    assert (tiers.nbytes("device"), tiers.nbytes("memory")) == (16, 16)
+    assert tiers.get("a") is not None  # and c makes room for it, in the place that it left
+    assert list(tiers._held["device"]) == ["d", "a"] and list(tiers._held["memory"]) == ["b", "c"]
+    tiers.put("e", states["e"])
+    assert list(tiers._held["memory"]) == ["c", "d"] and tiers.get("b") is None
+
+
+def test_the_disk_outlives_the_process_and_keeps_its_limit(
+    model_and_processor, images, encoder_runs, tmp_path, caplog
+):
+    folder = tmp_path / "images"
+    computed = ImageStore(*model_and_processor, Limits(folder=folder)).states(images[:2])
+    limits = Limits(folder=folder, disk=3 * next(folder.iterdir()).stat().st_size)
+    other = ImageStore(*model_and_processor, limits)
+    encoder_runs.clear()
+    found = other.states(images[:2])
+    assert found.computed == 0 and encoder_runs == []
+    assert all(map(same, found.states, computed.states))
+    for image in images[2:6]:
+        other.states([image])
+    files = list(folder.iterdir())
+    assert len(files) == 3
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])  # damaged
+    with caplog.at_level(logging.WARNING):
+        assert ImageStore(*model_and_processor, limits).states([images[5]]).computed == 1
+    assert "cannot be read" in caplog.text
+
+
+def test_other_weights_or_another_preprocessing_are_something_else(build, model_and_processor, tmp_path):
+    known = image_fingerprint(*model_and_processor)
+    model, processor = build("mmca")
+    save_full(model, processor, tmp_path)
+    assert image_fingerprint(model, processor) == known
+    assert image_fingerprint(*load_checkpoint(tmp_path)) == known
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight.add_(1)
+        model.lm_head.weight.add_(1)
+    assert image_fingerprint(model, processor) == known  # images go through neither
+    for part in (model.model.vision_tower, model.model.multi_modal_projector, model.model.language_model):
+        weight = list(part.parameters())[-1]
+        with torch.no_grad():
+            before = weight.flatten()[-1].clone()
+            weight.view(-1)[-1] += 0.5
+            assert image_fingerprint(model, processor) != known
+            weight.view(-1)[-1] = before
+    assert image_fingerprint(model, processor) == known
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    assert image_fingerprint(model, processor) != known
+
+
+def test_weights_that_are_not_in_memory_are_never_taken_for_others(build):
+    model, processor = build("mmca")
+    model.model.multi_modal_projector.to("meta")
+    assert image_fingerprint(model, processor) != image_fingerprint(model, processor)
+
+
+@pytest.mark.parametrize("attention", ["cross", "causal"])
+def test_only_where_images_see_nothing_else(build, attention, caplog):
+    model, processor = build(attention)
+    with pytest.raises(NotReusable, match=attention):
+        ImageStore(model, processor)
+    with caplog.at_level(logging.INFO, logger="chat"):
+        assert ChatSession(model, processor).image_store is None
+    assert "read anew" in caplog.text and attention in caplog.text
+
+
+def test_a_store_is_one_models(build, model_and_processor):
+    with pytest.raises(ValueError, match="another model's"):
+        ChatSession(*build("mmca"), image_store=ImageStore(*model_and_processor))
+
+
+def test_after_a_failure_nothing_is_kept_and_who_waited_computes_it_himself(
+    model_and_processor, images, monkeypatch
+):
+    store = ImageStore(*model_and_processor)
+    compute, started, go_on = store._compute, threading.Event(), threading.Event()
+
+    def fail(wanted):
+        monkeypatch.setattr(store, "_compute", compute)
+        started.set()
+        go_on.wait(60)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(store, "_compute", fail)
+    ends: list[str] = []
+
+    def ask():
+        try:
+            ends.append(f"computed {store.states(images[:1]).computed}")
+        except RuntimeError as error:
+            ends.append(str(error))
+
+    first, second = threading.Thread(target=ask), threading.Thread(target=ask)
+    first.start()
+    started.wait(60)
+    second.start()
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert sorted(ends) == ["computed 1", "out of memory"]
+    assert store.statistics.encoded_images == 1
+
+
+def test_threads_share_a_store(model_and_processor, images, encoder_runs):
+    """Eight sessions in threads ask about the same ten pictures; each picture is encoded once."""
+    store = ImageStore(*model_and_processor)
+    answers: dict[int, list[str]] = {}
+
+    def chat(number: int) -> None:
+        session = ChatSession(*model_and_processor, max_new_tokens=4, image_store=store, max_images=10)
+        order = np.random.default_rng(number % 2).permutation(10)
+        answers[number] = ["".join(session.ask("What?", images[picture])) for picture in order]
+
+    threads = [threading.Thread(target=chat, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+    assert sum(encoder_runs) == store.statistics.encoded_images == 10
+    assert len(answers) == 8
+    for number in range(2, 8):
+        assert answers[number] == answers[number % 2]
+
+
+def test_a_picture_seen_in_another_conversation_costs_nothing(model_and_processor, pictures, encoder_runs):
+    store = ImageStore(*model_and_processor)
+    first = ChatSession(*model_and_processor, max_new_tokens=8, image_store=store)
+    list(first.ask("What are these?", pictures[:4]))
+    assert first.statistics[-1].encoded_images == 4 and first.statistics[-1].computed_image_tokens == 20
+    encoder_runs.clear()
+    second = ChatSession(*model_and_processor, max_new_tokens=8, image_store=store, system="Be brief.")
+    list(second.ask("A long question first, so that they stand elsewhere."))
+    read_into_memory = [PIL.Image.open(picture).convert("RGB") for picture in pictures[2:4]]
+    list(second.ask("And these?", [pictures[3], pictures[0]]))
+    cost = second.statistics[-1]
+    assert (cost.encoded_images, cost.computed_image_tokens, encoder_runs) == (0, 0, [])
+    list(second.ask("These?", read_into_memory))  # pixels, not the files' bytes: another key
+    assert second.statistics[-1].encoded_images == 2

@@ -1,0 +1,162 @@
+"""Dialogues read over a store against the whole dialogue read at once: logits, and answers of random chats."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from chat.answers import decoded_answer
+from chat.image_store import ImageStore
+from chat.opened_images import OpenedImage, open_image
+from chat.reading import Reading, TextBesideImages, WholeDialogue
+from chat.session import ChatSession
+from utils.conversation import Conversation, Turn
+from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor
+
+WORDS = (
+    "What",
+    "red",
+    "circle",
+    "how many",
+    "squares are there",
+    "compare",
+    "both pictures",
+    "where",
+    "in image 2",
+)
+
+
+@pytest.fixture(scope="module")
+def calm(build) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    """The tiny model with weights of an ordinary size, so that logits are of the order of 1."""
+    model, processor = build("mmca")
+    with torch.no_grad():
+        for parameter in model.model.language_model.layers.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(0.1 / parameter.std())
+        model.lm_head.weight.mul_(0.1 / model.lm_head.weight.std())
+    return model, processor
+
+
+@torch.inference_mode()
+def fresh_logits(model, processor, conversation: Conversation) -> torch.Tensor:
+    encoded = processor.encode(conversation)
+    ids = torch.from_numpy(encoded.input_ids)[None]
+    return model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=torch.from_numpy(encoded.mm_token_type_ids)[None],
+        pixel_values=encoded.pixel_values,
+        logits_to_keep=1,
+    ).logits[:, -1]
+
+
+def random_turns(rng: random.Random, images: list[OpenedImage], count: int) -> tuple[Turn, ...]:
+    """Turns with 0 to 3 images each, repeats among them, and questions of 1 to 12 pieces."""
+    return tuple(
+        Turn(
+            " ".join(rng.choices(WORDS, k=rng.randint(1, 12))),
+            rng.choice(WORDS),
+            tuple(rng.choices(images, k=rng.choice([0, 0, 1, 2, 3]))),
+        )
+        for _ in range(count)
+    )
+
+
+@pytest.mark.parametrize("way", ["beside", "whole"])
+def test_logits_equal_those_of_the_whole_dialogue_read_at_once(calm, pictures, way):
+    """Also after cutting the dialogue back anywhere, and with other images at other places then."""
+    model, processor = calm
+    images = [open_image(picture) for picture in pictures]
+    store = ImageStore(model, processor)
+    reading: Reading = TextBesideImages(model, store) if way == "beside" else WholeDialogue(model, processor)
+    rng = random.Random(way)
+    for _ in range(25):
+        turns = random_turns(rng, images, rng.randint(1, 5))
+        conversation = Conversation((*turns[:-1], Turn(turns[-1].question, None, turns[-1].images)))
+        encoded = processor.encode(conversation, load_images=False)
+        ids, is_image = encoded.input_ids, encoded.mm_token_type_ids == 1
+        reading.cut(is_image[:0])  # other images: nothing of the last dialogue can stay
+        first = rng.randint(1, len(ids) - 1)
+        while is_image[first - 1] or is_image[first]:
+            first += 1  # a part of an image is never read
+        seen = int(is_image[:first].sum()) // processor.image_seq_length
+        reading.read(ids[:first], is_image[:first], conversation.images[:seen])
+        assert reading.covered(is_image) == first
+        found = reading.read(ids, is_image, conversation.images)
+        expected = fresh_logits(model, processor, conversation)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        reading.cut(is_image[:first])
+        torch.testing.assert_close(
+            reading.read(ids, is_image, conversation.images), expected, atol=1e-5, rtol=0
+        )
+
+
+def fresh_answer(session: ChatSession, turns: tuple[Turn, ...], max_new_tokens: int) -> str:
+    encoded = session.processor.encode(Conversation(turns))
+    ids = torch.from_numpy(encoded.input_ids)[None]
+    generated = session.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=torch.from_numpy(encoded.mm_token_type_ids)[None],
+        pixel_values=encoded.pixel_values,
+        max_new_tokens=max_new_tokens,
+    )
+    return decoded_answer(generated[0, ids.shape[1] :].tolist(), session.processor.tokenizer)
+
+
+def hold_a_conversation(seed: int, model_and_processor, store: ImageStore, pictures: list[Path]) -> int:
+    """A few random acts: questions with new and repeated images, undo, and edits of earlier turns.
+
+    Each answer must be that of the whole dialogue read afresh. Returns how many answers there were.
+    """
+    rng = random.Random(seed)
+    session = ChatSession(*model_and_processor, max_new_tokens=6, image_store=store, max_images=24)
+    images = [open_image(picture) for picture in pictures]
+    asked = 0
+    for _ in range(rng.randint(3, 6)):
+        act = rng.choice(["ask", "ask", "ask", "undo", "edit"]) if session.turns else "ask"
+        if act == "undo":
+            session.undo()
+            continue
+        if act == "edit":  # one earlier turn is another; those behind it stand elsewhere
+            turns = list(session.turns)
+            turns[rng.randrange(len(turns))] = random_turns(rng, images, 1)[0]
+            session.load(turns)
+        (turn,) = random_turns(rng, images, 1)
+        expected = fresh_answer(session, (*session.turns, Turn(turn.question, None, turn.images)), 6)
+        assert "".join(session.ask(turn.question, turn.images)) == expected
+        asked += 1
+    return asked
+
+
+def test_random_conversations_answer_as_if_read_afresh(model_and_processor, pictures):
+    store = ImageStore(*model_and_processor)
+    assert sum(hold_a_conversation(seed, model_and_processor, store, pictures) for seed in range(10)) > 20
+    assert store.statistics.encoded_images <= len(pictures) < store.statistics.found
+
+
+@pytest.mark.long
+def test_a_hundred_random_conversations_answer_as_if_read_afresh(model_and_processor, pictures):
+    store = ImageStore(*model_and_processor)
+    for seed in range(100, 200):
+        hold_a_conversation(seed, model_and_processor, store, pictures)
+    assert store.statistics.encoded_images == len(pictures)
+
+
+def test_interrupted_between_layers_it_is_read_again(model_and_processor, pictures, monkeypatch):
+    session = ChatSession(*model_and_processor, max_new_tokens=6)
+    list(session.ask("What?", pictures[:2]))
+    layer = session.model.model.language_model.layers[1]
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layer, "forward", fail)
+        with pytest.raises(RuntimeError):
+            list(session.ask("And?", pictures[2:3]))
+    turn = Turn("And?", None, session.open_images(pictures[2:3]))
+    expected = fresh_answer(session, (*session.turns, turn), 6)
+    assert "".join(session.ask("And?", turn.images)) == expected
