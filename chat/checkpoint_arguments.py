@@ -1,7 +1,13 @@
 """Command line flags that name a checkpoint and how to load it, for the chat and the evaluation alike."""
 
 import argparse
+import logging
+import re
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
 
 from utils.distributed import get_logger
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
@@ -22,6 +28,28 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not above 0")
     return number
+
+
+def device_memory(text: str) -> tuple[int | str, str]:
+    """`0=20GiB` as the device and its size, as argparse takes it."""
+    device, equals, size = text.partition("=")
+    if not equals or not re.fullmatch(r"(?i)\d+(\.\d+)?\s*[kmgt]i?b", size):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0=20GiB or cpu=60GiB")
+    return (int(device) if device.isdigit() else device), size
+
+
+def quantisation(arguments: argparse.Namespace) -> BitsAndBytesConfig | None:
+    """What --load_in_8bit and --load_in_4bit ask for; encoder, projector and head keep their precision."""
+    if not (arguments.load_in_8bit or arguments.load_in_4bit):
+        return None
+    return BitsAndBytesConfig(
+        load_in_8bit=arguments.load_in_8bit,
+        load_in_4bit=arguments.load_in_4bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+    )
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,15 +75,28 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device_map", default="auto", help="where the weights go: auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as saved")
+    parser.add_argument(
+        "--max_memory",
+        nargs="+",
+        type=device_memory,
+        metavar="DEVICE=SIZE",
+        help="with --device_map auto, what each device may take: 0=20GiB 1=20GiB cpu=60GiB",
+    )
+    bits = parser.add_mutually_exclusive_group()
+    bits.add_argument("--load_in_8bit", action="store_true", help="the decoder in 8 bits, by bitsandbytes")
+    bits.add_argument(
+        "--load_in_4bit", action="store_true", help="the decoder in 4 bits (nf4), by bitsandbytes"
+    )
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, seed: int) -> None:
-    """How tokens are chosen; greedy unless a temperature is given."""
+def add_sampling_arguments(parser: argparse._ActionsContainer, seed: int | None) -> None:
+    """How tokens are chosen; greedy unless a temperature is given. `seed` None: it is no flag."""
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
     parser.add_argument("--top_p", type=float, default=1.0, help="only the likeliest tokens of this total")
     parser.add_argument("--top_k", type=int, default=0, help="only this many of the likeliest tokens; 0: all")
     parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: fewer repetitions")
-    parser.add_argument("--seed", type=int, default=seed, help="of sampling (default: %(default)s)")
+    if seed is not None:
+        parser.add_argument("--seed", type=int, default=seed, help="of sampling (default: %(default)s)")
 
 
 def load_named_checkpoint(
@@ -74,10 +115,22 @@ def load_named_checkpoint(
         device_map=arguments.device_map,
         dtype=arguments.dtype,
         base_models={part: path for part, path in bases.items() if path},
+        **_placement(arguments),
     )
     for line in contradictions(arguments, model.config):
         logger.warning("note: %s", line)
     return model, processor
+
+
+def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What goes to `from_pretrained` only where it was asked for."""
+    placement: dict[str, Any] = {}
+    if arguments.max_memory:
+        placement["max_memory"] = dict(arguments.max_memory)
+    if (quantised := quantisation(arguments)) is not None:
+        placement["quantization_config"] = quantised
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast of every layer
+    return placement
 
 
 def contradictions(arguments: argparse.Namespace, config: VisualChatConfig) -> list[str]:

@@ -1,56 +1,37 @@
-"""One step of generation over a cache: the model's forward on what is new, then the next token."""
+"""One step of generation: the model reads what is new in a dialogue, then the next token is chosen."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
+from chat.opened_images import OpenedImage
+from chat.reading import Reading
 from chat.sampling import Sampling, TokenChooser
 
 
-class CachedDecoder:
-    """Chooses the tokens of one dialogue after another, over caches that the caller keeps.
+class TokenSource:
+    """Chooses the tokens of one dialogue after another, as each has been read.
 
     `eos_ids` are the tokens that end an answer. The image token is never chosen: it would stand for an image
     that is not there.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, sampling: Sampling) -> None:
-        self._model = model.eval()
         self._chooser = TokenChooser(sampling, suppressed=[processor.image_token_id])
         self.eos_ids = eos_token_ids(model, processor)
 
-    @torch.inference_mode()
     def next_token(
-        self,
-        ids: Sequence[int],
-        is_image: np.ndarray,
-        cache: DynamicCache,
-        pixels: torch.Tensor | None = None,
+        self, ids: np.ndarray, is_image: np.ndarray, reading: Reading, images: Sequence[OpenedImage]
     ) -> int:
-        """Compute those of the `ids` that the `cache` lacks, put them into it, and choose what follows.
+        """Read those of the `ids` [S] that are new to the `reading`, and choose what follows the last.
 
-        `is_image` marks the image tokens among the first of the ids; those after its end are text. `pixels`
-        [n, 3, H, W] are the images whose tokens are not cached yet.
+        `is_image` [S] marks the tokens of the `images`.
         """
-        new = len(ids) - cache.get_seq_length()
-        whole = torch.tensor([list(ids)], device=self._model.device)  # [1, S]
-        kinds = torch.zeros_like(whole)  # of every token, cached ones too: the attention needs them
-        kinds[0, : len(is_image)] = torch.from_numpy(is_image).to(whole)
-        if pixels is not None:
-            pixels = pixels.to(device=self._model.device, dtype=self._model.dtype)
-        output = self._model(
-            input_ids=whole[:, -new:],
-            attention_mask=torch.ones_like(whole),
-            mm_token_type_ids=kinds,
-            pixel_values=pixels,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return self._chooser.choose(whole, output.logits[:, -1])
+        logits = reading.read(ids, is_image, images)
+        return int(self._chooser.choose(torch.from_numpy(ids)[None], logits))
 
 
 def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> frozenset[int]:

@@ -63,9 +63,9 @@ class TokenChooser:
         if sampling.top_p < 1:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def choose(self, ids: torch.Tensor, logits: torch.Tensor) -> int:
-        """The next token after `ids` [1, S], given the `logits` [1, V] of the last of them."""
-        scores = self._warpers(ids.cpu(), logits.float().cpu())  # [1, V]
+    def choose(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The next token [B] after each row of `ids` [B, S], given the `logits` [B, V] of their last tokens."""
+        scores = self._warpers(ids.cpu(), logits.float().cpu())  # [B, V]
         if self._greedy:
-            return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator))
+            return scores.argmax(dim=-1)
+        return torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator)[:, 0]

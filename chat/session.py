@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import PIL.Image
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.answers import TextStream, recordable
-from chat.decoding import CachedDecoder
+from chat.decoding import TokenSource
+from chat.image_store import ImageStore, store_if_possible
+from chat.opened_images import ImageSource, OpenedImage, open_image
 from chat.prefix_cache import PrefixCache
+from chat.reading import readings
 from chat.sampling import Sampling
-from utils.conversation import Conversation, Image, Turn
+from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.model.checkpoint import load_checkpoint
-
-ImageSource = str | Path | bytes | PIL.Image.Image | Image
 
 MAX_IMAGES = 8
 MAX_SEQ_LEN = 4096
@@ -33,13 +33,15 @@ class ChatError(ValueError):
 class RoundStatistics:
     """What a round cost.
 
-    `computed_tokens` counts the tokens, of prompt and answer, that went through the decoder in this round;
-    the rest of the `prompt_tokens` were cached. `encoded_images` counts the images that were not cached.
+    `computed_tokens` counts the tokens, of prompt and answer, that went through the decoder in this round, and
+    `computed_image_tokens` those of images among them; the rest of the `prompt_tokens` were kept.
+    `encoded_images` counts the images that went through the encoder.
     """
 
     prompt_tokens: int
     generated_tokens: int
     computed_tokens: int
+    computed_image_tokens: int
     encoded_images: int
     seconds_to_first_token: float
     seconds: float
@@ -62,6 +64,10 @@ class ChatSession:
 
     `max_seq_len` counts the tokens of the whole dialogue, images included; it is lowered to what the
     decoder's positions reach. Whatever goes wrong in `ask` leaves the dialogue as it was.
+
+    What the model computes for images is kept in `image_store`, where the model's attention allows it: share
+    one among the sessions of a model, and a picture that any of them has seen costs none of them anything. A
+    session that is given none has its own; without `keep_images` there is none.
     """
 
     def __init__(
@@ -74,6 +80,8 @@ class ChatSession:
         max_seq_len: int = MAX_SEQ_LEN,
         sampling: Sampling | None = None,
         system: str | None = None,
+        image_store: ImageStore | None = None,
+        keep_images: bool = True,
     ) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; an answer needs at least 1")
@@ -86,8 +94,13 @@ class ChatSession:
         self.system = system
         self.turns: tuple[Turn, ...] = ()
         self.statistics: tuple[RoundStatistics, ...] = ()
-        self._decoder = CachedDecoder(model, processor, sampling or Sampling())
-        self._prefix = PrefixCache()
+        self.sampling = sampling or Sampling()
+        self.image_store = (
+            store_if_possible(model.eval(), processor, self.max_seq_len, shared=image_store)
+            if keep_images
+            else None
+        )
+        self._prefix = PrefixCache(readings(model.eval(), processor, self.image_store))
         self._answering: Iterator[str] | None = None
 
     @classmethod
@@ -110,6 +123,20 @@ class ChatSession:
         )
         return cls(model, processor, **settings)
 
+    def another(self) -> "ChatSession":
+        """An empty session with the same model and settings; what is kept of images serves both."""
+        return ChatSession(
+            self.model,
+            self.processor,
+            max_images=self.max_images,
+            max_new_tokens=self.max_new_tokens,
+            max_seq_len=self.max_seq_len,
+            sampling=self.sampling,
+            system=self.system,
+            image_store=self.image_store,
+            keep_images=self.image_store is not None,
+        )
+
     @property
     def images(self) -> tuple[Image, ...]:
         """All images of the dialogue so far, in the order in which the model numbers them."""
@@ -120,8 +147,46 @@ class ChatSession:
         """The dialogue so far; None before the first answer."""
         return Conversation(self.turns, "chat", self.system) if self.turns else None
 
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen. Setting it starts the random numbers from the seed again."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._tokens = TokenSource(self.model, self.processor, sampling)
+
+    def load(self, turns: Sequence[Turn], system: str | None = None) -> None:
+        """Go on from a dialogue that was held before, here or elsewhere: its turns, all answered.
+
+        What was computed for a dialogue that starts alike is used again.
+
+        Raises `ChatError` for too many images, `ImageError` for one that cannot be read and
+        `ConversationError` for turns that make no dialogue; the session is then as it was before.
+        """
+        images = self._opened([image for turn in turns for image in turn.images], before=0)
+        if turns and Conversation(tuple(turns), "dialogue", system).turns[-1].answer is None:
+            raise ConversationError("dialogue: the last turn has no answer; ask its question instead")
+        self.stop()
+        opened = iter(images)
+        self.turns = tuple(replace(turn, images=tuple(next(opened) for _ in turn.images)) for turn in turns)
+        self.system, self.statistics = system, ()
+
+    def undo(self) -> Turn:
+        """Take back the last round and return it; to retry, ask its question with its images again.
+
+        Raises `ChatError` where there is none.
+        """
+        self.stop()
+        if not self.turns:
+            raise ChatError("there is no round to take back")
+        undone = self.turns[-1]
+        self.turns, self.statistics = self.turns[:-1], self.statistics[:-1]
+        return undone
+
     def clear(self) -> None:
-        """Start again: forget turns, images and what was computed for them."""
+        """Start again: forget turns and images. The store keeps what was computed for images."""
         self.stop()
         self.turns, self.statistics = (), ()
         self._prefix.clear()
@@ -162,41 +227,47 @@ class ChatSession:
         )
         return self._answering
 
-    def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[Image, ...]:
+    def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[OpenedImage, ...]:
         """Read images for the next turn now: a file that changes later does not change the dialogue.
 
         Raises `ChatError` where there would be too many, `ImageError` for one that cannot be read.
         """
         if isinstance(images, ImageSource):
             images = [images]
-        count = len(self.images) + len(images)
+        return self._opened(images, before=len(self.images))
+
+    def _opened(self, images: Sequence[ImageSource], before: int) -> tuple[OpenedImage, ...]:
+        count = before + len(images)
         if count > self.max_images:
             raise ChatError(
                 f"{len(images)} more would make {count} images, of {self.max_images} allowed in a dialogue;"
                 " ask with fewer, or clear it"
             )
-        lazy = [image if isinstance(image, Image) else Image(image) for image in images]
-        return tuple(Image(image.open(), image.name) for image in lazy)
+        return tuple(open_image(image) for image in images)
 
     def _answer(self, asked: _Round) -> Iterator[str]:
         started = time.perf_counter()
         stream = TextStream(self.processor.tokenizer)
-        ids = asked.ids.tolist()
-        prefix = self._prefix.take(asked.ids, asked.is_image, asked.images)
+        prompt = len(asked.ids)
+        ids = np.concatenate([asked.ids, np.zeros(asked.max_new_tokens, asked.ids.dtype)])
+        is_image = np.concatenate([asked.is_image, np.zeros(asked.max_new_tokens, bool)])
+        length = prompt
+        reading = self._prefix.take(asked.ids, asked.is_image, asked.images).reading
+        before = replace(reading.work)
         first: float | None = None
         end: Literal["eos", "length", "interrupted"] | None = None  # None: it failed
         try:
-            pixels = self.processor.pixel_values(asked.images[prefix.images :])
             while end is None:
-                token = self._decoder.next_token(ids, asked.is_image, prefix.cache, pixels)
-                first, pixels = first or time.perf_counter(), None
-                if token in self._decoder.eos_ids:
+                token = self._tokens.next_token(ids[:length], is_image[:length], reading, asked.images)
+                first = first or time.perf_counter()
+                if token in self._tokens.eos_ids:
                     end = "eos"
                     break
-                ids.append(token)
+                ids[length] = token
+                length += 1
                 if piece := stream.push(token):
                     yield piece
-                if len(ids) == len(asked.ids) + asked.max_new_tokens:
+                if length == len(ids):
                     end = "length"
             if piece := stream.finish():
                 yield piece
@@ -205,15 +276,16 @@ class ChatSession:
             raise
         finally:
             self._answering = None
-            computed = prefix.cache.get_seq_length() - prefix.tokens
-            self._prefix.put(prefix.cache, np.array(ids), asked.images)
+            self._prefix.put(reading, ids[:length], is_image[:length], asked.images)
             if end in ("eos", "length") or (end == "interrupted" and stream.text):
                 now = time.perf_counter()
+                work = reading.work
                 statistics = RoundStatistics(
-                    prompt_tokens=len(asked.ids),
-                    generated_tokens=len(ids) - len(asked.ids),
-                    computed_tokens=computed,
-                    encoded_images=len(asked.images) - prefix.images,
+                    prompt_tokens=prompt,
+                    generated_tokens=length - prompt,
+                    computed_tokens=work.tokens - before.tokens,
+                    computed_image_tokens=work.image_tokens - before.image_tokens,
+                    encoded_images=work.encoded_images - before.encoded_images,
                     seconds_to_first_token=(first or now) - started,
                     seconds=now - started,
                     end=end,

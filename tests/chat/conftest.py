@@ -1,6 +1,6 @@
 """A tiny random model, its processor and pictures for it, as every chat and evaluation test uses them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,27 @@ def checkpoint(model_and_processor, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("checkpoint")
     save_full(*model_and_processor, folder)
     return folder
+
+
+@pytest.fixture
+def work(model_and_processor) -> Iterator[dict[str, int]]:
+    """Counts what really goes through the decoder and the encoder."""
+    model, _ = model_and_processor
+    work = {"tokens": 0, "images": 0}
+
+    def count_tokens(module, args, kwargs):
+        work["tokens"] += kwargs["inputs_embeds"].shape[1]
+
+    def count_images(module, args, kwargs):
+        work["images"] += (kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]).shape[0]
+
+    hooks = [
+        model.model.language_model.register_forward_pre_hook(count_tokens, with_kwargs=True),
+        model.model.vision_tower.register_forward_pre_hook(count_images, with_kwargs=True),
+    ]
+    yield work
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.fixture

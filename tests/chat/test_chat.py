@@ -1,109 +1,77 @@
-"""The terminal chat, driven as people and scripts do."""
+"""The command: what it loads, and how it answers where nobody sits at a terminal."""
 
+import json
 import os
-import pty
-import re
-import select
 import shutil
-import signal
 import subprocess
-import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from chat import chat
-from chat.checkpoint_arguments import contradictions
+from chat.checkpoint_arguments import contradictions, quantisation
 from utils.model.checkpoint import save_trained_only
 
 ROOT = Path(chat.__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TERM": "xterm"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def talk(monkeypatch, capsys, checkpoint: Path, lines: list[str], *flags: str) -> str:
-    """The transcript of a chat in this process."""
-    said = iter(lines)
-
-    def next_line() -> str:
-        try:
-            return next(said)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", next_line)
-    status = chat.main(
-        [
-            "--checkpoint_path",
-            str(checkpoint),
-            "--device_map",
-            "cpu",
-            "--generation_length_per_round",
-            "6",
-            *flags,
-        ]
-    )
-    assert status == 0
-    return capsys.readouterr().out
+def talk(monkeypatch, checkpoint: Path, lines: list[str], *flags: str) -> int:
+    """The exit status of a chat in this process, with `lines` for standard input."""
+    monkeypatch.setattr("sys.stdin", StringIO("\n".join(lines)))
+    short = ["--device_map", "cpu", "--generation_length_per_round", "6"]
+    return chat.main(["--checkpoint_path", str(checkpoint), *short, *flags])
 
 
-def test_rounds_with_and_without_images(monkeypatch, capsys, checkpoint, pictures):
+def test_lines_of_a_pipe_are_rounds_and_commands(monkeypatch, capsys, checkpoint, pictures):
     lines = [
-        f"'{pictures[0]}' '{pictures[1]}'",
+        f"/image '{pictures[0]}' '{pictures[1]}'",
         "What?",
-        "na",
+        "",
         "Why?",
-        str(pictures[2]),
-        "And [bold]?",
+        f"'{pictures[2]}' And [bold]?",
         "quit",
+        "No",
     ]
-    transcript = talk(monkeypatch, capsys, checkpoint, lines)
-    assert [transcript.count(f"image {number}: ") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
-    assert transcript.count("Answer:") == 3
-    assert re.findall(r"new images: (\d)", transcript) == ["2", "0", "1"]
-    assert "(24 x 20)" in " ".join(transcript.split())  # a long path wraps its line
-    assert "And [bold]?" in transcript
+    assert talk(monkeypatch, checkpoint, lines) == 0
+    answers, notes = capsys.readouterr()
+    assert len(answers.splitlines()) == 3 and answers.strip()
+    assert [notes.count(f"image {number}: ") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    assert "(24 x 20)" in notes
 
 
-def test_mistakes_cost_a_message(monkeypatch, capsys, checkpoint, pictures):
-    lines = [
-        "nowhere.png",  # asked again
-        "it's.png",
-        str(pictures[0]),
-        "",  # a question is asked for again
-        "Look: <image>",
-        "na",  # the round starts again
-        "What?",
-        " ".join(f"'{path}'" for path in pictures[:9]),
-        "clear",
-        str(pictures[0]),
-        "What?",
-    ]
-    transcript = talk(monkeypatch, capsys, checkpoint, lines)
-    for message in (
-        "nowhere.png: there is no such image",
-        "No closing quotation",
-        "'<image>'",
-        "of 8 allowed",
-    ):
-        assert transcript.count(message) == 1
-    assert "A new dialogue" in transcript
-    assert transcript.count("image 1: ") == 2 and transcript.count("Answer:") == 2
+def test_one_question_with_its_image(monkeypatch, capsys, checkpoint, pictures):
+    flags = ["--image", str(pictures[0]), str(pictures[1]), "--prompt", "What?", "/image", "-"]
+    assert talk(monkeypatch, checkpoint, ["Why", "so?"], *flags, "--json") == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["question"] for each in answers] == ["What?", "/image", "Why\nso?"]  # a prompt is no command
+    assert [each["encoded_images"] for each in answers] == [2, 0, 0] and answers[2]["images"] == 2
+    assert answers[1]["computed_tokens"] < answers[1]["prompt_tokens"] / 2
+    assert {"answer", "end", "prompt_tokens", "tokens_per_second", "seconds_to_first_token"} <= answers[
+        0
+    ].keys()
 
 
-def test_an_interruption_keeps_the_session(monkeypatch, capsys, checkpoint):
-    compute, steps = chat.ChatSession.ask, []
+def test_mistakes_in_a_pipe(monkeypatch, capsys, checkpoint):
+    assert talk(monkeypatch, checkpoint, ["/image nowhere.png", "/nothing", "What?"]) == 1
+    answers, notes = capsys.readouterr()
+    assert len(answers.splitlines()) == 1
+    assert "error: nowhere.png: there is no such image" in notes and "/help lists them" in notes
+    assert talk(monkeypatch, checkpoint, ["Look: <image>", "What?"], "--json") == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "'<image>'" in lines[0]["error"] and lines[1]["answer"]
+    assert talk(monkeypatch, checkpoint, [], "--image", "nowhere.png", "--prompt", "What?") == 1
+    assert capsys.readouterr().out == ""
 
-    def interrupted_once(self, *args):
-        steps.append(1)
-        pieces = compute(self, *args)
-        yield next(pieces)
-        if len(steps) == 1:
-            raise KeyboardInterrupt
-        yield from pieces
 
-    monkeypatch.setattr(chat.ChatSession, "ask", interrupted_once)
-    transcript = talk(monkeypatch, capsys, checkpoint, ["", "What?", "", "Why?"])
-    assert "Stopped" in transcript and transcript.count("tokens computed") == 1
+def test_ctrl_c_ends_what_nobody_watches(monkeypatch, checkpoint):
+    monkeypatch.setattr(chat.ChatSession, "ask", lambda *args: interrupt())
+    assert talk(monkeypatch, checkpoint, ["What?"]) == chat.INTERRUPTED
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_flags_that_contradict_the_checkpoint_are_pointed_out(model_and_processor):
@@ -123,7 +91,8 @@ def test_base_models_of_a_trained_only_checkpoint_are_found_by_flag(
     moved = tmp_path / "moved"
     moved.symlink_to(base_models[0])
     flags = ["--lm_model_name_or_path", str(moved), "--vision_model_name_or_path", str(base_models[1])]
-    assert "Answer:" in talk(monkeypatch, capsys, tmp_path / "trained", ["", "What?"], *flags)
+    assert talk(monkeypatch, tmp_path / "trained", ["What?"], *flags) == 0
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -160,10 +129,27 @@ def test_a_broken_checkpoint_is_one_line(checkpoint, tmp_path, capsys, missing):
     assert len([line for line in message.splitlines() if line.startswith("error:")]) == 1
 
 
+def test_flags_for_placing_the_model():
+    def parsed(*flags: str):
+        return chat._parser().parse_args(["--checkpoint_path", "x", *flags])
+
+    assert dict(parsed("--max_memory", "0=20GiB", "cpu=60.5GB").max_memory) == {0: "20GiB", "cpu": "60.5GB"}
+    four = quantisation(parsed("--load_in_4bit"))
+    assert four.load_in_4bit and not four.load_in_8bit and four.bnb_4bit_quant_type == "nf4"
+    assert quantisation(parsed("--load_in_8bit")).load_in_8bit and quantisation(parsed()) is None
+    for wrong in (
+        ["--max_memory", "20GiB"],
+        ["--max_memory", "0=much"],
+        ["--load_in_4bit", "--load_in_8bit"],
+    ):
+        with pytest.raises(SystemExit):
+            parsed(*wrong)
+
+
 def test_in_a_pipe_through_the_script_from_another_folder(checkpoint, pictures):
     run = subprocess.run(
         ["bash", ROOT / "chat/chat_scripts/run.sh", checkpoint, "--generation_length_per_round", "5"],
-        input="'picture 0.png' 'picture 1.png'\nWhat is it?\n\nAnd?\n",
+        input="'picture 0.png' 'picture 1.png' What is it?\n\nAnd?\n",
         cwd=pictures[0].parent,
         env=ENVIRONMENT,
         capture_output=True,
@@ -171,46 +157,5 @@ def test_in_a_pipe_through_the_script_from_another_folder(checkpoint, pictures):
         timeout=400,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("Answer:") == 2 and "Question: What is it?" in run.stdout
-    assert "image 2: picture 1.png" in run.stdout
-    assert "\x1b" not in run.stdout and "Traceback" not in run.stderr
-
-
-def test_at_a_terminal(checkpoint, pictures):
-    flags = ["--checkpoint_path", str(checkpoint), "--generation_length_per_round", "5"]
-    process, terminal = pty.fork()
-    if process == 0:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # ignored where the tests run in the background of a script
-        os.chdir(ROOT)
-        os.execve(sys.executable, [sys.executable, "-m", "chat.chat", *flags], ENVIRONMENT)
-    shown = b""
-
-    def wait_for(text: bytes) -> None:
-        nonlocal shown
-        while text not in shown:
-            ready, _, _ = select.select([terminal], [], [], 300)
-            assert ready, shown
-            shown += os.read(terminal, 4096)
-        shown = shown.partition(text)[2]
-
-    try:
-        wait_for(b"Images:")
-        os.write(terminal, b"\x03")  # Ctrl-C at the prompt
-        wait_for(b"Stopped")
-        wait_for(b"Images:")
-        os.write(terminal, f"'{pictures[0]}'\n".encode())
-        wait_for(b"Question:")
-        os.write(terminal, b"What?\n")
-        wait_for(b"Answer:")
-        wait_for(b"tokens computed")
-        wait_for(b"Images:")
-        os.write(terminal, b"quit\n")
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
-    except BaseException:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        raise
-    finally:
-        os.close(terminal)
+    assert len(run.stdout.splitlines()) == 2 and "image 2: picture 1.png" in run.stderr
+    assert "\x1b" not in run.stdout + run.stderr and "Traceback" not in run.stderr

@@ -1,6 +1,5 @@
 """Rounds of a session against fresh computations of the dialogue, what they cost, and what goes wrong."""
 
-from collections.abc import Iterator
 from itertools import chain
 
 import PIL.Image
@@ -50,27 +49,6 @@ def test_answers_equal_those_of_a_fresh_generate(build, pictures, attention):
     assert [len(turn.images) for turn in session.turns] == [count for count, _ in rounds]
 
 
-@pytest.fixture
-def work(model_and_processor) -> Iterator[dict[str, int]]:
-    """Counts what really goes through the decoder and the encoder."""
-    model, _ = model_and_processor
-    work = {"tokens": 0, "images": 0}
-
-    def count_tokens(module, args, kwargs):
-        work["tokens"] += kwargs["inputs_embeds"].shape[1]
-
-    def count_images(module, args, kwargs):
-        work["images"] += (kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]).shape[0]
-
-    hooks = [
-        model.model.language_model.register_forward_pre_hook(count_tokens, with_kwargs=True),
-        model.model.vision_tower.register_forward_pre_hook(count_images, with_kwargs=True),
-    ]
-    yield work
-    for hook in hooks:
-        hook.remove()
-
-
 def test_a_round_costs_only_its_new_tokens_and_images(session, pictures, work):
     before = 0
     for images, question in [(pictures[:2], "What?"), ([], "Where?"), ([], "When?"), (pictures[2:3], "Who?")]:
@@ -85,13 +63,49 @@ def test_a_round_costs_only_its_new_tokens_and_images(session, pictures, work):
     assert session.statistics[1].computed_tokens < session.statistics[1].prompt_tokens / 2
 
 
-def test_clear_forgets_turns_and_images(session, pictures):
+def test_clear_forgets_turns_and_images_but_what_was_computed_for_these_is_kept(session, pictures):
     first = "".join(session.ask("What?", pictures[:2]))
     list(session.ask("Why?"))
     session.clear()
     assert session.conversation is None and session.images == () and session.statistics == ()
     assert "".join(session.ask("What?", pictures[:2])) == first
-    assert session.statistics[-1].encoded_images == 2
+    cost = session.statistics[-1]
+    assert (cost.encoded_images, cost.computed_image_tokens) == (0, 0)
+
+
+def test_undo_and_retry(session, pictures, work):
+    list(session.ask("What?", pictures[:1]))
+    answer = "".join(session.ask("And?", pictures[1:3]))
+    undone = session.undo()
+    assert (undone.question, undone.answer) == ("And?", answer) and len(session.turns) == 1
+    work.update(tokens=0, images=0)
+    assert "".join(session.ask(undone.question, undone.images)) == answer
+    assert work["images"] == 0  # they are in the cache still
+    session.undo(), session.undo()
+    assert session.conversation is None and session.statistics == ()
+    with pytest.raises(ChatError, match="no round"):
+        session.undo()
+
+
+def test_a_loaded_dialogue_goes_on_as_if_it_had_been_held_here(model_and_processor, session, pictures, work):
+    list(session.ask("What?", pictures[:2]))
+    list(session.ask("Where?"))
+    expected = fresh_answer(session, "Why?", pictures[2:3])
+    other = ChatSession(*model_and_processor, max_new_tokens=12)
+    other.load(session.turns, session.system)
+    assert "".join(other.ask("Why?", pictures[2:3])) == expected
+    turns = session.turns
+    list(session.ask("Who?"))
+    session.load(turns)
+    work.update(tokens=0, images=0)
+    list(session.ask("Who?"))
+    cost = session.statistics[-1]
+    assert work["images"] == 0 and work["tokens"] <= cost.generated_tokens + 1
+    with pytest.raises(ConversationError, match="no answer"):
+        session.load([Turn("What?")])
+    with pytest.raises(ChatError, match="of 8 allowed"):
+        session.load([Turn("What?", "This", tuple(session.open_images(pictures[:3]) * 3))])
+    assert len(session.turns) == 3
 
 
 def test_images_are_numbered_through_the_dialogue_and_read_once(session, pictures):
@@ -129,7 +143,7 @@ def test_a_new_question_ends_the_answer_before(session):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interruption_keeps_what_was_said_and_a_failure_nothing(session, pictures, monkeypatch, error):
     list(session.ask("What?", pictures[:1]))
-    compute, steps = session._decoder.next_token, []
+    compute, steps = session._tokens.next_token, []
 
     def fail_in_the_fifth(*args):
         steps.append(1)
@@ -137,7 +151,7 @@ def test_an_interruption_keeps_what_was_said_and_a_failure_nothing(session, pict
             raise error
         return compute(*args)
 
-    monkeypatch.setattr(session._decoder, "next_token", fail_in_the_fifth)
+    monkeypatch.setattr(session._tokens, "next_token", fail_in_the_fifth)
     with pytest.raises(error):
         list(session.ask("And?", pictures[1:2]))
     monkeypatch.undo()
@@ -182,8 +196,8 @@ def test_an_answer_ends_at_the_length_limits(model_and_processor):
 def test_any_answer_can_stand_in_the_dialogue(session, monkeypatch, spelled, recorded):
     tokenizer = session.processor.tokenizer
     letters = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in spelled.encode()]
-    script = chain(letters, session._decoder.eos_ids)
-    monkeypatch.setattr(session._decoder, "next_token", lambda *args: next(script))
+    script = chain(letters, session._tokens.eos_ids)
+    monkeypatch.setattr(session._tokens, "next_token", lambda *args: next(script))
     list(session.ask("What?"))
     monkeypatch.undo()
     assert session.statistics[-1].end == "eos"

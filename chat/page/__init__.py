@@ -1,0 +1,1 @@
+"""The web page: a chat over the server's engine, drawn by Gradio."""

@@ -1,0 +1,173 @@
+"""What stands on the page, and what its buttons do."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from chat.page.messages import chat_messages
+from chat.page.visitor import House, Visitor, Wishes
+from chat.sampling import Sampling
+from chat.serving.errors import ApiError
+from chat.serving.pictures import FORMATS
+
+TITLE = "VisualChat"
+STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+THEME = gr.themes.Default(
+    primary_hue="blue",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],  # the machine's own: nothing is fetched
+)
+_EXTENSIONS = [f".{kind.lower()}" for kind in (*FORMATS, "JPG")]
+
+
+def build_page(
+    house: House,
+    name: str,
+    defaults: Wishes,
+    most_tokens: int,
+    examples: Sequence[dict[str, Any]],
+    folder: Path,
+) -> gr.Blocks:
+    """The page over a model called `name`; downloads are written to `folder`."""
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)
+    ) as page:
+        visitor = gr.State(lambda: Visitor(house), delete_callback=Visitor.clear)
+        with gr.Row(elem_id="head"):
+            gr.Markdown(f"# {TITLE}\n{name}")
+            new = gr.Button("New dialogue", elem_id="new", size="sm", scale=0, min_width=130)
+            download = gr.DownloadButton(
+                "Download", elem_id="download", size="sm", scale=0, min_width=110, interactive=False
+            )
+        chat = gr.Chatbot(
+            elem_id="chat",
+            show_label=False,
+            scale=1,
+            min_height=260,
+            layout="bubble",
+            render_markdown=False,  # an answer is text; as Markdown it could fetch things
+            latex_delimiters=[],
+            buttons=["copy"],
+            placeholder="Ask about one picture or several, over as many rounds as you like.",
+            examples=list(examples),
+        )
+        status = gr.HTML(elem_id="status", padding=False)
+        box = gr.MultimodalTextbox(
+            elem_id="box",
+            show_label=False,
+            placeholder="Ask, or drop pictures here",
+            file_types=_EXTENSIONS,
+            file_count="multiple",
+            sources=["upload"],
+            max_plain_text_length=100_000,
+            autofocus=True,
+        )
+        settings = _settings(defaults, most_tokens)
+
+        shown = [chat, status, box, download, visitor]
+        private = {"api_visibility": "private", "show_progress": "hidden", "queue": True}
+
+        def show(guest: Visitor, busy: bool = False, text: str | None = None) -> tuple[Any, ...]:
+            """The page as it is now; `text` None leaves what is typed."""
+            typed = {} if text is None else {"value": {"text": text, "files": []}}
+            kept = _kept(guest, folder) if guest.turns and not busy else None
+            return (
+                chat_messages(guest.shown, guest.files),
+                escape(guest.status if not busy else "answering …"),
+                gr.MultimodalTextbox(**typed, submit_btn=not busy, stop_btn=busy),
+                gr.DownloadButton(value=kept, interactive=kept is not None),
+                guest,
+            )
+
+        def answer(
+            guest: Visitor, question: str, files: Sequence[str], *wanted: Any
+        ) -> Iterator[tuple[Any, ...]]:
+            try:
+                images = guest.open_files(files)
+                steps = guest.ask(question, images, _wishes(*wanted))
+                yield show(guest, busy=True, text="")
+                for _ in steps:
+                    yield show(guest, busy=True, text="")
+            except ApiError as error:
+                gr.Warning(error.message)
+            except ValueError as error:  # a setting that makes no sense
+                gr.Warning(str(error))
+            yield show(guest)
+
+        def submitted(typed: dict[str, Any], guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
+            if not typed["text"].strip():
+                gr.Warning("Type a question; the pictures go with it.")
+                yield show(guest)
+                return
+            yield from answer(guest, typed["text"].strip(), typed["files"], *wanted)
+
+        def retried(guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
+            undone = guest.undo()
+            if undone is None:
+                yield show(guest)
+                return
+            yield from answer(
+                guest, undone.question, [guest.files[image.digest] for image in undone.images], *wanted
+            )
+
+        def undone(guest: Visitor) -> tuple[Any, ...]:
+            turn = guest.undo()
+            return show(guest, text="" if turn is None else turn.question)
+
+        def cleared(guest: Visitor) -> tuple[Any, ...]:
+            guest.clear()
+            return show(guest, text="")
+
+        def example(chosen: gr.SelectData, guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
+            files = [each["path"] for each in chosen.value.get("files", ())]
+            yield from answer(guest, chosen.value["text"], files, *wanted)
+
+        at_once = {**private, "concurrency_limit": None}  # the engine says who is next
+        box.submit(submitted, [box, visitor, *settings], shown, **at_once)
+        chat.retry(retried, [visitor, *settings], shown, **at_once)
+        chat.example_select(example, [visitor, *settings], shown, **at_once)
+        chat.undo(undone, [visitor], shown, **private)
+        box.stop(Visitor.stop, [visitor], None, **at_once)
+        gr.on([new.click, chat.clear], cleared, [visitor], shown, **at_once)
+    return page
+
+
+def _settings(defaults: Wishes, most_tokens: int) -> list[gr.components.Component]:
+    """In the order in which `_wishes` takes them."""
+    sampling = defaults.sampling
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        with gr.Row():
+            length = gr.Slider(
+                1, most_tokens, defaults.max_new_tokens, step=1, label="Tokens of an answer, at most"
+            )
+            temperature = gr.Slider(
+                0, 2, sampling.temperature, step=0.05, label="Temperature (0: the likeliest token)"
+            )
+        with gr.Row():
+            top_p = gr.Slider(0.05, 1, sampling.top_p, step=0.05, label="Top p")
+            top_k = gr.Number(sampling.top_k, precision=0, minimum=0, label="Top k (0: all)")
+            penalty = gr.Slider(1, 2, sampling.repetition_penalty, step=0.05, label="Repetition penalty")
+            seed = gr.Number(sampling.seed, precision=0, label="Seed")
+        system = gr.Textbox(
+            defaults.system or "", label="System text", placeholder="empty: the checkpoint's own", max_lines=4
+        )
+    return [length, temperature, top_p, top_k, penalty, seed, system]
+
+
+def _wishes(
+    length: float, temperature: float, top_p: float, top_k: float, penalty: float, seed: float, system: str
+) -> Wishes:
+    sampling = Sampling(float(temperature), float(top_p), int(top_k or 0), float(penalty), int(seed or 0))
+    return Wishes(sampling, int(length), system.strip() or None)
+
+
+def _kept(guest: Visitor, folder: Path) -> str:
+    """The dialogue as a file to download."""
+    if guest.kept is None:
+        guest.kept = Path(tempfile.mkdtemp(dir=folder)) / "dialogue.json"
+    guest.save(guest.kept)
+    return str(guest.kept)

@@ -1,0 +1,132 @@
+"""A visitor's dialogue: asked through the engine, which all visitors share."""
+
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chat.answers import recordable
+from chat.cost import Cost
+from chat.opened_images import OpenedImage
+from chat.sampling import Sampling
+from chat.saved_dialogues import save_dialogue
+from chat.serving.dialogue import Dialogue
+from chat.serving.engine import Asked, Engine, Event, Job
+from chat.serving.errors import ApiError, invalid
+from chat.serving.pictures import Pictures
+from chat.session import ChatSession, RoundStatistics
+from utils.conversation import Turn
+
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class House:
+    """What all visitors share: the engine, and a session that says what is allowed."""
+
+    engine: Engine
+    pictures: Pictures
+    session: ChatSession
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a visitor wants to be answered."""
+
+    sampling: Sampling
+    max_new_tokens: int
+    system: str | None = None
+
+
+@dataclass
+class Visitor:
+    """One dialogue. `asked` is the turn that is being answered; `files` says where an image's file is kept."""
+
+    house: House
+    turns: tuple[Turn, ...] = ()
+    asked: Turn | None = None
+    status: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # by digest
+    kept: Path | None = None  # the file to download, written anew after each answer
+    _system: str | None = None
+    _events: queue.SimpleQueue[Event | None] | None = None
+
+    @property
+    def shown(self) -> tuple[Turn, ...]:
+        """All turns, the one that is being answered too."""
+        return self.turns if self.asked is None else (*self.turns, self.asked)
+
+    @property
+    def image_count(self) -> int:
+        return sum(len(turn.images) for turn in self.shown)
+
+    def open_files(self, paths: Sequence[str]) -> tuple[OpenedImage, ...]:
+        """The images that were uploaded. Raises `ApiError` for too many, and for one that cannot be read."""
+        most = self.house.session.max_images
+        count = self.image_count + len(paths)
+        if count > most:
+            raise invalid(f"That would make {count} images, of {most} allowed; start a new dialogue.")
+        images = []
+        for path in map(Path, paths):
+            images.append(self.house.pictures.checked(path.read_bytes(), path.name, path.name))
+            self.files[images[-1].digest] = str(path)
+        return tuple(images)
+
+    def ask(self, question: str, images: tuple[OpenedImage, ...], wishes: Wishes) -> Iterator[None]:
+        """Answer, a step at a time; after each, `shown` has grown. A question that fails is not kept, nor is one
+        that a new dialogue or another question has taken the place of.
+
+        Raises `ApiError`.
+        """
+        self.stop()
+        self._system = wishes.system
+        self.asked, said = Turn(question, "", images), ""
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events = events
+        dialogue = Dialogue(self.turns, question, images, wishes.system)
+        job = Job(Asked(dialogue, wishes.sampling, wishes.max_new_tokens), events.put)
+        self.house.engine.submit(job)
+        try:
+            while isinstance(event := events.get(), str) and self._events is events:
+                said += event
+                self.asked = Turn(question, said, images)
+                yield
+            if self._events is not events:
+                return
+            if isinstance(event, ApiError):
+                raise event
+            self.status = STOPPED if event is None else self._cost(event)
+            if event is not None or said:
+                answer = recordable(said, self.house.session.processor.tokenizer)
+                self.turns = (*self.turns, Turn(question, answer, images))
+        finally:
+            self.house.engine.cancel(job)
+            if self._events is events:
+                self._events = self.asked = None
+
+    def stop(self) -> None:
+        """End the answer that is being given; what was said stands."""
+        if self._events is not None:
+            self._events.put(None)
+
+    def undo(self) -> Turn | None:
+        """Take back the last round."""
+        if not self.turns:
+            return None
+        *kept, undone = self.turns
+        self.turns, self.status = tuple(kept), ""
+        return undone
+
+    def clear(self) -> None:
+        self.stop()
+        self.turns, self.asked, self.status, self._events = (), None, "", None
+        self.files.clear()
+        if self.kept is not None:
+            self.kept.unlink(missing_ok=True)
+
+    def save(self, path: Path) -> None:
+        """Write the dialogue, with the system text under which the last question was asked."""
+        save_dialogue(path, self.turns, self._system)
+
+    def _cost(self, statistics: RoundStatistics) -> str:
+        return str(Cost(statistics, self.image_count, self.house.session.max_seq_len))

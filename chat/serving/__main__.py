@@ -1,0 +1,142 @@
+"""Serve a checkpoint to OpenAI's clients: `python -m chat.serving --checkpoint_path FOLDER`."""
+
+import argparse
+import ipaddress
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+from chat.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    add_sampling_arguments,
+    load_named_checkpoint,
+    positive,
+)
+from chat.image_store_arguments import add_image_store_arguments, store_settings
+from chat.remote_images import RemoteImages
+from chat.sampling import Sampling, SamplingError
+from chat.serving.app import build_app
+from chat.serving.desk import Serving
+from chat.serving.guard import KEY_VARIABLE, LOOPBACK_NAMES
+from chat.serving.limits import MEBIBYTE, Limits
+from chat.serving.pictures import Sources
+from chat.session import MAX_IMAGES, MAX_NEW_TOKENS, ChatSession
+from utils.distributed import configure_logging, get_logger
+from utils.model import CheckpointError
+
+logger = get_logger(__name__)
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    configure_logging(logging.INFO)
+    try:
+        sampling = Sampling(parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty)
+        serving = _serving(parsed, sampling)
+        model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
+    except (CheckpointError, SamplingError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    session = ChatSession(
+        model,
+        processor,
+        max_images=parsed.max_images,
+        max_seq_len=parsed.max_seq_len,
+        **store_settings(parsed, model, processor),
+    )
+    if serving.key is None and parsed.host not in _LOOPBACK:
+        logger.warning("note: anybody who reaches %s may use this server; set %s", parsed.host, KEY_VARIABLE)
+    logger.info("serving %s at http://%s:%d/v1", serving.name, parsed.host, parsed.port)
+    uvicorn.run(
+        build_app(session, serving),
+        host=parsed.host,
+        port=parsed.port,
+        log_level="warning",
+        timeout_graceful_shutdown=parsed.grace_seconds,
+        server_header=False,
+    )
+    return 0
+
+
+def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
+    limits = Limits(
+        body_bytes=parsed.max_body_mb * MEBIBYTE,
+        image_bytes=parsed.max_image_mb * MEBIBYTE,
+        image_pixels=parsed.max_image_pixels,
+        max_tokens=parsed.max_tokens,
+        queue=parsed.queue,
+    )
+    networks = [ipaddress.ip_network(each) for each in parsed.allow_networks]
+    remote = RemoteImages(limits.image_bytes, networks=networks)
+    folder = None if parsed.allow_images_in is None else Path(parsed.allow_images_in)
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"--allow_images_in {folder}: there is no such folder")
+    return Serving(
+        name=parsed.model_name or Path(parsed.checkpoint_path).resolve().name,
+        limits=limits,
+        sources=Sources(remote if parsed.allow_remote_images else None, folder),
+        sampling=sampling,
+        max_new_tokens=parsed.generation_length_per_round,
+        slots=parsed.slots,
+        key=os.environ.get(KEY_VARIABLE) or None,
+        hosts=LOOPBACK_NAMES if parsed.host in _LOOPBACK else None,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chat.serving",
+        description="An OpenAI-compatible server: chat completions with images.",
+        epilog=f"A key that clients must bring is read from the environment: {KEY_VARIABLE}.",
+    )
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--model_name", help="what clients call the model (default: the folder's name)")
+    parser.add_argument("--grace_seconds", type=positive, default=120, help="for answers, when told to stop")
+    answers = parser.add_argument_group("answers, where a request does not say")
+    answers.add_argument(
+        "--generation_length_per_round", type=positive, default=MAX_NEW_TOKENS, help="tokens"
+    )
+    add_sampling_arguments(answers, seed=None)  # each request has its own
+    add_image_store_arguments(parser)
+    limits = parser.add_argument_group("limits of a request")
+    ours = Limits()
+    limits.add_argument("--max_images", type=positive, default=MAX_IMAGES, help="of a dialogue")
+    limits.add_argument("--max_tokens", type=positive, default=ours.max_tokens, help="of an answer")
+    limits.add_argument("--max_body_mb", type=positive, default=ours.body_bytes // MEBIBYTE)
+    limits.add_argument("--max_image_mb", type=positive, default=ours.image_bytes // MEBIBYTE)
+    limits.add_argument("--max_image_pixels", type=positive, default=ours.image_pixels)
+    limits.add_argument(
+        "--slots", type=positive, default=4, help="answers at once; each keeps its last dialogue"
+    )
+    limits.add_argument("--queue", type=positive, default=ours.queue, help="requests that may wait")
+    images = parser.add_argument_group(
+        "images that are not sent with the request; by default all are refused"
+    )
+    images.add_argument(
+        "--allow_remote_images", action="store_true", help="fetch http(s) URLs, from public addresses only"
+    )
+    images.add_argument(
+        "--allow_networks",
+        nargs="+",
+        default=[],
+        metavar="NETWORK",
+        help="beside public ones: 10.1.0.0/16 ...",
+    )
+    images.add_argument("--allow_images_in", metavar="FOLDER", help="read files in this folder")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

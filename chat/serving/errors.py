@@ -1,0 +1,36 @@
+"""What goes wrong with a request, as OpenAI's clients expect to be told."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(eq=False)  # not frozen: Python writes a traceback into it
+class ApiError(Exception):
+    """An answer other than success: the HTTP `status`, one line for people, and what programs look at.
+
+    `code` is a word for the kind of mistake; `param` is the part of the request that it lies in.
+    """
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after: int | None = None  # seconds
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """https://platform.openai.com/docs/guides/error-codes"""
+        kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that cannot be answered as it is."""
+    return ApiError(400, message, code, param)

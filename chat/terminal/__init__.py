@@ -1,0 +1,1 @@
+"""The terminal chat: what is typed, what is done, what is shown."""

@@ -1,0 +1,80 @@
+"""Lines that a person types: with editing, history and completion."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from chat.terminal.commands import COMMANDS
+
+
+class EditedLines:
+    """Typed by a person: editing, history over sessions, completion of commands and paths.
+
+    Enter sends the line; Alt-Enter starts a new one within it.
+    """
+
+    def __init__(self, history: Path | None) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+        from prompt_toolkit.formatted_text import FormattedText
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.key_binding import KeyBindings
+
+        if history is not None:
+            history.parent.mkdir(parents=True, exist_ok=True)
+            os.close(
+                os.open(history, os.O_CREAT | os.O_WRONLY, 0o600)
+            )  # questions are nobody else's business
+        keys = KeyBindings()
+
+        @keys.add("escape", "enter")
+        @keys.add("escape", "c-j")  # the same, typed while an answer was still coming
+        def _(event) -> None:
+            event.current_buffer.insert_text("\n")
+
+        self._prompt = FormattedText([("bold ansicyan", "> ")])
+        self._session: PromptSession[str] = PromptSession(
+            history=InMemoryHistory() if history is None else FileHistory(str(history)),
+            auto_suggest=AutoSuggestFromHistory(),
+            completer=_completer(),
+            complete_while_typing=False,
+            key_bindings=keys,
+        )
+
+    def read(self) -> str:
+        """The next line. Raises `EOFError` at Ctrl-D, `KeyboardInterrupt` where it is thrown away."""
+        line = ""
+        while not line.strip():
+            line = self._session.prompt(self._prompt)
+        return line
+
+
+def _completer():
+    """Commands at the beginning of a line, paths behind those that take a file."""
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter, WordCompleter
+    from prompt_toolkit.document import Document
+
+    words = WordCompleter(
+        list(COMMANDS),
+        pattern=re.compile(r"/\w*"),
+        meta_dict={name: each.help for name, each in COMMANDS.items()},
+    )
+    paths = PathCompleter(expanduser=True)
+
+    class Commands(Completer):
+        def get_completions(self, document, event) -> Iterator[Completion]:
+            line = document.text_before_cursor
+            name, space, rest = line.partition(" ")
+            if not space:
+                yield from words.get_completions(document, event)
+            elif name in COMMANDS and "FILE" in COMMANDS[name].argument:
+                yield from paths.get_completions(Document(rest.rpartition(" ")[2]), event)
+
+    return Commands()
+
+
+def default_history() -> Path:
+    """Where programs keep such things: https://specifications.freedesktop.org/basedir-spec"""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "visualchat" / "history"

@@ -1,0 +1,123 @@
+"""The rounds of a chat: each line is a question, images, or a command."""
+
+from collections.abc import Sequence
+
+from chat.cost import Cost
+from chat.image_paths import ImagePathError, leading_image_paths
+from chat.opened_images import OpenedImage, open_image
+from chat.remote_images import RemoteImages
+from chat.sampling import SamplingError
+from chat.saved_dialogues import DialogueFileError
+from chat.session import ChatError, ChatSession
+from chat.terminal.commands import COMMANDS, OLD_WORDS, Leave
+from chat.terminal.lines import EditedLines
+from chat.terminal.screens import Screen
+from chat.terminal.settings import SettingError
+from utils.conversation import ConversationError, Image, ImageError
+
+MAX_IMAGE_BYTES = 64 * 2**20
+
+MISTAKES = (
+    ChatError,
+    ConversationError,
+    DialogueFileError,
+    ImageError,
+    ImagePathError,
+    SamplingError,
+    SettingError,
+    OSError,
+    RuntimeError,  # torch's word for a device without memory left
+)
+"""What costs the user a line, and leaves everything as it was."""
+
+
+class Talk:
+    """A dialogue over a session, led by lines. Images wait for the next question."""
+
+    def __init__(self, session: ChatSession, screen: Screen) -> None:
+        self.session = session
+        self.screen = screen
+        self.waiting: tuple[OpenedImage, ...] = ()
+        self._remote = RemoteImages(MAX_IMAGE_BYTES, anywhere=True)  # the user fetches for himself
+
+    def run(self, lines: EditedLines) -> None:
+        """Until the user leaves or the lines end; Ctrl-C stops an answer, or throws the line away."""
+        while True:
+            try:
+                self.handle(lines.read())
+            except (EOFError, Leave):
+                return
+            except KeyboardInterrupt:
+                self.screen.note("Stopped. /quit or Ctrl-D leaves.")
+
+    def handle(self, line: str) -> None:
+        """Do what a line says. Raises `Leave`."""
+        try:
+            self._do(line.strip())
+        except MISTAKES as error:
+            self.screen.complain(str(error))
+
+    def question(self, text: str) -> None:
+        """Ask what may look like a command but is none."""
+        try:
+            self.ask(text)
+        except MISTAKES as error:
+            self.screen.complain(str(error))
+
+    def _do(self, line: str) -> None:
+        name, _, argument = line.partition(" ")
+        name = OLD_WORDS.get(line, name)
+        if name in COMMANDS:
+            COMMANDS[name].run(self, argument.strip())
+            return
+        paths, question = leading_image_paths(line)
+        if not paths and name.startswith("/") and "/" not in name[1:]:
+            raise ChatError(f"there is no command {name}; /help lists them")
+        self.add_images(paths)
+        if question:
+            self.ask(question)
+
+    def ask(self, question: str) -> None:
+        """Ask with the images that wait, and show the answer as it comes."""
+        pieces = self.session.ask(question, self.waiting)
+        rounds = len(self.session.turns)
+        self.screen.question(question)
+        said = ""
+        try:
+            for piece in pieces:
+                said += piece
+                self.screen.piece(piece)
+        finally:
+            self.session.stop()
+            if len(self.session.turns) > rounds:  # what was said stands, broken off or not
+                self.waiting = ()
+                cost = Cost(self.session.statistics[-1], len(self.session.images), self.session.max_seq_len)
+                self.screen.end(said, cost)
+
+    def add_images(self, places: Sequence[str]) -> None:
+        """Images from files and from the web, for the next question: all of them or none."""
+        new = [self._opened(place) for place in places]
+        self.session.open_images([*self.waiting, *new])  # no more than may be in a dialogue
+        before = len(self.session.images) + len(self.waiting)
+        self.waiting = (*self.waiting, *new)
+        for number, image in enumerate(new, start=before + 1):
+            self.screen.note(f"  image {number}: {_shown(image)}, with the next question")
+
+    def show_images(self) -> None:
+        """All images by their numbers."""
+        images = self.session.images
+        for number, image in enumerate(images, start=1):
+            self.screen.note(f"  image {number}: {_shown(open_image(image))}")
+        for number, image in enumerate(self.waiting, start=len(images) + 1):
+            self.screen.note(f"  image {number}: {_shown(image)}, with the next question")
+        if not images and not self.waiting:
+            self.screen.note("There are no images yet; /image FILE brings one.")
+
+    def _opened(self, place: str) -> OpenedImage:
+        if place.lower().startswith(("http://", "https://")):
+            return open_image(Image(self._remote.fetch(place), place))
+        return open_image(place)
+
+
+def _shown(image: OpenedImage) -> str:
+    return f"{image.name} ({image.size[0]} x {image.size[1]})"

@@ -1,0 +1,126 @@
+"""The web page: `python -m chat.web --checkpoint_path FOLDER`, then open http://127.0.0.1:7860."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from chat.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    add_sampling_arguments,
+    load_named_checkpoint,
+    positive,
+)
+from chat.image_store_arguments import add_image_store_arguments, store_settings
+from chat.sampling import Sampling, SamplingError
+from chat.serving.engine import Engine
+from chat.serving.guard import KEY_VARIABLE
+from chat.serving.limits import Limits
+from chat.serving.pictures import Pictures, Sources
+from chat.session import MAX_IMAGES, MAX_NEW_TOKENS, ChatSession
+from utils.distributed import configure_logging, get_logger
+from utils.model import CheckpointError
+
+logger = get_logger(__name__)
+
+PICTURES = Path(__file__).resolve().parent.parent / "eval" / "eval_data" / "image"
+EXAMPLES = (
+    ("What is in this picture?", ("street_day.png",)),
+    ("What is different between these two pictures?", ("kitchen.png", "beach.png")),
+    ("How many shapes are there in image 1, and how many in image 2?", ("shapes_1.png", "shapes_2.png")),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parsed = _parser().parse_args(arguments)
+    configure_logging(logging.INFO)
+    try:
+        sampling = Sampling(
+            parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
+        )
+        model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
+    except (CheckpointError, SamplingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    session = ChatSession(
+        model,
+        processor,
+        max_images=parsed.max_images,
+        max_seq_len=parsed.max_seq_len,
+        **store_settings(parsed, model, processor),
+    )
+    with tempfile.TemporaryDirectory(prefix="visualchat-") as folder:
+        serve(session, parsed, sampling, Path(folder))
+    return 0
+
+
+def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, folder: Path) -> None:
+    """Show the page until Ctrl-C; uploads and downloads lie in `folder`."""
+    # Read when Gradio is imported: no reports home, and its files where they will be removed.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "uploads"))
+    from chat.page.layout import STYLE, THEME, build_page
+    from chat.page.visitor import House, Wishes
+
+    limits = Limits()
+    engine = Engine([session, *(session.another() for _ in range(parsed.slots - 1))])
+    wishes = Wishes(sampling, parsed.generation_length_per_round)
+    name = Path(parsed.checkpoint_path).resolve().name
+    page = build_page(
+        House(engine, Pictures(limits, Sources()), session),
+        name,
+        wishes,
+        max(limits.max_tokens, wishes.max_new_tokens),
+        [
+            {"text": text, "files": [str(PICTURES / file) for file in files]}
+            for text, files in EXAMPLES
+            if all((PICTURES / file).is_file() for file in files)
+        ],
+        folder,
+    )
+    key = os.environ.get(KEY_VARIABLE)
+    if not key and parsed.host not in ("localhost", "127.0.0.1", "::1"):
+        logger.warning("note: anybody who reaches %s may use this page; set %s", parsed.host, KEY_VARIABLE)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
+    page.launch(
+        server_name=parsed.host,
+        server_port=parsed.port,
+        auth=("visualchat", key) if key else None,
+        max_file_size=limits.image_bytes,
+        allowed_paths=[str(PICTURES), str(folder)],
+        footer_links=[],
+        ssr_mode=False,
+        share=False,
+        theme=THEME,
+        css=STYLE,
+    )
+    engine.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chat.web",
+        description="A web page to chat with a checkpoint.",
+        epilog=f"With {KEY_VARIABLE} in the environment, visitors log in as visualchat with that password.",
+    )
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument(
+        "--max_images", type=positive, default=MAX_IMAGES, help="images of a dialogue at most"
+    )
+    parser.add_argument("--generation_length_per_round", type=positive, default=MAX_NEW_TOKENS, help="tokens")
+    parser.add_argument("--slots", type=positive, default=4, help="answers at once")
+    add_sampling_arguments(parser, seed=1234)
+    add_image_store_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The clients that people use, against a server that runs; what they get is what a session says."""
+
+from io import BytesIO
+from itertools import pairwise
+
+import huggingface_hub
+import openai
+import PIL.Image
+import pytest
+from huggingface_hub import InferenceClient
+
+from chat.sampling import Sampling
+from chat.session import ChatSession
+from tests.chat.serving.conftest import GOLDEN, LENGTH, assert_error, assistant, data_url, png, user
+
+
+@pytest.fixture
+def client(server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture
+def session(model_and_processor) -> ChatSession:
+    return ChatSession(*model_and_processor, max_new_tokens=LENGTH)
+
+
+def test_three_rounds_with_several_images_equal_those_of_a_session(client, session):
+    messages, pictures = [], [png(number) for number in range(3)]
+    cached = []
+    for question, images in [("What?", pictures[:2]), ("Where?", []), ("And this?", pictures[2:])]:
+        messages.append(user(question, *map(data_url, images)))
+        answer = client.chat.completions.create(model="tiny", messages=messages, temperature=0)
+        said = answer.choices[0].message.content
+        assert said == "".join(session.ask(question, images))
+        cost = session.statistics[-1]
+        usage = answer.usage
+        assert (usage.prompt_tokens, usage.completion_tokens) == (cost.prompt_tokens, cost.generated_tokens)
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+        assert answer.choices[0].finish_reason == {"eos": "stop", "length": "length"}[cost.end]
+        cached.append((usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens, cost))
+        messages.append(assistant(said))
+    assert cached[0][1] < 40  # the system's text at most
+    for (before, _, _), (prompt, reused, cost) in pairwise(cached):
+        assert before - 1 <= reused < prompt  # what was asked before is not computed again
+        assert prompt - reused <= cost.computed_tokens
+
+
+def test_a_stream_is_the_same_in_pieces(client):
+    whole = client.chat.completions.create(**GOLDEN)
+    chunks = list(
+        client.chat.completions.create(**GOLDEN, stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    said = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(said) == whole.choices[0].message.content and len(said) > 3
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + [
+        "length"
+    ]
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
+    without = list(client.chat.completions.create(**GOLDEN, stream=True))
+    assert all(chunk.usage is None and chunk.choices for chunk in without)
+
+
+def test_the_hub_s_client(server, golden, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # it means this machine too
+    client = InferenceClient(base_url=f"{server.url}/v1", api_key="none")
+    answer = client.chat.completions.create(**GOLDEN)
+    assert answer.choices[0].message.content == golden
+    pieces = client.chat.completions.create(**GOLDEN, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == golden
+
+
+def test_models_and_health(client, server):
+    assert [each.id for each in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="there is no model other"):
+        client.models.retrieve("other")
+    assert server.wait_until_idle() == {"status": "ok", "answering": 0, "waiting": 0, "requests": 0}
+
+
+def test_seeds_and_settings_of_a_request(server, session):
+    body = {"messages": [user("What?", data_url(png(5)))], "temperature": 1.5, "top_k": 50, "top_p": 0.9}
+    answers = [server.text(**body, seed=seed, repetition_penalty=1.2) for seed in (1, 2, 1)]
+    assert answers[0] == answers[2] != answers[1]
+    session.sampling = Sampling(1.5, 0.9, 50, 1.2, seed=2)
+    assert "".join(session.ask("What?", png(5))) == answers[1]
+    assert len({server.text(**body) for _ in range(5)}) > 1  # without a seed each is drawn anew
+    short = server.ask(messages=[user("What?")], max_completion_tokens=2).json()
+    assert short["usage"]["completion_tokens"] <= 2
+
+
+def test_stop_strings(server):
+    body = {"messages": [user("What?", data_url(png(5)))], "temperature": 0, "max_tokens": 12}
+    whole = server.text(**body)
+    stop = whole[3:6]
+    answer = server.ask(**body, stop=[stop, "never said"]).json()
+    assert answer["choices"][0]["message"]["content"] == whole[: whole.index(stop)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert server.text(**body, stop="never said") == whole
+
+
+def test_messages_of_all_shapes_that_clients_send(server):
+    same = [
+        [{"role": "user", "content": "What?\nWhy?"}],
+        [user("What?\nWhy?")],
+        [{"role": "user", "content": "What?"}, {"role": "user", "content": "Why?", "name": "me"}],
+        [{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "text", "text": "Why?"}]}],
+    ]
+    assert len({server.text(messages=messages, temperature=0) for messages in same}) == 1
+    system = [{"role": role, "content": "Be brief."} for role in ("system", "developer")]
+    answers = {server.text(messages=[each, *same[0]], temperature=0) for each in system}
+    assert len(answers) == 1 and answers != {server.text(messages=same[0], temperature=0)}
+    server.text(
+        messages=[user("What?"), {"role": "assistant", "content": None}, user("Why?")],
+        temperature=0, n=1, user="me", presence_penalty=0, frequency_penalty=0.0, logprobs=False, tools=[],
+        response_format={"type": "text"}, stop=None, seed=None, stream=False, metadata={"a": "b"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_kinds_of_images(server, kind):
+    file = BytesIO()
+    PIL.Image.new("RGB", (30, 20), "red").save(file, kind)
+    assert server.ask(messages=[user("What?", data_url(file.getvalue(), kind.lower()))]).status_code == 200
+
+
+def test_a_key_on_every_route(serve):
+    with serve(key="secret") as server:
+        routes = [
+            "/health",
+            "/v1/models",
+            "/v1/models/tiny",
+            "/nothing",
+            "/v1/chat/completions",
+            "/docs",
+            "/",
+        ]
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+            for route in routes:
+                for method in ("GET", "POST", "OPTIONS"):
+                    assert_error(server.client.request(method, route, headers=headers), 401)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0)
+        assert client.chat.completions.create(**GOLDEN).choices
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_a_name_that_is_not_ours(serve):
+    with serve(hosts=("localhost", "127.0.0.1", "[::1]")) as server:
+        for name, status in [
+            ("127.0.0.1:80", 200),
+            ("LOCALHOST", 200),
+            ("[::1]:8000", 200),
+            ("evil.example", 400),
+        ]:
+            assert server.client.get("/v1/models", headers={"Host": name}).status_code == status

@@ -1,0 +1,71 @@
+"""The command: how it starts, what it refuses, and how it ends."""
+
+import signal
+import threading
+
+import httpx
+import pytest
+
+from chat.serving import __main__ as command
+from tests.chat.serving.conftest import GOLDEN, server_process
+
+
+@pytest.mark.slow
+def test_told_to_stop_it_finishes_what_is_in_flight(checkpoint, tmp_path):
+    flags = ["--max_tokens", "400", "--slots", "1"]
+    with server_process(checkpoint, tmp_path, *flags) as (server, process):
+        body = {**GOLDEN, "max_tokens": 400, "temperature": 0, "stream": True}
+        expected = server.text(**{**body, "stream": False})
+        results: list[str] = []
+
+        def whole() -> None:
+            results.append(server.text(**{**body, "stream": False}))
+
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=120) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            waiting = threading.Thread(target=whole)
+            waiting.start()
+            while server.client.get("/health").json()["requests"] < 2:
+                pass
+            process.send_signal(signal.SIGTERM)
+            said = list(lines)
+        waiting.join()
+        assert said[-2] == "data: [DONE]" and results == [expected]
+        assert process.wait(timeout=120) == -signal.SIGTERM
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--checkpoint_path", "nowhere"], "there is no checkpoint folder nowhere"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--allow_images_in", "nowhere"], "there is no such folder"),
+        (["--allow_networks", "10.0.0.0/99"], "10.0.0.0/99"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, flags, words):
+    assert command.main(["--checkpoint_path", str(tmp_path), *flags]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and words in message
+
+
+def test_it_listens_on_this_machine_only_and_takes_its_key_from_the_environment(monkeypatch):
+    parsed = command._parser().parse_args(["--checkpoint_path", "runs/7b"])
+    assert parsed.host == "127.0.0.1"
+    monkeypatch.setenv(command.KEY_VARIABLE, "secret")
+    serving = command._serving(parsed, command.Sampling())
+    assert (serving.key, serving.name, serving.sources.remote, serving.sources.folder) == (
+        "secret",
+        "7b",
+        None,
+        None,
+    )
+    assert serving.hosts is not None
+    parsed = command._parser().parse_args(
+        ["--checkpoint_path", "x", "--host", "0.0.0.0", "--allow_remote_images"]
+    )
+    monkeypatch.delenv(command.KEY_VARIABLE)
+    serving = command._serving(parsed, command.Sampling())
+    assert serving.key is None and serving.hosts is None and serving.sources.remote is not None

@@ -1,0 +1,196 @@
+"""Who is answered when: the queue, clients that leave, answers at once, and what a session remembers."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from chat.sampling import Sampling
+from chat.serving.limits import Limits
+from chat.session import ChatSession
+from tests.chat.serving.conftest import GOLDEN, LENGTH, Server, assert_error, assistant, data_url, png, user
+from utils.conversation import Image, Turn
+
+
+@pytest.fixture
+def gate(monkeypatch) -> Iterator[threading.Event]:
+    """As long as it is not set, answers stop after their first piece."""
+    gate = threading.Event()
+    ask = ChatSession.ask
+
+    def ask_through_the_gate(self, *args):
+        pieces = ask(self, *args)
+
+        def gated():
+            for piece in pieces:
+                yield piece
+                while not gate.is_set():
+                    yield ""
+
+        return gated()
+
+    monkeypatch.setattr(ChatSession, "ask", ask_through_the_gate)
+    yield gate
+    gate.set()
+
+
+def start(server: Server) -> httpx.Response:
+    """A stream of which the first piece has come."""
+    request = server.client.build_request("POST", "/v1/chat/completions", json={**GOLDEN, "stream": True})
+    response = server.client.send(request, stream=True)
+    assert response.status_code == 200
+    return response
+
+
+def test_a_full_queue_sends_away(serve, gate):
+    with serve(slots=1, limits=Limits(queue=1)) as server, ThreadPoolExecutor() as pool:
+        stream = start(server)
+        second = pool.submit(server.ask, **GOLDEN)
+        while server.client.get("/health").json()["waiting"] == 0:
+            time.sleep(0.01)
+        response = server.ask(**GOLDEN)
+        assert_error(response, 429)
+        assert response.headers["retry-after"] == "1"
+        gate.set()
+        assert stream.read().endswith(b"data: [DONE]\n\n")
+        assert second.result().status_code == 200
+        server.wait_until_idle()
+
+
+def leave(server: Server, count: int) -> None:
+    """Clients that go away: before their turn, in the middle of a stream, and while they wait for the whole."""
+    for number in range(count):
+        with httpx.Client(base_url=server.url) as client:
+            body = {**GOLDEN, "seed": number, "stream": number % 3 != 0}
+            request = client.build_request("POST", "/v1/chat/completions", json=body)
+            if number % 3 == 1:
+                client.send(request, stream=True).close()
+            else:
+                with pytest.raises(httpx.TimeoutException):
+                    request.extensions["timeout"] = {
+                        "read": 0.02 * (1 + number % 2),
+                        "connect": 5,
+                        "write": 5,
+                        "pool": 5,
+                    }
+                    client.send(request, stream=True).read()
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.long)])
+def test_clients_that_leave_free_their_slot(serve, gate, golden, count):
+    with serve(slots=2, limits=Limits(queue=8)) as server:
+        leave(server, count)
+        server.wait_until_idle()  # the gate is shut: nobody was answered
+        gate.set()
+        assert server.text(**GOLDEN) == golden
+
+
+def test_answers_at_once_do_not_wait_for_each_other(serve, gate):
+    with serve(slots=2) as server:
+        first = start(server)
+        second = start(server)  # has its first piece while the first one is not done
+        assert server.client.get("/health").json()["answering"] == 2
+        gate.set()
+        assert first.read() and second.read()
+
+
+def rounds(client: int, number: int) -> dict:
+    """A client's request: its own images and seed, now and then a second round."""
+    pictures = [data_url(png(1000 * client + (number + each) % 4)) for each in range(1 + number % 2)]
+    messages = [user(f"What is {number}?", *pictures)]
+    if number % 3 == 0:
+        messages += [assistant("red"), user("Why?")]
+    return {"messages": messages, "temperature": 1.0, "seed": 1000 * client + number, "max_tokens": 4}
+
+
+def alone(model_and_processor, request: dict) -> str:
+    """What a fresh session says."""
+    sampling = Sampling(temperature=1.0, seed=request["seed"])
+    session = ChatSession(*model_and_processor, max_new_tokens=request["max_tokens"], sampling=sampling)
+    client, number = divmod(request["seed"], 1000)
+    pictures = [png(1000 * client + (number + each) % 4) for each in range(1 + number % 2)]
+    if number % 3 == 0:
+        session.load([Turn(f"What is {number}?", "red", tuple(map(Image, pictures)))])
+        return "".join(session.ask("Why?"))
+    return "".join(session.ask(f"What is {number}?", pictures))
+
+
+@pytest.mark.parametrize("clients, requests", [(8, 10), pytest.param(32, 500, marks=pytest.mark.long)])
+def test_many_clients_get_what_they_would_get_alone(serve, model_and_processor, clients, requests):
+    with serve() as server:
+
+        def ask_all(client: int) -> list[str]:
+            with httpx.Client(base_url=server.url, timeout=600) as own:
+                mine = Server(server.url, own, server.pid)
+                return [mine.text(**rounds(client, number)) for number in range(requests)]
+
+        with ThreadPoolExecutor(clients) as pool:
+            answers = list(pool.map(ask_all, range(clients)))
+        for client, said in enumerate(answers):
+            for number, text in enumerate(said):
+                assert text == alone(model_and_processor, rounds(client, number)), (client, number)
+
+
+def test_each_dialogue_goes_on_where_it_was(serve):
+    """Two dialogues in turn over two slots: each of them costs its new tokens only."""
+    with serve(slots=2) as server:
+        dialogues = [[user("What?", data_url(png(number)))] for number in range(2)]
+        for turn in range(4):
+            for messages in dialogues:
+                answer = server.ask(messages=messages, temperature=0).json()
+                usage = answer["usage"]
+                if turn:
+                    computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+                    assert computed < 45 < 70 < usage["prompt_tokens"]
+                messages += [assistant(answer["choices"][0]["message"]["content"]), user("And?")]
+
+
+def test_a_long_dialogue_costs_its_new_tokens_only(serve, work):
+    with serve(slots=2) as server:
+        messages, before = [], 0
+        for number in range(20):
+            messages.append(user("And now?", *[data_url(png(number))] * (number < 2)))
+            work.update(tokens=0, images=0)
+            answer = server.ask(messages=messages, temperature=0).json()
+            prompt, said = (answer["usage"][f"{part}_tokens"] for part in ("prompt", "completion"))
+            if number > 1:
+                assert work["images"] == 0 and work["tokens"] <= prompt - before + said
+            before = prompt
+            messages.append(assistant(answer["choices"][0]["message"]["content"]))
+        assert work["tokens"] < prompt / 8
+
+
+def test_a_failure_is_told_and_the_server_goes_on(serve, monkeypatch, golden, caplog):
+    with serve(slots=1) as server:
+        monkeypatch.setattr(ChatSession, "load", lambda *args: 1 / 0)
+        error = assert_error(server.ask(**GOLDEN), 500)
+        assert error["type"] == "server_error" and "division" not in error["message"]
+        monkeypatch.undo()
+        assert server.text(**GOLDEN) == golden
+        server.wait_until_idle()
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_failure_in_the_middle_of_a_stream_is_its_last_event(serve, monkeypatch):
+    ask = ChatSession.ask
+
+    def fail(self, *args):
+        yield next(ask(self, *args))
+        raise RuntimeError("out of memory")
+
+    with serve(slots=1) as server:
+        monkeypatch.setattr(ChatSession, "ask", fail)
+        stream = server.ask(**GOLDEN, stream=True).text
+        assert stream.count("data: ") == 2 and '"server_error"' in stream and "[DONE]" not in stream
+        server.wait_until_idle()
+
+
+def test_a_session_s_settings_are_those_of_its_request(serve, model_and_processor):
+    with serve(slots=1) as server:
+        body = {"messages": [user("What?")], "temperature": 0}
+        server.text(**{**body, "temperature": 2, "seed": 1}, repetition_penalty=5, max_tokens=2)
+        session = ChatSession(*model_and_processor, max_new_tokens=LENGTH)
+        assert server.text(**body) == "".join(session.ask("What?"))

@@ -1,0 +1,229 @@
+"""The page in a real browser: uploads, rounds, examples, stop, retry, undo, download, login; and no other host."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from chat.web import EXAMPLES
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WAIT = 120_000  # milliseconds; for machines that do much else at the same time
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+
+
+@contextmanager
+def running(checkpoint: Path, folder: Path, **environment: str) -> Iterator[str]:
+    """The address of a page that runs meanwhile, as people start it; ended, it leaves no file in `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "chat.web", "--checkpoint_path", str(checkpoint), "--device_map", "cpu"]
+    command += ["--port", str(port), "--generation_length_per_round", "8"]
+    offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, env={**os.environ, **offline, **environment}, cwd=ROOT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(address).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.3)
+        yield address
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+        assert list(folder.iterdir()) == []
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def opened(address: str) -> Iterator[Page]:
+    """The page in a browser, which may load from this machine only."""
+    hosts = set()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(WAIT)
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        page.goto(address)
+        yield page
+        browser.close()
+    assert hosts <= {"127.0.0.1", None, ""}  # None: data and blob URLs
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint, tmp_path_factory) -> Iterator[str]:
+    with running(checkpoint, tmp_path_factory.mktemp("web"), VISUALCHAT_API_KEY="") as address:
+        yield address
+
+
+@pytest.fixture
+def page(address) -> Iterator[Page]:
+    with opened(address) as page:
+        yield page
+
+
+def ask(page: Page, question: str, *files: Path) -> None:
+    """Ask, and wait until the page takes the next question."""
+    if files:
+        page.locator("#box input[type=file]").set_input_files(files)
+        expect(page.locator("#box .thumbnails img")).to_have_count(len(files), timeout=WAIT)
+    page.locator("#box textarea").fill(question)
+    page.get_by_label("Submit").click()
+    expect(page.locator("#chat .user").get_by_text(question).last).to_be_visible(timeout=WAIT)
+    finished(page)
+
+
+def finished(page: Page) -> None:
+    expect(page.locator("#status")).to_contain_text("tokens", timeout=WAIT)
+    expect(page.get_by_label("Submit")).to_be_visible(timeout=WAIT)
+
+
+def answers(page: Page) -> list[str]:
+    return page.locator("#chat .bot .message-content").all_inner_texts()
+
+
+def numbers(page: Page) -> list[str]:
+    """The captions of the pictures, as they stand on the page."""
+    return [
+        each
+        for each in page.locator("#chat .user .message-content").all_inner_texts()
+        if each[:6] == "Image "
+    ]
+
+
+def test_a_dialogue(page, pictures, tmp_path):
+    ask(page, "What is it?", *pictures[:2])
+    assert "2 images (2 new)" in page.locator("#status").inner_text()
+    ask(page, "Where?")
+    status = page.locator("#status").inner_text()
+    total, computed = int(status.split()[0]), int(status.split("(")[1].split()[0])
+    assert "2 images (0 new)" in status and computed < total / 2  # only what is new
+    ask(page, "And this?", pictures[2])
+    assert numbers(page) == ["Image 1", "Image 2", "Image 3"]
+    assert page.locator("#chat .user img").count() == 3 and len(answers(page)) == 3
+
+    before = answers(page)
+    page.get_by_label("Retry").last.click()
+    finished(page)
+    expect(page.locator("#chat .bot .message-content")).to_have_count(3, timeout=WAIT)
+    assert answers(page) == before  # greedy
+    page.get_by_label("Undo", exact=True).last.click()
+    expect(page.locator("#chat .bot .message-content")).to_have_count(2, timeout=WAIT)
+    expect(page.locator("#box textarea")).to_have_value("And this?")
+
+    with page.expect_download(timeout=WAIT) as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "kept.json")
+    said = json.loads((tmp_path / "kept.json").read_text())["messages"]
+    assert [each["content"] for each in said if each["role"] == "assistant"] == before[:2]
+
+    page.locator("#new").click()
+    expect(page.locator("#chat .bot .message-content")).to_have_count(0, timeout=WAIT)
+    ask(page, "What is it?", *pictures[:2])
+    assert answers(page) == before[:1] and numbers(page) == ["Image 1", "Image 2"]
+
+
+def test_examples_are_asked_with_their_pictures(page):
+    shown = page.locator("#chat .example")
+    expect(shown).to_have_count(len(EXAMPLES), timeout=WAIT)
+    for place, (question, files) in enumerate(EXAMPLES):
+        shown.nth(place).click()
+        expect(page.locator("#chat .user").get_by_text(question)).to_be_visible(timeout=WAIT)
+        finished(page)
+        status = page.locator("#status").inner_text()
+        assert f"({len(files)} new)" in status and len(answers(page)) == 1
+        assert numbers(page) == [f"Image {number}" for number in range(1, len(files) + 1)]
+        loaded = "nodes => nodes.every(node => node.complete && node.naturalWidth > 0)"
+        assert page.locator("#chat .user img").evaluate_all(loaded)
+        page.locator("#new").click()
+        expect(shown).to_have_count(len(EXAMPLES), timeout=WAIT)
+
+
+def test_with_a_key_nothing_is_answered_before_the_login(checkpoint, tmp_path):
+    with running(checkpoint, tmp_path, VISUALCHAT_API_KEY="open sesame") as address, opened(address) as page:
+        for route in ("config", "gradio_api/info", "gradio_api/queue/join", "gradio_api/upload"):
+            body = b"{}" if route.endswith(("join", "upload")) else None
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{address}/{route}", data=body)
+            assert refused.value.code == 401, route
+        assert page.locator("#box").count() == 0
+        for password in ("sesame", "open sesame"):
+            page.locator("input:not([type=password])").first.fill("visualchat")
+            page.locator("input[type=password]").fill(password)
+            page.get_by_role("button", name="Login").click()
+            if password == "sesame":
+                expect(page.get_by_text("Incorrect")).to_be_visible(timeout=WAIT)
+                assert page.locator("#box").count() == 0
+        ask(page, "What is it?")
+        assert len(answers(page)) == 1
+
+
+def test_an_answer_is_stopped(page, pictures):
+    page.locator("#settings button").first.click()
+    page.get_by_label("number input for Tokens of an answer, at most").fill("1024")
+    page.get_by_label("number input for Temperature").fill("2")
+    page.keyboard.press("Tab")
+    for _ in range(8):  # until an answer is long enough
+        page.locator("#box textarea").fill("Tell me everything")
+        page.get_by_label("Submit").click()
+        stop = page.get_by_label("Stop")
+        try:
+            stop.click(timeout=20_000)
+        except Exception:  # it was over before
+            finished(page)
+            continue
+        expect(page.get_by_label("Submit")).to_be_visible(timeout=WAIT)
+        if page.locator("#status").inner_text() == "stopped":
+            break
+    assert page.locator("#status").inner_text() == "stopped"
+    page.get_by_label("number input for Tokens of an answer, at most").fill("8")
+    page.keyboard.press("Tab")
+    ask(page, "And now?")
+
+
+def test_mistakes_are_told_and_cost_nothing(page, pictures):
+    ask(page, "What is it?")
+    page.locator("#box textarea").fill("Look: <image>")
+    page.get_by_label("Submit").click()
+    expect(page.get_by_text("which the tokenizer reserves")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#chat .bot .message-content")).to_have_count(1, timeout=WAIT)
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_it_fits_the_screen(page, pictures, size):
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    ask(page, "What is it?", *pictures[:3])
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    expect(page.get_by_label("Clear")).to_be_hidden()  # "New dialogue" is there
+    if size[0] > 600:  # the bubble ends where its line of pictures does
+        bubble, last = page.locator("#chat .user.message"), page.locator("#chat .user img").last
+        right = [box["x"] + box["width"] for box in (bubble.bounding_box(), last.bounding_box())]
+        assert 0 < right[0] - right[1] < 40  # pixels
+    for place in ("#box", "#new", "#chat"):
+        box = page.locator(place).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]
+        assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
