@@ -3,16 +3,22 @@
     python -m eval.batch_generation --checkpoint_path P [--checkpoint_names a b] --eval_data NAME
     --output_filename F
 
-Writes F.csv (columns test_name,image_path,question,answer; with several checkpoints F_a.csv and F_b.csv) and,
-where the set has reference answers, their exact-match scores as JSON beside it.
+Writes F.csv (columns test_name,image_path,question,answer; with several checkpoints F_a.csv and F_b.csv), and
+F.json, which `python -m eval.report` shows, with the scores where the set has reference answers. Run again after an
+interruption, it goes on where it was. Several GPUs share the dialogues: `torchrun --nproc_per_node 8 -m
+eval.batch_generation ...`.
 """
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from tqdm import tqdm
 
@@ -22,15 +28,20 @@ from chat.checkpoint_arguments import (
     load_named_checkpoint,
     positive,
 )
+from chat.image_store_arguments import add_image_store_arguments, store_settings
 from chat.sampling import Sampling, SamplingError
 from eval.dialogues import ROOT, EvalDataError, EvalDialogue, load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings
-from eval.results import rows_of, score_table, scores_of_rows, write_csv, write_scores
+from eval.parts import Parts, key_of
+from eval.results import rows_of, score_table, scores_of_rows, write_csv, write_results
+from utils import distributed
 from utils.conversation import ConversationError, ImageError
 from utils.distributed import configure_logging
 from utils.model import CheckpointError
 
 RESULTS = ROOT / "eval" / "results"
+BATCHES_PER_PART = 8
+"""So many batches are lost at most by an interruption, and shared out at a time among processes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     configure_logging(logging.WARNING)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        # They meet at the end of each checkpoint only, which may be hours away for those that are done first.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
     try:
         dialogues = load_dialogues(parsed.eval_data, parsed.image_folder, parsed.max_images)
         settings = GenerationSettings(
@@ -52,8 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for checkpoint, output in _runs(parsed):
             _run(checkpoint, output, dialogues, settings, parsed)
     except (CheckpointError, EvalDataError, SamplingError, ConversationError, ImageError) as error:
-        errors.print(f"error: {error}", style="red", markup=False)
+        if distributed.is_main_process():
+            errors.print(f"error: {error}", style="red", markup=False)
         return 1
+    finally:
+        distributed.shut_down()
     return 0
 
 
@@ -80,21 +98,40 @@ def _run(
     parsed: argparse.Namespace,
 ) -> None:
     console = Console(highlight=False)
+    if distributed.world_size() > 1 and parsed.device_map == "auto" and torch.accelerator.is_available():
+        parsed.device_map = {"": distributed.local_rank()}
     model, processor = load_named_checkpoint(parsed, checkpoint)
+    parts = Parts(
+        output.with_name(f"{output.name}.parts"),
+        key_of(checkpoint, dialogues, settings),
+        BATCHES_PER_PART * settings.batch_size,
+    )
     questions = sum(len(dialogue.turns) for dialogue in dialogues)
-    with tqdm(total=questions, desc=checkpoint.name, unit="question") as progress:
-        answers = DialogueRunner(model, processor, settings).run(dialogues, progress.update)
+    with tqdm(
+        total=questions, desc=checkpoint.name, unit="question", disable=not distributed.is_main_process()
+    ) as progress:
+        runner = DialogueRunner(model, processor, settings, **store_settings(parsed, model, processor))
+        answers = parts.answer(
+            dialogues, lambda some: runner.run(some, progress.update), advance=progress.update
+        )
+    if answers is None:
+        return
     rows = rows_of(dialogues, answers)
-    table_file = output.with_name(f"{output.name}.csv")
+    scores = scores_of_rows(rows)
+    table_file, results_file = (output.with_name(f"{output.name}.{ending}") for ending in ("csv", "json"))
     write_csv(table_file, rows)
+    write_results(results_file, rows, scores, _described(checkpoint, parsed))
+    parts.clear()
     if unasked := sum(row.answer is None for row in rows):
         console.print(
             f"{unasked} questions were not asked: their dialogues had outgrown --max_seq_len", style="yellow"
         )
-    if scores := scores_of_rows(rows):
+    if scores is not None:
         console.print(score_table(f"{checkpoint.name} on {Path(parsed.eval_data).stem}", scores))
-        write_scores(output.with_name(f"{output.name}.json"), scores, _described(checkpoint, parsed))
     console.print(f"{len(rows)} answers: {table_file}", markup=False, soft_wrap=True)
+    console.print(
+        f"To look at them: python -m eval.report {results_file}", markup=False, soft_wrap=True, style="dim"
+    )
 
 
 def _described(checkpoint: Path, parsed: argparse.Namespace) -> dict[str, object]:
@@ -106,6 +143,9 @@ def _described(checkpoint: Path, parsed: argparse.Namespace) -> dict[str, object
         "max_seq_len",
         "dtype",
         "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
         "seed",
     )
     return {"checkpoint": str(checkpoint), **{name: getattr(parsed, name) for name in names}}
@@ -135,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         default="generated",
         help="the answers that later rounds of a dialogue see",
     )
+    add_image_store_arguments(parser)
     add_sampling_arguments(parser, seed=123)
     return parser
 

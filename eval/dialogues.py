@@ -2,10 +2,10 @@
 
     {"name of the dialogue": [["question", "a.jpg b.jpg"], ["follow-up without a new image"],
                               ["question", "", "reference answer", "kind"],
-                              {"question": ..., "images": ["c.jpg"], "answer": ..., "kind": ...}]}
+                              {"question": ..., "images": ["c.jpg"], "answer": ["one", "another"], "kind": ...}]}
 
 Only the question is required. Image paths stand in one string, separated by spaces (quoted where they hold
-some), or in a list.
+some), or in a list. Several reference answers, as several people gave them, stand in a list.
 """
 
 import json
@@ -28,13 +28,18 @@ class EvalDataError(ValueError):
 
 @dataclass(frozen=True)
 class EvalTurn:
-    """A question; `image_path` is as written in the file, `reference` None where no answer is given."""
+    """A question; `image_path` is as written in the file, `references` are empty where no answer is given."""
 
     question: str
     image_path: str = ""
     images: tuple[Image, ...] = ()
-    reference: str | None = None
+    references: tuple[str, ...] = ()
     kind: str = ""
+
+    @property
+    def reference(self) -> str | None:
+        """The first reference answer, which stands in a history of references."""
+        return self.references[0] if self.references else None
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,13 @@ def _turn(entry: Any, folders: list[Path], where: str) -> EvalTurn:
             f"{where}: unknown key {unknown[0]!r}; the keys are question, images, answer, kind"
         )
     question, written = entry.get("question"), entry.get("images") or ""
-    reference, kind = entry.get("answer"), entry.get("kind") or ""
+    references, kind = entry.get("answer") or [], entry.get("kind") or ""
+    references = [references] if isinstance(references, str) else references
     if not isinstance(question, str) or not question.strip():
         raise EvalDataError(f"{where}: the question is missing")
-    if not isinstance(kind, str) or not isinstance(reference, str | None):
-        raise EvalDataError(f"{where}: answer and kind must be texts")
+    texts = isinstance(references, list) and all(isinstance(each, str) and each for each in references)
+    if not isinstance(kind, str) or not texts:
+        raise EvalDataError(f"{where}: answer must be a text or a list of texts, kind a text")
     try:
         paths = split_image_paths(written) if isinstance(written, str) else tuple(map(str, written))
     except (ImagePathError, TypeError) as error:
@@ -122,7 +129,7 @@ def _turn(entry: Any, folders: list[Path], where: str) -> EvalTurn:
         question=question,
         image_path=written if isinstance(written, str) and paths else " ".join(paths),
         images=tuple(Image(_found(path, folders, where), path) for path in paths),
-        reference=reference or None,
+        references=tuple(references),
         kind=kind,
     )
 

@@ -2,20 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.answers import decoded_answer, recordable
 from chat.decoding import eos_token_ids
-from chat.sampling import Sampling
+from chat.image_store import ImageStore, store_if_possible
+from chat.opened_images import OpenedImage, open_image
+from chat.sampling import Sampling, TokenChooser
+from eval.batch_reading import BatchPrompt, BatchReader
+from eval.batch_whole import WholeBatchReader
 from eval.dialogues import EvalDataError, EvalDialogue
-from utils.conversation import Conversation, Turn
-from utils.data import Collator
+from utils.conversation import Conversation, Image, Turn
 
 History = Literal["generated", "reference"]
+
+_OPENED = 256  # images in memory, encoded
 
 
 @dataclass(frozen=True)
@@ -39,21 +46,41 @@ class _Prompt:
 
     dialogue: int
     conversation: Conversation
-    length: int  # tokens
+    ids: np.ndarray  # [S]
+    is_image: np.ndarray  # [S]
     room: int  # tokens of an answer at most
 
 
+_Read = Callable[[Sequence[_Prompt]], list[list[int]]]
+"""From prompts to the tokens of their answers."""
+
+
 class DialogueRunner:
-    """Asks a model all questions of evaluation dialogues."""
+    """Asks a model all questions of evaluation dialogues.
+
+    Where the model's attention allows it, each picture is read once, however many questions are about it. An
+    `image_store` may be shared with other runs and chats of the same model; without one it has its own, unless
+    it should not `keep_images`.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, settings: GenerationSettings
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        settings: GenerationSettings,
+        image_store: ImageStore | None = None,
+        keep_images: bool = True,
     ) -> None:
         self._model = model.eval()
         self._processor = processor
         self._settings = settings
         self._eos = eos_token_ids(model, processor)
-        self._collate = Collator(processor.tokenizer.pad_token_id, padding_side="left", pad_to_multiple_of=1)
+        self.image_store = (
+            store_if_possible(self._model, processor, settings.max_seq_len, shared=image_store)
+            if keep_images
+            else None
+        )
+        self._open: Callable[[Image], OpenedImage] = lru_cache(_OPENED)(open_image)
 
     def run(
         self, dialogues: Sequence[EvalDialogue], advance: Callable[[int], None] = lambda questions: None
@@ -64,18 +91,21 @@ class DialogueRunner:
         references should be the history and one is missing.
         """
         torch.manual_seed(self._settings.sampling.seed)
+        read = self._reading_whole() if self.image_store is None else self._reading_beside(self.image_store)
         answers: list[list[str | None]] = [[] for _ in dialogues]
         for turn in range(max(len(dialogue.turns) for dialogue in dialogues)):
             prompts = []
             for number, dialogue in enumerate(dialogues):
                 if turn == len(answers[number]) < len(dialogue.turns):
                     prompts.append(self._prompt(number, dialogue, answers[number]))
-            # Prompts of like length share a batch: less padding.
-            prompts.sort(key=lambda prompt: prompt.length)
+            for prompt in (prompt for prompt in prompts if prompt.room < 1):
+                answers[prompt.dialogue].append(None)
+                advance(1)
+            prompts = _in_order([prompt for prompt in prompts if prompt.room > 0])
             for start in range(0, len(prompts), self._settings.batch_size):
                 batch = prompts[start : start + self._settings.batch_size]
-                for prompt, answer in zip(batch, self._answers(batch), strict=True):
-                    answers[prompt.dialogue].append(answer)
+                for prompt, ids in zip(batch, read(batch), strict=True):
+                    answers[prompt.dialogue].append(decoded_answer(ids, self._processor.tokenizer))
                 advance(len(batch))
         return answers
 
@@ -86,9 +116,10 @@ class DialogueRunner:
         ]
         asked = dialogue.turns[len(answers)]
         conversation = Conversation((*turns, Turn(asked.question, None, asked.images)), dialogue.name)
-        length = len(self._processor.encode(conversation, load_images=False).input_ids)
-        room = min(self._settings.max_new_tokens, self._settings.max_seq_len - length)
-        return _Prompt(number, conversation, length, room)
+        encoded = self._processor.encode(conversation, load_images=False)
+        ids, is_image = encoded.input_ids, encoded.mm_token_type_ids == 1
+        room = min(self._settings.max_new_tokens, self._settings.max_seq_len - len(ids))
+        return _Prompt(number, conversation, ids, is_image, room)
 
     def _history(self, dialogue: EvalDialogue, turn: int, answer: str | None) -> str:
         if self._settings.history == "generated":
@@ -101,44 +132,45 @@ class DialogueRunner:
             )
         return reference
 
-    @torch.inference_mode()
-    def _answers(self, prompts: Sequence[_Prompt]) -> list[str | None]:
-        fitting = [prompt for prompt in prompts if prompt.room > 0]
-        if not fitting:
-            return [None] * len(prompts)
-        batch = self._collate([self._processor.encode(prompt.conversation) for prompt in fitting])
-        del batch["labels"]
-        batch = {name: tensor.to(self._model.device) for name, tensor in batch.items()}
-        if "pixel_values" in batch:
-            batch["pixel_values"] = batch["pixel_values"].to(self._model.dtype)
-        rooms = [prompt.room for prompt in fitting]
-        generated = self._model.generate(**batch, generation_config=self._generation(max(rooms)))
-        width = batch["input_ids"].shape[1]
-        texts = [
-            self._text(row[width : width + room].tolist()) for row, room in zip(generated, rooms, strict=True)
-        ]
-        answered = iter(texts)
-        return [next(answered) if prompt.room > 0 else None for prompt in prompts]
+    def _reading_whole(self) -> _Read:
+        reader = WholeBatchReader(self._model, self._processor, self._settings.sampling, self._eos)
 
-    def _text(self, ids: list[int]) -> str:
-        ends = [place for place, token in enumerate(ids) if token in self._eos]
-        return decoded_answer(ids[: ends[0]] if ends else ids, self._processor.tokenizer)
+        def read(prompts: Sequence[_Prompt]) -> list[list[int]]:
+            return reader.answers(
+                [prompt.conversation for prompt in prompts], [prompt.room for prompt in prompts]
+            )
 
-    def _generation(self, max_new_tokens: int) -> GenerationConfig:
-        sampling = self._settings.sampling
-        drawing = {"do_sample": False}
-        if sampling.temperature > 0:
-            drawing = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-            }
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            repetition_penalty=sampling.repetition_penalty,
-            eos_token_id=sorted(self._eos),
-            pad_token_id=self._processor.tokenizer.pad_token_id,
-            suppress_tokens=[self._processor.image_token_id],
-            **drawing,
-        )
+        return read
+
+    def _reading_beside(self, store: ImageStore) -> _Read:
+        chooser = TokenChooser(self._settings.sampling, suppressed=[self._processor.image_token_id])
+        reader = BatchReader(self._model, store, chooser, self._eos)
+
+        def read(prompts: Sequence[_Prompt]) -> list[list[int]]:
+            return reader.answers(
+                [
+                    BatchPrompt(prompt.ids, prompt.is_image, self._opened(prompt), prompt.room)
+                    for prompt in prompts
+                ]
+            )
+
+        return read
+
+    def _opened(self, prompt: _Prompt) -> tuple[OpenedImage, ...]:
+        return tuple(self._open(image) for image in prompt.conversation.images)
+
+
+def _in_order(prompts: Sequence[_Prompt]) -> list[_Prompt]:
+    """Prompts of like length share a batch, so that there is less padding; those about the same pictures stand
+    together, so that more of what they start with is read once."""
+    longest: dict[tuple[Image, ...], int] = {}
+    for prompt in prompts:
+        images = prompt.conversation.images
+        longest[images] = max(longest.get(images, 0), len(prompt.ids))
+    group = {images: number for number, images in enumerate(longest)}
+
+    def place(prompt: _Prompt) -> tuple[int, int, int]:
+        images = prompt.conversation.images
+        return (longest[images], group[images], len(prompt.ids)) if images else (len(prompt.ids), -1, 0)
+
+    return sorted(prompts, key=place)

@@ -1,9 +1,12 @@
-"""Scores of answers against references: exact match after normalisation, overall and per kind of question."""
+"""What an answer is worth against its references: exact match after normalisation, VQA accuracy, overlap of words."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = {
@@ -26,6 +29,8 @@ NUMBERS = {
         ]
     )
 }
+FEWEST_ANNOTATORS = 3
+"""VQA accuracy needs an answer on which this many people can agree."""
 
 
 def normalised(answer: str) -> str:
@@ -39,71 +44,47 @@ def normalised(answer: str) -> str:
     return " ".join(NUMBERS.get(word, word) for word in content)
 
 
-def is_correct(answer: str, reference: str) -> bool:
-    """Whether the two are the same after `normalised`."""
-    return normalised(answer) == normalised(reference)
+def is_correct(answer: str, references: Sequence[str]) -> bool:
+    """Whether the answer is the same as one of the references after `normalised`."""
+    return normalised(answer) in map(normalised, references)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """An answer to a question of some kind, and what it should have been."""
+def vqa_accuracy(answer: str, references: Sequence[str]) -> float | None:
+    """VQA accuracy: min(1, people who said so / 3), the mean over all sets that leave one of them out.
 
-    answer: str
-    reference: str
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Of `count` answers `correct` were right; giving always the commonest reference would make `majority`
-    right.
+    As the VQA evaluation has it (Antol et al. 2015), which asked ten people; None for fewer than three.
     """
-
-    count: int
-    correct: int
-    majority: int
-    majority_answer: str | None
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
-
-    @property
-    def majority_accuracy(self) -> float:
-        return self.majority / self.count
-
-
-@dataclass(frozen=True)
-class Scores:
-    """`overall`, and by kind of question in alphabetical order.
-
-    The overall majority gives each kind its own commonest answer, which is harder to beat than one answer for
-    all; its `majority_answer` is None where there are several kinds.
-    """
-
-    overall: Score
-    kinds: dict[str, Score]
-
-
-def scores_of(answers: Iterable[Scored]) -> Scores | None:
-    """Exact-match scores; None where there is nothing to score."""
-    by_kind: dict[str, list[Scored]] = {}
-    for scored in answers:
-        by_kind.setdefault(scored.kind, []).append(scored)
-    if not by_kind:
+    if len(references) < FEWEST_ANNOTATORS:
         return None
-    kinds = {kind: _score(group) for kind, group in sorted(by_kind.items())}
-    answers_of_majority = [score.majority_answer for score in kinds.values()]
-    overall = Score(
-        count=sum(score.count for score in kinds.values()),
-        correct=sum(score.correct for score in kinds.values()),
-        majority=sum(score.majority for score in kinds.values()),
-        majority_answer=answers_of_majority[0] if len(kinds) == 1 else None,
-    )
-    return Scores(overall, kinds)
+    given = normalised(answer)
+    agree = [normalised(reference) == given for reference in references]
+    return sum(min(1.0, (sum(agree) - left_out) / 3) for left_out in agree) / len(agree)
 
 
-def _score(group: Sequence[Scored]) -> Score:
-    majority_answer, majority = Counter(normalised(scored.reference) for scored in group).most_common(1)[0]
-    correct = sum(is_correct(scored.answer, scored.reference) for scored in group)
-    return Score(len(group), correct, majority, majority_answer)
+@dataclass(frozen=True)
+class WordOverlap:
+    """How much answers share with their references, as COCO's caption evaluation has it (Chen et al. 2015).
+
+    `bleu` is BLEU-4 over all answers, from 0 to 1; `rouge_l` the mean ROUGE-L, from 0 to 1; `cider` the mean
+    CIDEr-D, from 0 to 10, whose rarities of words come from these references: few answers make it mean little.
+    Words are those of `words`, instead of the Stanford tokenizer's, which needs Java.
+    """
+
+    bleu: float
+    rouge_l: float
+    cider: float
+
+
+def word_overlap(answers: Sequence[str], references: Sequence[Sequence[str]]) -> WordOverlap:
+    """BLEU-4, ROUGE-L and CIDEr-D of one or more answers, each with one or more references."""
+    given = {number: [words(answer)] for number, answer in enumerate(answers)}
+    wanted = {number: [words(each) for each in several] for number, several in enumerate(references)}
+    bleu, _ = Bleu(4).compute_score(wanted, given, verbose=0)
+    rouge_l, _ = Rouge().compute_score(wanted, given)
+    cider, _ = Cider().compute_score(wanted, given)
+    return WordOverlap(float(bleu[3]), float(rouge_l), float(cider))
+
+
+def words(text: str) -> str:
+    """A text in lower case, its words separated by single spaces, without punctuation."""
+    return " ".join(re.findall(r"\w+(?:[.,'\u2019]\w+)*", text.lower()))

@@ -1,17 +1,19 @@
-"""What an evaluation leaves behind: a CSV of all answers, scores as JSON, and tables to read."""
+"""What an evaluation leaves behind: a CSV of all answers, the same with scores as JSON, and tables to read."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
 from eval.dialogues import EvalDialogue
-from eval.metrics import Score, Scored, Scores, is_correct, scores_of
+from eval.metrics import is_correct
+from eval.scores import Score, Scored, Scores, scores_of
 from utils.atomic import atomic_write
 
 COLUMNS = ("test_name", "image_path", "question", "answer")
@@ -21,86 +23,171 @@ REFERENCE_COLUMNS = ("reference", "kind", "correct")
 """They follow where the set has reference answers; `correct` is 1 or 0, and empty without a reference."""
 
 
+class ResultsError(ValueError):
+    """A file of results that cannot be used; the message names it and says what to do."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """A question with the model's answer; None where the dialogue had grown too long to ask it."""
+    """A question with the model's answer; None where the dialogue had grown too long to ask it.
+
+    `image_path` is as the set writes it, `images` the files of this turn's new images; `images_so_far` counts
+    those of the dialogue up to here. `judged` is the mark that `eval.judge` gave, from 1 to 10.
+    """
 
     test_name: str
     image_path: str
     question: str
     answer: str | None
-    reference: str | None = None
+    references: tuple[str, ...] = ()
     kind: str = ""
+    images: tuple[str, ...] = ()
+    images_so_far: int = 0
+    judged: float | None = None
 
     @property
     def correct(self) -> bool | None:
-        """Whether the answer matches; None without a reference."""
-        return None if self.reference is None else is_correct(self.answer or "", self.reference)
+        """Whether the answer matches a reference; None without one."""
+        return is_correct(self.answer or "", self.references) if self.references else None
 
 
 def rows_of(dialogues: Sequence[EvalDialogue], answers: Sequence[Sequence[str | None]]) -> list[Row]:
     """The rows in the order of the file."""
-    return [
-        Row(dialogue.name, turn.image_path, turn.question, answer, turn.reference, turn.kind)
-        for dialogue, given in zip(dialogues, answers, strict=True)
-        for turn, answer in zip(dialogue.turns, given, strict=True)
-    ]
+    rows = []
+    for dialogue, given in zip(dialogues, answers, strict=True):
+        shown = 0
+        for turn, answer in zip(dialogue.turns, given, strict=True):
+            shown += len(turn.images)
+            files = tuple(str(Path(image.source).resolve()) for image in turn.images)
+            rows.append(
+                Row(
+                    dialogue.name,
+                    turn.image_path,
+                    turn.question,
+                    answer,
+                    turn.references,
+                    turn.kind,
+                    files,
+                    shown,
+                )
+            )
+    return rows
 
 
-def scores_of_rows(rows: Sequence[Row]) -> Scores | None:
+def scores_of_rows(rows: Iterable[Row]) -> Scores | None:
     """Scores over the rows with a reference; None where there is none."""
     return scores_of(
-        Scored(row.answer or "", row.reference, row.kind) for row in rows if row.reference is not None
+        Scored(row.answer or "", row.references, row.kind, row.images_so_far, row.test_name)
+        for row in rows
+        if row.references
     )
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows; further columns only where a reference exists."""
-    referenced = any(row.reference is not None for row in rows)
+    referenced = any(row.references for row in rows)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS + REFERENCE_COLUMNS if referenced else COLUMNS)
     for row in rows:
         line = [row.test_name, row.image_path, row.question, row.answer or ""]
         if referenced:
-            line += [row.reference or "", row.kind, "" if row.correct is None else int(row.correct)]
+            correct = "" if row.correct is None else int(row.correct)
+            line += [" | ".join(row.references), row.kind, correct]
         writer.writerow(line)
     atomic_write(path, text.getvalue())
 
 
-def write_scores(path: Path, scores: Scores, settings: dict[str, Any]) -> None:
-    """Write scores, and the settings under which they came about, as JSON."""
-    content = {
-        "settings": settings,
-        "overall": _as_json(scores.overall),
-        "kinds": {kind: _as_json(score) for kind, score in scores.kinds.items()},
-    }
-    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def write_results(path: Path, rows: Sequence[Row], scores: Scores | None, settings: dict[str, Any]) -> None:
+    """Write rows, scores and the settings under which they came about as JSON, for `eval.report` and scripts."""
+    content: dict[str, Any] = {"settings": settings}
+    if scores is not None:
+        content["overall"] = _as_json(scores.overall)
+        content["kinds"] = {kind: _as_json(score) for kind, score in scores.kinds.items()}
+        content["images"] = {str(number): _as_json(score) for number, score in scores.images.items()}
+    content["answers"] = [{**asdict(row), "correct": row.correct} for row in rows]
+    atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def score_table(title: str, scores: Scores) -> Table:
-    """Accuracy by kind and overall, the majority answer's beside it."""
+def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The settings and rows that `write_results` wrote. Raises `ResultsError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = []
+        for entry in content["answers"]:
+            entry.pop("correct")
+            rows.append(
+                Row(**{**entry, "references": tuple(entry["references"]), "images": tuple(entry["images"])})
+            )
+        return content["settings"], rows
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(
+            f"{path}: not a file of results ({error}); give the .json that eval.batch_generation wrote"
+        ) from error
+
+
+def score_table(title: str, scores: Scores) -> RenderableType:
+    """Accuracy by kind, by number of images and overall, the majority answer's beside it."""
     table = Table(title=title, title_justify="left")
-    table.add_column("kind")
-    for heading in ("questions", "accuracy", "majority"):
+    table.add_column("")
+    for heading in ("questions", "accuracy", "95 % interval", "majority"):
         table.add_column(heading, justify="right")
     table.add_column("majority answer")
-    for kind, score in scores.kinds.items():
-        if len(scores.kinds) > 1:
-            table.add_row(*_cells(kind or "(no kind)", score))
-    table.add_section()
-    table.add_row(*_cells("overall", scores.overall), style="bold")
+    further = _further_columns(scores)
+    for heading in further:
+        table.add_column(heading, justify="right")
+    if len(scores.kinds) > 1:
+        for kind, score in scores.kinds.items():
+            table.add_row(*_cells(kind or "(no kind)", score, further))
+        table.add_section()
+    if len(scores.images) > 1:
+        for number, score in scores.images.items():
+            table.add_row(*_cells(_images(number), score, further))
+        table.add_section()
+    table.add_row(*_cells("overall", scores.overall, further), style="bold")
     return table
 
 
-def _cells(kind: str, score: Score) -> tuple[str, ...]:
-    accuracy, majority = f"{score.accuracy:.1%}", f"{score.majority_accuracy:.1%}"
-    return kind, str(score.count), accuracy, majority, score.majority_answer or "(each kind's)"
+def _images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number} images"
+
+
+def _further_columns(scores: Scores) -> dict[str, Any]:
+    """The columns that not every set has, each with how a score fills it."""
+    columns = {}
+    if scores.overall.vqa is not None:
+        columns["VQA"] = lambda score: None if score.vqa is None else f"{score.vqa:.1%}"
+    if scores.overall.overlap is not None:
+        for heading, name, form in (
+            ("ROUGE-L", "rouge_l", ".3f"),
+            ("BLEU-4", "bleu", ".3f"),
+            ("CIDEr", "cider", ".2f"),
+        ):
+            columns[heading] = lambda score, name=name, form=form: (
+                None if score.overlap is None else format(getattr(score.overlap, name), form)
+            )
+    return columns
+
+
+def _cells(label: str, score: Score, further: dict[str, Any]) -> tuple[str, ...]:
+    low, high = score.interval
+    return (
+        label,
+        str(score.count),
+        f"{score.accuracy:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        f"{score.majority_accuracy:.1%}",
+        score.majority_answer or "(each kind's)",
+        *(fill(score) or "" for fill in further.values()),
+    )
 
 
 def _as_json(score: Score) -> dict[str, Any]:
+    content = {name: value for name, value in asdict(score).items() if value is not None}
     return {
-        **asdict(score),
+        **content,
+        "majority_answer": score.majority_answer,
+        "interval": [round(value, 6) for value in score.interval],
         "accuracy": round(score.accuracy, 6),
         "majority_accuracy": round(score.majority_accuracy, 6),
     }

@@ -13,7 +13,7 @@ def mixed_set(pictures: list[Path]) -> Path:  # noqa: F811
     """Dialogues of different lengths, with no, one and several images at different turns, in all forms."""
     first, second, third = (f"'{path.name}'" for path in pictures[:3])
     content = {
-        "one": [["What is it?", first, "red", "colour"], ["And?"], ["Why?", "na", "two", "count"]],
+        "one": [["What is it?", first, "red", "colour"], ["And?"], ["Why?", "na", ["two", "2"], "count"]],
         "none": [["Hello?"]],
         "several": [
             ["Compare.", f"{first} {second}", "Red.", "colour"],

@@ -33,6 +33,9 @@ def test_a_set_with_references(checkpoint, mixed_set, tmp_path, capsys):
     assert scores["kinds"]["colour"]["majority_answer"] == "red"
     assert scores["kinds"]["colour"]["majority"] == 2
     assert scores["settings"]["checkpoint"] == str(checkpoint)
+    assert [answer["images_so_far"] for answer in scores["answers"]][:3] == [1, 1, 1]
+    assert scores["answers"][0]["images"] == [str(mixed_set.parent / "picture 0.png")]
+    assert not output.with_name("mixed.parts").exists()
     shown = capsys.readouterr().out
     assert "overall" in shown and "majority" in shown and str(output) in shown.replace("\n", "")
 
@@ -45,7 +48,7 @@ def test_a_set_of_2023_by_name_for_two_checkpoints(checkpoint, tmp_path, monkeyp
     first, second = read(tmp_path / "out_epoch-0.csv"), read(tmp_path / "out_epoch-1.csv")
     assert first == second and len(first) == 34
     assert list(first[0]) == ["test_name", "image_path", "question", "answer"]
-    assert not (tmp_path / "out_epoch-0.json").exists()
+    assert "overall" not in json.loads((tmp_path / "out_epoch-0.json").read_text())
     image_paths = [row["image_path"] for row in first if row["test_name"] == "the same picture twice"]
     assert image_paths == ["image/kitchen.png", "image/kitchen.png", "", "image/beach.png"]
 

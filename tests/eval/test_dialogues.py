@@ -14,9 +14,9 @@ def test_all_forms_of_a_turn(mixed_set, pictures):
     assert list(dialogues) == ["one", "none", "several", "late", "plain"]
     first = Image(pictures[0], "picture 0.png")
     assert dialogues["one"].turns == (
-        EvalTurn("What is it?", "'picture 0.png'", (first,), "red", "colour"),
+        EvalTurn("What is it?", "'picture 0.png'", (first,), ("red",), "colour"),
         EvalTurn("And?"),
-        EvalTurn("Why?", "", (), "two", "count"),
+        EvalTurn("Why?", "", (), ("two", "2"), "count"),
     )
     assert [image.source.name for image in dialogues["several"].turns[0].images] == [
         "picture 0.png",
@@ -54,7 +54,7 @@ def test_images_are_found_beside_the_file_in_its_image_folder_or_from_the_workin
         ('{"x": [["q", "nowhere.png"]]}', "'x', turn 1: there is no image 'nowhere.png'"),
         ('{"x": [["q", "\'a.png"]]}', "No closing quotation"),
         ('{"x": [["q", 7]]}', "turn 1: "),
-        ('{"x": [["q", "", 7]]}', "answer and kind must be texts"),
+        ('{"x": [["q", "", 7]]}', "answer must be a text or a list of texts"),
         ('{"x": [["q", "", "a", "k", 5]]}', "expected .question, images, answer, kind., found"),
         ('{"x": [{"question": "q", "image": "a.png"}]}', "unknown key 'image'"),
     ],

@@ -8,15 +8,14 @@ import torch
 
 from chat.sampling import Sampling
 from chat.session import ChatSession
-from eval.dialogues import EvalDataError, load_dialogues
+from eval.dialogues import EvalDataError, EvalDialogue, EvalTurn, load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings
-from utils.conversation import Conversation, Turn
+from utils.conversation import Conversation, Image, Turn
 
 
-def run(model_and_processor, dialogues, **settings) -> list[list[str | None]]:
-    return DialogueRunner(*model_and_processor, GenerationSettings(max_new_tokens=8, **settings)).run(
-        dialogues
-    )
+def run(model_and_processor, dialogues, keep_images=True, **settings) -> list[list[str | None]]:
+    settings = GenerationSettings(max_new_tokens=8, **settings)
+    return DialogueRunner(*model_and_processor, settings, keep_images=keep_images).run(dialogues)
 
 
 @pytest.mark.parametrize("attention", ["mmca", "causal"])
@@ -24,6 +23,7 @@ def test_batched_answers_equal_single_answers_and_the_chat(build, mixed_set, att
     parts = build(attention)
     dialogues = load_dialogues(mixed_set)
     together = run(parts, dialogues, batch_size=3)
+    assert together == run(parts, dialogues, batch_size=3, keep_images=False)
     assert together == run(parts, dialogues, batch_size=1) == run(parts, dialogues, batch_size=8)
     session = ChatSession(*parts, max_new_tokens=8)
     for dialogue, answers in zip(dialogues, together, strict=True):
@@ -51,10 +51,10 @@ def test_training_chat_and_evaluation_see_the_same_ids_images_and_numbers(
 
     monkeypatch.setattr(type(model), "forward", spy)
 
-    (answers,) = run(model_and_processor, [dialogue])
+    (answers,) = run(model_and_processor, [dialogue], keep_images=False)
     prompts_of_evaluation = [inputs for inputs in seen if inputs["input_ids"].shape[1] > 1]
     seen.clear()
-    session = ChatSession(model, processor, max_new_tokens=8)
+    session = ChatSession(model, processor, max_new_tokens=8, keep_images=False)
     for turn in turns:
         list(session.ask(turn.question, turn.images))
     prompts_of_chat = [inputs for inputs in seen if inputs["input_ids"].shape[1] > 1]
@@ -84,6 +84,24 @@ def test_training_chat_and_evaluation_see_the_same_ids_images_and_numbers(
     )
     text = processor.tokenizer.decode(processor.encode(training).input_ids)
     assert [text.count(f"### Image {number}: ") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("attention, keep_images", [("mmca", True), ("mmca", False), ("causal", True)])
+def test_a_picture_goes_through_the_encoder_once_in_a_batch(build, pictures, attention, keep_images):
+    model, processor = build(attention)
+    shown = [Image(picture) for picture in pictures[:2]]
+    dialogues = [
+        EvalDialogue(f"{number}", (EvalTurn(f"Question {number}?", images=(shown[number % 2],)),))
+        for number in range(6)
+    ]
+    alone = [run((model, processor), [dialogue], keep_images=False)[0] for dialogue in dialogues]
+    encoded: list[int] = []
+    hook = model.model.vision_tower.register_forward_pre_hook(
+        lambda module, args: encoded.append(len(args[0]))
+    )
+    together = run((model, processor), dialogues, keep_images=keep_images, batch_size=6)
+    hook.remove()
+    assert together == alone and sum(encoded) == 2
 
 
 def test_the_history_may_be_the_references(model_and_processor, mixed_set):

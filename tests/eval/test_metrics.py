@@ -1,8 +1,8 @@
-"""Scores worked out by hand."""
+"""What answers are worth, worked out by hand."""
 
 import pytest
 
-from eval.metrics import Score, Scored, is_correct, normalised, scores_of
+from eval.metrics import is_correct, normalised, vqa_accuracy, word_overlap
 
 
 @pytest.mark.parametrize(
@@ -25,29 +25,31 @@ def test_normalisation(answer, expected):
 
 
 def test_exact_match():
-    assert is_correct("There are two.", "there are 2")
-    assert not is_correct("red circle", "red")
-    assert not is_correct("", "red")
-    assert not is_correct("35", "3.5")
+    assert is_correct("There are two.", ["there are 2"])
+    assert is_correct("crimson", ["red", "Crimson"])
+    assert not is_correct("red circle", ["red"])
+    assert not is_correct("", ["red"])
+    assert not is_correct("35", ["3.5"])
 
 
-def test_scores_by_kind_with_the_majority_beside_them():
-    scores = scores_of(
-        [
-            Scored("red", "Red", "colour"),
-            Scored("red", "blue", "colour"),
-            Scored("blue", "the blue", "colour"),
-            Scored("2", "two", "count"),
-            Scored("3", "two", "count"),
-        ]
-    )
-    assert scores.kinds["colour"] == Score(count=3, correct=2, majority=2, majority_answer="blue")
-    assert scores.kinds["count"] == Score(count=2, correct=1, majority=2, majority_answer="2")
-    assert scores.overall == Score(count=5, correct=3, majority=4, majority_answer=None)
-    assert scores.overall.accuracy == 0.6 and scores.overall.majority_accuracy == 0.8
-    assert list(scores.kinds) == ["colour", "count"]
+def test_vqa_accuracy_leaves_one_person_out_at_a_time():
+    """Of 10, 2 agree: min(1, 1/3) for each of them left out, min(1, 2/3) for the 8 others."""
+    assert vqa_accuracy("red", ["Red"] * 2 + ["blue"] * 8) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert vqa_accuracy("red", ["red"] * 4 + ["blue"] * 6) == 1
+    assert vqa_accuracy("red", ["blue"] * 10) == 0
+    assert vqa_accuracy("red", ["red"] * 2) is None
 
 
-def test_one_kind_names_its_majority_and_nothing_has_no_score():
-    assert scores_of([Scored("x", "y")]).overall.majority_answer == "y"
-    assert scores_of([]) is None
+def test_word_overlap_of_an_equal_and_of_a_foreign_answer():
+    wanted = [["A red circle, on the left side."], ["Two dogs run over a green field."]]
+    same = word_overlap(["a red circle on the left side", "two dogs run over a green field"], wanted)
+    assert same.bleu == pytest.approx(1, abs=1e-6) and same.rouge_l == 1 and same.cider == pytest.approx(10)
+    none = word_overlap(["nothing like it", "nor this"], wanted)
+    assert none.rouge_l == 0 and none.cider == 0 and none.bleu < 1e-3
+
+
+def test_rouge_l_by_hand():
+    """Common subsequence "the cat sat": precision 3/4, recall 3/6; beta 1.2 as COCO has it."""
+    score = word_overlap(["the cat quietly sat", "x"], [["the old cat sat down here"], ["y"]])
+    expected = (1 + 1.44) * 0.75 * 0.5 / (0.5 + 1.44 * 0.75)
+    assert score.rouge_l == pytest.approx(expected / 2)
