@@ -26,9 +26,8 @@ from training.command_line import Parser, read_flags
 from training.data import make_rows, read_parts
 from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
-from utils.data.all_cores import cores
 from utils.data.bad_data import BAD_SAMPLES
-from utils.distributed import configure_logging, get_logger
+from utils.distributed import configure_logging, cores, get_logger
 from utils.model import build_processor
 
 logger = get_logger("helper.check_data")

@@ -34,13 +34,20 @@ def main() -> None:
 
 def _row(spec: DatasetSpec) -> str:
     parts = (*spec.annotations, *spec.images)
-    files = ", ".join(f"`{_shown(part)}`" for part in parts)
+    files = ", ".join(map(_files, parts))
     origins = ", ".join(dict.fromkeys(part.origin for part in parts))
     return f"| {spec.name} | {files} | {origins} |"
 
 
-def _shown(part: Part) -> str:
-    return part.path if Path(part.path).suffix else f"{part.path}/"
+def _files(part: Part) -> str:
+    later = [_shown(Path(path).name) for path in part.alternatives]
+    if not later:
+        return _shown(part.path)
+    return f"{_shown(part.path)} (or, of later releases, {', '.join(later[:-1])} or {later[-1]})"
+
+
+def _shown(path: str) -> str:
+    return f"`{path}`" if Path(path).suffix else f"`{path}/`"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         with _step("1/4  Draw the miniature world"):
             _run(sys.executable, "-m", "helper.make_tiny_world", "--output", arguments.data, *world_options)
         with _step("2/4  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
-            environment = {"DATA_PATH": str(arguments.data), "OUTPUT_DIR": str(arguments.output)}
+            environment = {
+                "DATA_PATH": str(arguments.data),
+                "OUTPUT_DIR": str(arguments.output),
+                "PYTHON": sys.executable,
+            }
             _run("bash", ROOT / "training" / "training_scripts" / "run_tiny.sh", **environment)
         with _step("3/4  Evaluate on held-out scenes: several pictures, several rounds"):
             questions = arguments.data / "eval" / "miniature.json"
@@ -53,6 +57,14 @@ def main(argv: list[str] | None = None) -> int:
                 "--max_new_tokens",
                 "8",
             )
+            _run(
+                sys.executable,
+                "-m",
+                "eval.report",
+                results.with_suffix(".json"),
+                "--title",
+                "Miniature world",
+            )
         with _step("4/4  Talk about three pictures it has never seen"):
             hold_dialogue(final, arguments.output / "dialogue")
     except subprocess.CalledProcessError as error:
@@ -64,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         f"\nAll of it took {_minutes(time.monotonic() - begun)}. The checkpoint: [bold]{final}[/bold]"
     )
     console.print(f"Chat with it:  {_shown(sys.executable)} -m chat.chat --checkpoint_path {_shown(final)}")
+    console.print(f"All dialogues, to look at:  {_shown(arguments.output / 'evaluation.html')}")
     console.print(f"Pictures to ask about:  {_shown(arguments.data / 'eval' / 'image')}")
     return 0
 

@@ -29,7 +29,7 @@ def make_decoder(
 ) -> None:
     """Trains tokenizer and decoder into `folder`, or from `first_lesson` on goes on with what is there.
 
-    The decoder is saved after every lesson, so that a stop loses little.
+    It is saved with every line of its log.
     """
     decoder = None
     if first_lesson > 1:
@@ -115,4 +115,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # Small gradients of what is learnt slow a CPU down. This holds for the whole process: it is the program's affair.
+    torch.set_flush_denormal(True)
     main()

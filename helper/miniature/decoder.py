@@ -1,4 +1,4 @@
-"""The miniature decoder: a small LLaMA pretrained on words alone, with plain causal attention."""
+"""The miniature decoder: a small LLaMA pretrained on words alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helper.miniature.lessons import FULL_DIALOGUES, LESSONS, Lesson
+from helper.miniature.lessons import IN_WORDS, LESSONS, Lesson
+from helper.miniature.muon import Muon
+from helper.miniature.text_batches import TextBatch, draw_batch
 
 Log = Callable[[str], None]
-_PADDING = 0  # the unknown token, which no text holds
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,6 @@ class DecoderRecipe:
     warmup_steps: int = 50
     revisits: float = 0.15
     report_every: int = 100
-
-
-@dataclass(frozen=True)
-class TextBatch:
-    """`ids` [B, S]; `answer` [B, S]: index of the answer a token belongs to, -1 elsewhere; `kinds` of those answers."""
-
-    ids: torch.Tensor
-    answer: torch.Tensor
-    kinds: list[list[str]]
 
 
 def build_decoder(recipe: DecoderRecipe, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
@@ -83,13 +75,14 @@ def pretrain_decoder(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     log: Log = print,
-    on_lesson_end: Callable[[LlamaForCausalLM], None] | None = None,
+    keep: Callable[[LlamaForCausalLM], None] = lambda decoder: None,
     decoder: LlamaForCausalLM | None = None,
     first_lesson: int = 1,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
     """Trains on the answers, with their end, of freshly drawn texts, lesson after lesson.
 
     Args:
+        keep: called with every line of the log, and so at each lesson's end: a stop then loses little.
         decoder: one that went through the lessons before `first_lesson`, to go on with.
 
     Returns:
@@ -122,52 +115,28 @@ def pretrain_decoder(
                     f"step {step} loss {loss:.4f} right {mastery:.3f}: {shares} | {time.monotonic() - start:.0f} s"
                 )
                 asked, right = Counter(), Counter()
+                keep(decoder)
             if over:
                 break
-        if on_lesson_end is not None:
-            on_lesson_end(decoder)
     return decoder, evaluate_decoder(decoder, tokenizer, seed + 1)
 
 
 @torch.no_grad()
 def evaluate_decoder(
-    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, lesson: Lesson = FULL_DIALOGUES
+    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, lesson: Lesson = IN_WORDS
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, by kind and `overall`, on held-out scenes in words."""
     rng = np.random.default_rng(seed)
     right, total = Counter(), Counter()
     while total["overall"] < 1000:
         batch = draw_batch(rng, tokenizer, lesson, held_out=True)
-        hits = decoder(batch.ids, use_cache=False).logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
+        logits = decoder.lm_head(batch.read_by(decoder))
+        hits = logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
         for kind, hit in _outcomes(batch, hits):
             for name in (kind, "overall"):
                 total[name] += 1
                 right[name] += hit
     return {name: round(right[name] / total[name], 4) for name in sorted(total)}
-
-
-def draw_batch(
-    rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, lesson: Lesson, held_out: bool = False
-) -> TextBatch:
-    """Draws the texts of one step: as many as come to about `lesson.tokens` tokens."""
-    rows, tokens = [], 0
-    while tokens < lesson.tokens:
-        written = lesson.draw(rng, held_out)
-        encoded = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
-        answer_at = np.full(len(written.text), -1)
-        for index, (begin, end, _) in enumerate(written.answers):
-            answer_at[begin:end] = index
-        starts = np.array(encoded["offset_mapping"])[:, 0]
-        rows.append((encoded["input_ids"], answer_at[starts], [kind for _, _, kind in written.answers]))
-        tokens += len(encoded["input_ids"])
-    length = max(len(ids) for ids, _, _ in rows)
-    # Padded on the right: causal attention then needs no mask.
-    ids = np.full((len(rows), length), _PADDING)
-    answer = np.full((len(rows), length), -1)
-    for row, (row_ids, row_answer, _) in enumerate(rows):
-        ids[row, : len(row_ids)] = row_ids
-        answer[row, : len(row_ids)] = row_answer
-    return TextBatch(torch.from_numpy(ids), torch.from_numpy(answer), [kinds for _, _, kinds in rows])
 
 
 def _optimizers(recipe: DecoderRecipe, decoder: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -176,7 +145,7 @@ def _optimizers(recipe: DecoderRecipe, decoder: LlamaForCausalLM) -> list[torch.
     inside = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in decoder.parameters() if id(parameter) not in inside]
     optimizers = [
-        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, momentum=0.95, weight_decay=0.0),
+        Muon(matrices, lr=recipe.matrix_learning_rate),
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     for optimizer in optimizers:
@@ -191,7 +160,7 @@ def _train(
 
     The second is [B, S-1], False at all tokens that belong to no answer.
     """
-    hidden = decoder.model(batch.ids, use_cache=False).last_hidden_state[:, :-1]  # [B, S-1, D]
+    hidden = batch.read_by(decoder)[:, :-1]  # [B, S-1, D]
     answers = batch.answer[:, 1:] >= 0
     targets = batch.ids[:, 1:][answers]
     logits = decoder.lm_head(hidden[answers])
@@ -225,9 +194,7 @@ def _shares(right: Counter, asked: Counter) -> str:
 
 __all__ = [
     "DecoderRecipe",
-    "TextBatch",
     "build_decoder",
-    "draw_batch",
     "evaluate_decoder",
     "pretrain_decoder",
 ]

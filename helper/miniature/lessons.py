@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from helper.miniature.words import WrittenText, dialogue_in_words, numbered_words, pairs_said_twice, quiz
+
+APART = 0.7
+"""The share of texts over several captions that are read as pictures are.
+
+A picture's tokens see nothing but themselves under multi-modal causal attention, and each says several things at once.
+So first whole captions are read by themselves: their words do not know their number, which has to be learnt from the
+words around them. Then each thing is a single token, the sum of its words, and these are attended to as pictures are.
+What a decoder of billions brings along, this one is shown; in the rest of the texts it reads words, one after the
+other, with plain causal attention.
+"""
 
 Draw = Callable[[np.random.Generator, bool], WrittenText]
 """Draws a text with a generator, about scenes of the held-out side or of the other."""
@@ -18,7 +28,10 @@ Draw = Callable[[np.random.Generator, bool], WrittenText]
 class Lesson:
     """Texts of one kind, about `tokens` tokens of them a step, at `rate` times the recipe's learning rates.
 
-    It is over when `mastered` of the answers are right (a running mean), at the latest after `steps`.
+    It is over when `mastered` of the answers are right (a running mean), at the latest after `steps`. In a share of
+    `apart` of its texts each caption is read by itself: its words see none of what stands before it. In a share of
+    `summed` each thing of a caption is one token, the sum of its words, and read as multi-modal causal attention reads
+    a token of a picture. A lesson has one of the two.
     """
 
     name: str
@@ -27,6 +40,12 @@ class Lesson:
     mastered: float
     tokens: int
     rate: float = 1.0
+    apart: float = 0.0
+    summed: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.apart and self.summed:
+            raise ValueError(f"lesson {self.name!r}: a batch is read in one way; give apart or summed")
 
 
 def _pairs(things: int) -> Draw:
@@ -58,8 +77,17 @@ def _dialogues(least: int, most: int, name_first: float = 1.0) -> Draw:
 
 
 FULL_DIALOGUES = Lesson(
-    "dialogues over up to 3 captions", _dialogues(1, 3), steps=300, mastered=2.0, tokens=10000, rate=0.5
+    "dialogues over up to 3 captions",
+    _dialogues(1, 3),
+    steps=1000,
+    mastered=2.0,
+    tokens=8000,
+    rate=0.5,
+    summed=APART,
 )
+
+IN_WORDS = replace(FULL_DIALOGUES, tokens=10000, summed=0.0)
+"""The same, every word a token: what a finished decoder is measured by."""
 
 LESSONS = (
     Lesson("two pairs said twice", _pairs(2), steps=800, mastered=0.96, tokens=2500),
@@ -73,17 +101,32 @@ LESSONS = (
     Lesson(
         "dialogues over a caption", _dialogues(1, 1, 0.5), steps=600, mastered=0.96, tokens=8000, rate=0.5
     ),
-    Lesson("numbered words", _numbered, steps=1500, mastered=0.97, tokens=2500),
+    Lesson("numbered words", _numbered, steps=1500, mastered=0.97, tokens=2500, apart=APART),
     Lesson(
         "two captions of up to two things, and keys",
         _quiz("keys", 2, 2),
         steps=1500,
-        mastered=0.95,
+        mastered=0.9,
         tokens=4000,
+        apart=APART,
     ),
-    Lesson("two captions, and questions", _quiz("questions", 2), steps=1000, mastered=0.95, tokens=6000),
+    Lesson("numbered things", _numbered, steps=500, mastered=0.97, tokens=2500, summed=APART),
     Lesson(
-        "two captions, and a dialogue", _quiz("dialogue", 2), steps=800, mastered=0.95, tokens=8000, rate=0.5
+        "two captions in sums, and keys",
+        _quiz("keys", 2),
+        steps=1500,
+        mastered=0.93,
+        tokens=4000,
+        summed=APART,
+    ),
+    Lesson(
+        "two captions, and a dialogue",
+        _quiz("dialogue", 2),
+        steps=1500,
+        mastered=0.92,
+        tokens=6000,
+        rate=0.7,
+        summed=APART,
     ),
     FULL_DIALOGUES,
 )

@@ -25,10 +25,15 @@ _KEYS = re.compile("|".join((*COLORS, *SHAPES, *POSITIONS, "many", "there", "whi
 
 @dataclass(frozen=True)
 class WrittenText:
-    """A text as one string; `answers` are the (begin, end, kind) character spans to learn, end token included."""
+    """A text as one string.
+
+    `answers` are the (begin, end, kind) character spans to learn, end token included; `passages` the (begin, end) spans
+    of what stands in the place of a picture.
+    """
 
     text: str
     answers: tuple[tuple[int, int, str], ...]
+    passages: tuple[tuple[int, int], ...] = ()
 
 
 def dialogue_in_words(
@@ -48,18 +53,20 @@ def dialogue_in_words(
 
 
 def _write(dialogue: list[Round], name_first: bool) -> WrittenText:
-    text, spans, images = f"{_BOS}{DEFAULT_SYSTEM}", [], 0
+    text, spans, passages, images = f"{_BOS}{DEFAULT_SYSTEM}", [], [], 0
     for turn in dialogue:
         text += "\n\n"
         for scene in turn.new_scenes:
             images += 1
-            words = scene.in_words()
-            text += f"### Image {images}: {words}\n" if name_first else f"### {words}\n### Image {images}:\n"
+            text += f"### Image {images}:" if name_first else "###"
+            passages.append((len(text), len(f"{text} {scene.in_words()}")))
+            text += f" {scene.in_words()}\n"
+            text += "" if name_first else f"### Image {images}:\n"
         text += f"### Question: {turn.question}\n### Answer:"
         begin = len(text)
         text += f" {turn.answer}{_EOS}"
         spans.append((begin, len(text), turn.kind))
-    return WrittenText(text, tuple(spans))
+    return WrittenText(text, tuple(spans), tuple(passages))
 
 
 def quiz(
@@ -77,15 +84,17 @@ def quiz(
     """
     scenes = [sample_scene(rng, held_out=held_out, things=things) for _ in range(images)]
     captions = [scene.in_words() for scene in scenes]
-    text, ask, reply, end = _BOS, " ", "", "."
+    text, name, stop, ask, reply, end = _BOS, " image {}:", ".", " ", "", "."
     if form == "dialogue":
-        text = f"{_BOS}{DEFAULT_SYSTEM}\n"
+        text, name, stop = f"{_BOS}{DEFAULT_SYSTEM}\n", "\n### Image {}:", ""
         ask, reply, end = "\n### Question: ", "\n### Answer:", f"{_EOS}\n"
-        text += "".join(f"\n### Image {number}: {words}" for number, words in enumerate(captions, start=1))
     elif images == 1:
-        text += f" {captions[0]}."
-    else:
-        text += "".join(f" image {number}: {words}." for number, words in enumerate(captions, start=1))
+        name = ""
+    passages = []
+    for number, words in enumerate(captions, start=1):
+        text += name.format(number)
+        passages.append((len(text), len(f"{text} {words}")))
+        text += f" {words}{stop}"
     kinds = KINDS if images > 1 else _KEY_KINDS if form == "keys" else SINGLE_IMAGE_KINDS
     spans = []
     for turn in make_dialogue(rng, scenes, rounds, kinds=kinds, at_once=True):
@@ -95,7 +104,7 @@ def quiz(
         text += f"{ask}{question}{reply}"
         spans.append((len(text), len(f"{text} {turn.answer}{end.rstrip()}"), turn.kind))
         text += f" {turn.answer}{end}"
-    return WrittenText(text, tuple(spans))
+    return WrittenText(text, tuple(spans), tuple(passages))
 
 
 def numbered_words(rng: np.random.Generator, images: int, rounds: int) -> WrittenText:
@@ -106,9 +115,11 @@ def numbered_words(rng: np.random.Generator, images: int, rounds: int) -> Writte
     kinds = (list(COLORS), SHAPES, POSITIONS, NUMBERS[1:])
     kind = kinds[rng.integers(len(kinds))]
     said = [kind[index] for index in rng.permutation(len(kind))[:images]]
-    text, spans = _BOS, []
+    text, spans, passages = _BOS, [], []
     for number, word in enumerate(said, start=1):
-        text += f" image {number}: {word}."
+        text += f" image {number}:"
+        passages.append((len(text), len(f"{text} {word}")))
+        text += f" {word}."
     for _ in range(rounds):
         index = int(rng.integers(len(said)))
         key, answer = f"image {index + 1}", said[index]
@@ -117,7 +128,7 @@ def numbered_words(rng: np.random.Generator, images: int, rounds: int) -> Writte
         text += f" {key}?"
         spans.append((len(text), len(text) + 2 + len(answer), "number"))
         text += f" {answer}."
-    return WrittenText(text + _EOS, tuple(spans))
+    return WrittenText(text + _EOS, tuple(spans), tuple(passages))
 
 
 def pairs_said_twice(rng: np.random.Generator, things: int) -> WrittenText:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 IMAGES = Path("coco/train2017")
@@ -177,13 +180,54 @@ BROKEN_LINES = [
 ]
 """Lines of own data that are damaged: place, what is said, what stands there."""
 
+_SAID = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+_WHOLE = json.dumps([{"messages": _SAID}] * 2).encode()
+_PARQUET = io.BytesIO()
+pq.write_table(pa.Table.from_pylist([{"messages": _SAID}]), _PARQUET)
+
 BROKEN_FILES = {
-    "truncated.json": b'[{"messages": [{"role": "user", "content": "What',
-    "empty.json": b"",
-    "page.json": b"<!doctype html><title>404 Not Found</title>",
-    "packed.json": gzip.compress(b"[]"),
+    "truncated.json": ("ends inside", b'[{"messages": [{"role": "user", "content": "What'),
+    "cut_after_a_record.json": ("cut off", _WHOLE[:-1]),
+    "cut_after_a_comma.json": ("the file ends", b'[{"messages": []},'),
+    "cut_after_a_key.json": ("cut off", b'{"a": {"messages": []}, "b"'),
+    "cut_in_a_character.json": ("not UTF-8", '[{"messages": "é'.encode()[:-1]),
+    "cut.jsonl": ("none of them a record", _WHOLE[1:60]),
+    "cut.parquet": ("no sound parquet file", _PARQUET.getvalue()[:-50]),
+    "empty.json": ("is empty", b""),
+    "empty.jsonl": ("is empty", b""),
+    "empty.parquet": ("no sound parquet file", b""),
+    "spaces.json": ("is empty", b" \n\t "),
+    "mark.json": ("is empty", b"\xef\xbb\xbf"),
+    "zeros.json": ("full of zero bytes", bytes(4096)),
+    "zeros.parquet": ("no sound parquet file", bytes(4096)),
+    "zeros_at_the_end.json": ("Expecting value", _WHOLE[:-1] + b", " + bytes(4096)),
+    "page.json": ("a web page", b"<!doctype html><title>404 Not Found</title>"),
+    "pointer.jsonl": ("git lfs pull", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
+    "packed.json": ("gunzip", gzip.compress(_WHOLE)),
+    "packed.jsonl": ("unzip", b"PK\x03\x04" + bytes(30)),
+    "xz.json": ("unxz", lzma.compress(_WHOLE)),
+    "zstd.json": ("unzstd", b"\x28\xb5\x2f\xfd" + bytes(30)),
+    "picture.json": ("a JPEG picture", encoded("jpeg")),
+    "table.json": ("name it .parquet", _PARQUET.getvalue()),
+    "text.parquet": ("no sound parquet file", _WHOLE),
+    "utf16.json": ("UTF-16", _WHOLE.decode().encode("utf-16")),
+    "latin1.json": ("not UTF-8", '[{"messages": "é"}]'.encode("latin-1")),
+    "text_behind.json": ("something follows", _WHOLE + b" garbage"),
+    "two_lists.json": ("something follows", _WHOLE * 2),
+    "lines.json": (".jsonl", b'{"a": {}}\n{"b": {}}'),
+    "comma_too_many.json": ("damaged at byte", b'[{"messages": []},]'),
+    "comma_missing.json": ("expected , or ]", b"[{} {}]"),
+    "colon_missing.json": ("':' delimiter", b'[{"messages" []}]'),
+    "no_quotes.json": ("double quotes", b"[{messages: []}]"),
+    "single_quotes.json": ("double quotes", b"[{'messages': []}]"),
+    "python.json": ("Expecting value", b'[{"image": None}]'),
+    "comment.json": ("Expecting value", b'[{"a": 1}, // two\n {"a": 2}]'),
+    "escape.json": ("escape", b'[{"a": "\\x41"}]'),
+    "deep.json": ("nested too deeply", b"[" + b"[" * 200_000 + b"]" * 200_001),
+    "numbers.json": ("none of them a record", b"[1, 2, 3]"),
+    "word.json": ("expected a list of records", b"null"),
 }
-"""Annotation files that cannot be read at all."""
+"""Annotation files that cannot be read at all: what is said, what is in them."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +242,8 @@ class Damage:
 
 @pytest.fixture(scope="session")
 def damage(tmp_path_factory: pytest.TempPathFactory) -> Damage:
-    """100 damaged pictures, in llava, and 40 damaged records and files, in llava_dial and own data; among sound
-    ones.
+    """100 damaged pictures, in llava, 36 damaged records, in llava_dial and own data, and 40 damaged files; among
+    sound ones.
     """
     return write_damage(tmp_path_factory.mktemp("damage"))
 
@@ -238,19 +282,14 @@ def write_damage(root: Path) -> Damage:
         dialogues.append({"image": "good.jpg", **record("good.jpg")})
         expected.append(("llava_dial", "llava/conversation_58k.json", len(dialogues), reason))
         dialogues.append(fields)
-    lines = [
-        json.dumps(
-            {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
-        )
-    ] * 6
-    own = [line.encode() for line in lines]
+    own = [json.dumps({"messages": _SAID}).encode()] * 6
     for place, reason, content in BROKEN_LINES:
         own[place] = content
         expected.append(("own.jsonl", "own.jsonl", place, reason))
-    for name, content in BROKEN_FILES.items():
+    for name, (reason, content) in BROKEN_FILES.items():
         (root / name).write_bytes(content)
-        expected.append((name, name, None, name))
-    assert len(expected) == 140, len(expected)
+        expected.append((name, name, None, reason))
+    assert len(BROKEN_FILES) == 40 and len(expected) == 176, (len(BROKEN_FILES), len(expected))
 
     (root / "own.jsonl").write_bytes(b"\n".join(own) + b"\n")
     for name, records in (

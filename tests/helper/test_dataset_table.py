@@ -1,5 +1,7 @@
 """README.md lists the datasets as the registry has them."""
 
+from pathlib import Path
+
 from helper.dataset_table import README, dataset_table, with_table
 from utils.data import DATASETS
 
@@ -16,3 +18,4 @@ def test_every_dataset_has_a_row_with_its_files_and_their_origin() -> None:
         assert row.startswith(f"| {name} |")
         for part in (*spec.annotations, *spec.images):
             assert f"`{part.path}" in row and part.origin in row
+            assert all(f"`{Path(later).name}" in row for later in part.alternatives)

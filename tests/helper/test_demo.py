@@ -27,7 +27,7 @@ def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert demo.stdout.count("Question") >= 4
