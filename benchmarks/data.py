@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from torch.utils.data import DataLoader, Subset
 from transformers import AutoTokenizer, CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from training.sampling import GlobalBatchSampler
 from utils.conversation import Conversation, Image
-from utils.data import EncodedDataset, Mixture, TolerantDataset, build_dataset
+from utils.data import Collator, EncodedDataset, Mixture, TolerantDataset, build_dataset
 from utils.data.cache import use_cache_folder
 from utils.data.lengths import Lengths, measure
 from utils.data.packing import pack
@@ -34,7 +35,7 @@ from utils.model.processing_visual_chat import VisualChatProcessor
 
 ROOT = Path(__file__).parent.parent
 _IMAGE_TOKENS = 257  # of CLIP ViT-L/14
-_LENGTH, _IMAGES = 4096, 16
+_LENGTH, _IMAGES, _BATCH = 4096, 16, 16
 _ENTRIES = 10**6
 
 
@@ -117,10 +118,15 @@ def texts(processor: VisualChatProcessor, mixture: Mixture, rounds: int) -> None
 
 
 def whole(processor: VisualChatProcessor, mixture: Mixture, rounds: int) -> None:
-    """Records on the disk to rows for the collator."""
+    """Records on the disk to rows, and through the loader to batches, as training takes them."""
     encoded = EncodedDataset(mixture, processor, _LENGTH)
     count = min(len(encoded), 100)
     shown = np.mean([len(mixture[index].images) for index in range(count)])
+    loader = DataLoader(
+        Subset(TolerantDataset(encoded), range(count)),
+        _BATCH,
+        collate_fn=Collator(processor.tokenizer.eos_token_id),
+    )
     print(f"\nall of it: {count} conversations with {shown:.1f} pictures each, quality 90, from the disk")
     _compare(
         "conversations",
@@ -129,6 +135,7 @@ def whole(processor: VisualChatProcessor, mixture: Mixture, rounds: int) -> None
         {
             "plain loop": lambda: [_plain_row(processor, mixture[index]) for index in range(count)],
             "ours": lambda: [encoded[index] for index in range(count)],
+            f"ours, the loader's batches of {_BATCH}": lambda: list(loader),
         },
     )
 
@@ -137,9 +144,9 @@ def batches(processor: VisualChatProcessor, mixture: Mixture) -> None:
     """What of a batch is padding; packing a million conversations."""
     dataset = TolerantDataset(EncodedDataset(mixture, processor, _LENGTH))
     lengths = measure(dataset.sketch(0))
-    print(f"\nbatches of 16 out of {len(dataset)} conversations: padding")
+    print(f"\nbatches of {_BATCH} out of {len(dataset)} conversations: padding")
     for name, known in (("at random", None), ("grouped by length", lambda epoch: lengths.tokens)):
-        sampler = GlobalBatchSampler(len(dataset), 16, seed=1, lengths=known)
+        sampler = GlobalBatchSampler(len(dataset), _BATCH, seed=1, lengths=known)
         taken = [lengths.tokens[batch] for batch in sampler]
         padding = 1 - sum(each.sum() for each in taken) / sum(each.max() * len(each) for each in taken)
         print(f"  {name:<40}{padding:>8.1%}")

@@ -1,0 +1,135 @@
+"""A training step (forward and backward; embedding and projection learn, the rest is frozen), and what it keeps.
+
+    taskset -c 1 python -m benchmarks.train_step --size 120m
+
+Contenders, over the same random weights and the same packed row: ours; ours without what nobody reads (rows of the
+last layer, logits of unsupervised tokens); causal attention; and the form of 2023 with logits of all tokens. On a
+GPU the share of the device's peak is printed too, by the formula of docs/training.md.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.layouts import between
+from benchmarks.random_models import DECODERS, IMAGE_TOKENS, SIDE, attention, described, random_model
+from benchmarks.turns import peak_memory, print_machine, print_ratios, take_turns, timed
+from training.flops import StepFlops, visible_pairs
+from training.peak_flops import peak_flops
+from utils.model import VisualChatForConditionalGeneration, freeze
+
+
+def main() -> None:
+    """Print the table."""
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=DECODERS, default="7b" if on_gpu else "120m")
+    parser.add_argument("--text", type=int, default=2048 if on_gpu else 1024)
+    parser.add_argument("--images", type=int, default=8 if on_gpu else 4)
+    parser.add_argument("--supervised", type=float, default=0.25, help="share of the text tokens")
+    parser.add_argument("--rounds", type=int, default=10 if on_gpu else 5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32"
+    )
+    parser.add_argument("--no-dense", dest="dense", action="store_false", help="leave the form of 2023 out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, _ = random_model(arguments.size, getattr(torch, arguments.dtype), arguments.device)
+    freeze(model)
+    model.train()
+    step = Step(model, arguments.text, arguments.images, arguments.supervised)
+    contenders: dict[str, Callable[[], None]] = {
+        "ours": lambda: step.run("ours"),
+        "ours, all rows": lambda: step.run_all_rows("ours"),
+        "causal": lambda: step.run("causal"),
+        "causal, all rows": lambda: step.run_all_rows("causal"),
+    }
+    if arguments.dense:
+        contenders["as in 2023"] = lambda: step.run_all_rows("dense as in 2023")
+    print(
+        f"training step, {arguments.text} + {arguments.images}, {step.supervised} supervised tokens;"
+        f" {described(model)}"
+    )
+    print_machine()
+    measured = take_turns(
+        {name: (lambda _, work=work: timed(work)) for name, work in contenders.items()}, arguments.rounds
+    )
+    print_ratios(measured, "ms", 1000, reference="ours")
+    seconds = statistics.median(measured["ours"])
+    operations = step.operations()
+    print(
+        f"  ours: {step.tokens / seconds:,.0f} tokens/s, {operations / seconds / 1e12:.2f} useful TFLOP/s",
+        end="",
+    )
+    peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+    print(f", MFU {operations / seconds / peak:.1%}" if peak else "")
+    for name in measured:
+        print(f"  kept for the backward pass by {name}: {step.kept(contenders[name]) / 1e6:,.0f} MB")
+    print(f"  peak memory of all: {peak_memory()}")
+
+
+class Step:
+    """One row of text and images, of which a share of the text is learned."""
+
+    def __init__(
+        self, model: VisualChatForConditionalGeneration, text: int, images: int, supervised: float
+    ) -> None:
+        self._model = model
+        kinds = [
+            kind for length, image in between(text, images, IMAGE_TOKENS) for kind in [int(image)] * length
+        ]
+        kinds = torch.tensor([kinds], device=model.device)
+        torch.manual_seed(0)
+        words = torch.randint(3, 1000, kinds.shape, device=model.device)
+        ids = torch.where(kinds == 1, model.config.image_token_id, words)
+        learned = (torch.rand(kinds.shape, device=model.device) < supervised) & (kinds == 0)
+        pixels = torch.randn(images, 3, SIDE, SIDE, device=model.device, dtype=model.dtype)
+        self._inputs = {"input_ids": ids, "mm_token_type_ids": kinds, "pixel_values": pixels}
+        self._inputs["position_ids"] = torch.arange(kinds.shape[1], device=model.device)[None]
+        self._labels = torch.where(learned, ids, -100)
+        self.tokens, self.supervised = kinds.numel(), int(learned.sum())
+
+    def run(self, form: str) -> None:
+        """The model's own loss."""
+        with attention(self._model, form):
+            self._model(**self._inputs, labels=self._labels).loss.backward()
+        self._model.zero_grad()
+
+    def run_all_rows(self, form: str) -> None:
+        """The loss over the logits of all rows."""
+        with attention(self._model, form):
+            logits = self._model(**self._inputs, use_cache=False).logits
+            F.cross_entropy(logits[0, :-1].float(), self._labels[0, 1:]).backward()
+        self._model.zero_grad()
+
+    def operations(self) -> float:
+        """Useful operations of a step, by the formula of docs/training.md."""
+        kinds, labels = self._inputs["mm_token_type_ids"], self._labels
+        positions = self._inputs["position_ids"]
+        pairs = visible_pairs("mmca", positions, kinds, torch.ones_like(kinds).bool())
+        images = len(self._inputs["pixel_values"])
+        return StepFlops.of(self._model).total(self.tokens, float(pairs), images, int((labels != -100).sum()))
+
+    def kept(self, work: Callable[[], None]) -> int:
+        """Bytes of activations, weights aside."""
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self._model.parameters()}
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            work()
+        return sum(sizes.values())
+
+
+if __name__ == "__main__":
+    main()
