@@ -3,20 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+TESTS ?= not long
+PYTEST_ARGS ?=
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quick-test lint format chat clean
+.PHONY: demo test compare lint format chat clean
 
 demo: $(READY)  ## train the miniature model with DeepSpeed ZeRO-3, evaluate it, and talk to it
 	$(RUN) -m helper.demo
 
-test: $(READY) lint  ## every test, the long ones too
-	$(RUN) -m pytest
+test: $(READY) lint  ## the tests; all with TESTS=, the quick ones with TESTS="not slow and not long"
+	$(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
 
-quick-test: $(READY)  ## without the tests marked slow
-	$(RUN) -m pytest -m "not slow"
+compare: $(READY)  ## train mmca, causal and cross on the miniature world; hours, goes on after an interruption
+	$(RUN) -m helper.compare
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -14,6 +14,7 @@ FOUNDATION = {
     "utils.picture_damage",
     "utils.distributed",
     "utils.atomic",
+    "utils.manifest",
 }
 
 # What each part may import of the project, itself and the foundation aside.

@@ -1,0 +1,196 @@
+"""Every command in docs/, indented, fenced or within a sentence: what it names is there, and it runs.
+
+It runs for real on a small world and at the smallest sizes, as a dry run where it starts a training, and is collected
+where it is a test. What is not run has a reason in `NOT_RUN`.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ELSEWHERE = {"chat": ROOT / "tests" / "chat" / "serving" / "test_documentation.py"}
+PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} - set(ELSEWHERE))
+NOT_RUN = {
+    "helper.extract_qwen_vl": "reads a published checkpoint",
+    "--push_to_hub": "needs a hub",
+    "eval.judge": "needs an endpoint; tests/eval/test_judge.py has one",
+    "eval.lmms_eval_model": "needs lmms-eval; tests/eval/test_lmms_eval_model.py runs it where that is installed",
+    "sbatch": "needs SLURM",
+    "benchmarks.everything": "runs the other commands of its page at full size",
+    "chat.serving": "runs until it is stopped; tests/chat/serving starts it",
+    "tensorboard": "runs until it is stopped",
+    "pip install": "changes the environment",
+    "apt install": "changes the system",
+    "wandb": "needs an account",
+}
+WORLD = "--descriptions 4 --reasoning 4 --conversations 40 --eval_dialogues 2"
+SMALL_EVALUATION = (
+    "eval.batch_generation --checkpoint_path output/tiny/final --eval_data data/miniature/eval/miniature.json"
+    " --output_filename output/evaluation/shared"
+)
+STAND_INS = {
+    "/runs/7b/checkpoint-500": "output/tiny/checkpoint-2",
+    "/runs/7b/": "output/tiny/",
+    "OUTPUT_DIR=/runs/": "OUTPUT_DIR=output/",
+    "=/data": "=data/layouts",
+    "/local_ssd": "output",
+    "MASTER_ADDR=node1": "MASTER_ADDR=localhost",
+    "~/.cache/visualchat": "output/cache",
+    # Smaller sizes, and no choice of a core, which a machine may not have.
+    "taskset -c 1 ": "",
+    "make_tiny_world --output data/miniature": f"make_tiny_world --output data/second {WORLD}",
+    "--nproc_per_node 8 -m eval.batch_generation ...": f"--nproc_per_node 2 -m {SMALL_EVALUATION}",
+    "benchmarks.memory": "benchmarks.memory --stages 0 --length 64 --images 1 --width 64 --layers 1 --vocabulary 320",
+    "--dialogues 300": "--dialogues 8 --rounds 1",
+    "--gigabytes 3": "--gigabytes 0.01",
+    "benchmarks.attention": "benchmarks.attention --rounds 1 --sizes 64+1 --heads 2x16",
+    "benchmarks.layer": "benchmarks.layer --rounds 1 --sizes 16+1",
+    "benchmarks.train_step": "benchmarks.train_step --rounds 1 --size tiny --text 64 --images 1",
+    "--size 120m --rounds 3": "--size tiny --rounds 1 --images 2",
+    "--size 1b": "--size tiny --rounds 1 --images 2",
+    "--size 120m --pictures 1 --tokens 4": "--size tiny --pictures 1 --tokens 2 --questions 2 --rounds 1",
+    "--size 120m --tokens 8": "--size tiny --tokens 2 --contexts 600 --images 1 --rounds 1",
+}
+PROGRAMS = "python -m|bash|torchrun|sbatch|taskset|pytest|pip|apt|wandb|tensorboard"
+COMMAND = re.compile(rf"(until )?([A-Z_0-9]+=\S+ )*({PROGRAMS}) \S")
+NO_COMMAND = re.compile(
+    r"step \d|largest batch|error: |[\d.]+ (N|x 4 L H d) |case |done$"
+)  # output, formulas
+FOREIGN_FLAGS = {"--nproc_per_node", "--nodes", "--tasks"}  # torchrun's, sbatch's, lmms-eval's
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def indented_lines(page: str) -> list[str]:
+    """The lines of a page's blocks of code, in order, continued ones joined and comments taken off."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = FENCE.sub(
+        lambda found: re.sub("^", "    ", found[2], flags=re.M) if found[1] == "bash" else "", text
+    )
+    lines = re.findall(r"^ {4,}(\S(?:\\\n|[^\n])*)$", text, re.MULTILINE)
+    joined = [re.sub(r"\s*\\\n\s*", " ", line) for line in lines]
+    return [re.sub(r"\s+# .*", "", line) for line in joined]
+
+
+def commands_of(page: str) -> list[str]:
+    """The commands of a page, those of its blocks first, then those within sentences and tables."""
+    text = FENCE.sub("", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    text = re.sub(r"^ {4,}\S.*$", "", text, flags=re.MULTILINE)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    found = [line for line in [*indented_lines(page), *spans] if COMMAND.match(line)]
+    return list(dict.fromkeys(re.sub(r"^until (.*); do$", r"\1", line) for line in found))
+
+
+ALL = [(page, command) for page in PAGES for command in commands_of(page)]
+EACH = pytest.mark.parametrize(
+    "page, command", ALL, ids=[f"{page}-{number}" for number, (page, _) in enumerate(ALL)]
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with data, output and files of its own, and a model trained for two steps in it."""
+    folder = tmp_path_factory.mktemp("repository")
+    for entry in ("training", "chat", "eval", "helper", "utils", "assets", "docs", "benchmarks"):
+        (folder / entry).symlink_to(ROOT / entry)
+    (folder / "my_pictures").mkdir()
+    (folder / "my.json").write_text(
+        '[{"id": "1", "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hi."}]}]'
+    )
+    (folder / "mine.json").write_text('{"zero_optimization": {"stage": 2}, "train_batch_size": "auto"}')
+    (folder / "my_hosts").write_text("node1 slots=8\nnode2 slots=8\n")
+    run(folder, f"python -m helper.make_tiny_world --output data/miniature {WORLD}")
+    run(folder, "python -m helper.make_tiny_world --layouts all --output data/layouts --records 4")
+    few = "MAX_STEPS=2 NUM_GPUS=1 BATCH=2 GLOBAL_BATCH=2 LANG_LORA_DIM=4"
+    run(
+        folder,
+        f"{few} bash training/training_scripts/run_tiny.sh --save_strategy steps --save_steps 1 --eval_strategy no",
+    )
+    return folder
+
+
+def run(folder: Path, command: str, **more: str) -> str:
+    """Run a command as a reader of the page would, in `folder`; returns what it said."""
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **more}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def sources() -> str:
+    """All Python and shell code that a command could reach."""
+    parts = ("training", "chat", "eval", "helper", "benchmarks", "utils")
+    files = [path for part in parts for path in (ROOT / part).rglob("*") if path.suffix in (".py", ".sh")]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+def test_every_page_is_read():
+    assert {page for page, _ in ALL} == set(PAGES) and len(ALL) > 60
+    assert all(f"{page}.md" in test.read_text(encoding="utf-8") for page, test in ELSEWHERE.items())
+    assert all(any(part in command for _, command in ALL) for part in (*NOT_RUN, *STAND_INS))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_is_overlooked(page: str):
+    unknown = [
+        line for line in indented_lines(page) if not COMMAND.match(line) and not NO_COMMAND.match(line)
+    ]
+    assert not unknown, "neither a command nor known to be none"
+
+
+@EACH
+def test_what_a_command_names_is_there(page: str, command: str, sources: str):
+    if re.match("pip|apt|wandb|tensorboard", command):
+        return  # other projects' programs
+    for module in re.findall(r"-m ([a-z_]+\.[a-z_.]+)", command):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for word in shlex.split(command):
+        if word.endswith((".sh", ".py")) and "=" not in word:
+            assert (ROOT / word).is_file(), word
+    for name in re.findall(r"\b([A-Z_0-9]+)=", command):
+        assert re.search(rf"\b{name}\b", sources), f"nobody reads {name}"
+    for flag in set(re.findall(r"(?<!\S)--[a-z_]+", command)) - FOREIGN_FLAGS:
+        field = rf"^    {flag[2:]}: "  # of the dataclasses that many flags are made of
+        assert re.search(rf"{flag}\b|{field}", sources, re.MULTILINE), f"there is no {flag}"
+
+
+@pytest.mark.long
+@EACH
+def test_command(page: str, command: str, place: Path):
+    reasons = [reason for part, reason in NOT_RUN.items() if part in command]
+    if reasons:
+        pytest.skip(reasons[0])
+    if command.startswith("pytest "):  # that is a test itself: it has to be there
+        run(ROOT, f"{command} --collect-only -q")
+        return
+    for written, stand_in in STAND_INS.items():
+        command = command.replace(written, stand_in)
+    if "training_scripts/" not in command:
+        run(place, command)
+        return
+    models = {"LM_MODEL": "assets/tiny_llama", "VISION_MODEL": "assets/tiny_clip"}
+    processes = "1" if "LAUNCHER=accelerate" in command else "2"  # it starts one on CPUs
+    values = {"DATA_PATH": "data/layouts", "NUM_GPUS": processes, "OUTPUT_DIR": "output/tiny", **models}
+    said = run(
+        place,
+        command,
+        DRY_RUN="1",
+        **{name: value for name, value in values.items() if f"{name}=" not in command},
+    )
+    assert "training.main" in said
