@@ -12,7 +12,6 @@ eval.batch_generation ...`.
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -181,4 +180,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.end_process(main())

@@ -58,6 +58,7 @@ from utils.data import (
 from utils.distributed import (
     configure_logging,
     decided_by_main,
+    end_process,
     everyone,
     get_logger,
     is_main_process,
@@ -287,4 +288,4 @@ def _report(error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -2,6 +2,9 @@ import json
 import logging
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 from utils import distributed
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -131,3 +136,32 @@ def test_an_error_of_the_main_process_is_everyone_s(tmp_path):
 def test_alone_everything_is_one_s_own():
     assert distributed.everyone(3) == [3]
     assert decide(fails=False) == "checkpoint-5" and "No space" in decide(fails=True)
+
+
+ENDS_WITH_THREADS = """
+import atexit, sys, threading, time
+import torch
+from utils.distributed import end_process
+
+def communicate():
+    while True:
+        torch.randn(20000).sort()
+
+def write():
+    time.sleep(0.3)
+    print("written")
+
+threading.Thread(target=communicate, daemon=True).start()
+threading.Thread(target=write).start()
+atexit.register(print, "tidied")
+time.sleep(0.1)
+end_process(75)
+"""
+
+
+def test_a_process_ends_with_its_code_whatever_torch_s_threads_do():
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS_WITH_THREADS], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 75, ended.stderr
+    assert ended.stdout.split() == ["written", "tidied"]
