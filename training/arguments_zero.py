@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from training.ds_configs.nvme_store import share_nvme_store
 from training.ds_configs import Offload, zero_config
 from training.ds_configs.own_config import read_own_config
 from training.usage import UsageError
@@ -24,13 +25,13 @@ class ZeroArguments:
         False,
         "ZeRO-3 gathers a layer at a time, not a matrix: fewer and larger steps, quicker for small models.",
     )
-    offload_optimizer: Literal["none", "cpu", "nvme"] = _flag(
-        "none", "Keep optimizer states outside the GPU and step there; nvme needs ZeRO-3."
+    offload_optimizer: Literal["none", "cpu"] = _flag(
+        "none", "Keep optimizer states in main memory and step there."
     )
     offload_param: Literal["none", "cpu", "nvme"] = _flag(
         "none", "Keep ZeRO-3's partitions of the weights outside the GPU."
     )
-    nvme_path: str | None = _flag(None, "Folder on a fast local disk for what is offloaded to nvme.")
+    nvme_path: str | None = _flag(None, "Folder on a fast local disk for weights offloaded to nvme.")
     deepspeed_config: str | None = _flag(
         None,
         "A DeepSpeed configuration of your own in JSON, in place of the flags of ZeRO; checked key by key.",
@@ -65,7 +66,15 @@ class ZeroArguments:
         for name in ("offload_optimizer", "offload_param"):
             if getattr(self, name) != "none":
                 raise UsageError(f"--{name} has no effect beside {flag} {path}: set it in the file")
-        stage = config.get("zero_optimization", {}).get("stage", 0)
+        zero = config.get("zero_optimization", {})
+        if zero.get("offload_optimizer", {}).get("device") == "nvme":
+            raise UsageError(
+                f"{flag} {path}: a run with its optimizer on nvme cannot be gone on from, since DeepSpeed leaves what"
+                ' is there out of its checkpoints: set the device of offload_optimizer to "cpu"'
+            )
+        if zero.get("offload_param", {}).get("device") == "nvme":
+            share_nvme_store()
+        stage = zero.get("stage", 0)
         if self.zero_stage not in (0, stage):
             raise UsageError(
                 f"--zero_stage {self.zero_stage} contradicts {flag} {path}, which has stage {stage}: give one"
@@ -78,26 +87,23 @@ class ZeroArguments:
             raise UsageError("--offload_optimizer needs ZeRO: add --zero_stage 1, 2 or 3")
         if self.offload_param != "none" and self.zero_stage != 3:
             raise UsageError(f"--offload_param {self.offload_param} needs --zero_stage 3")
-        if "nvme" not in (self.offload_optimizer, self.offload_param):
+        if self.offload_param != "nvme":
             if self.nvme_path:
-                raise UsageError(
-                    "--nvme_path is for what is offloaded to nvme: add --offload_optimizer nvme, say"
-                )
+                raise UsageError("--nvme_path is for what is offloaded to nvme: add --offload_param nvme")
             return
-        if self.zero_stage != 3:
-            raise UsageError("--offload_optimizer nvme needs --zero_stage 3")
         if not self.nvme_path or not os.access(self.nvme_path, os.W_OK | os.X_OK):
             raise UsageError(
                 f"--nvme_path {self.nvme_path or '(not given)'}: give a folder on a local disk to write to"
             )
-        if not _has_async_io():
+        if not has_async_io():
             raise UsageError(
                 "offloading to nvme needs DeepSpeed's async_io, which needs libaio and a compiler: apt install"
                 " libaio-dev, or offload to cpu"
             )
+        share_nvme_store()
 
 
-def _has_async_io() -> bool:
+def has_async_io() -> bool:
     from deepspeed.ops.op_builder import AsyncIOBuilder  # here: importing it chooses the device
 
     return AsyncIOBuilder().is_compatible(verbose=False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.arguments_zero import has_async_io
 from training.checkpoints import resumable_checkpoints
 
 STEPS_AN_EPOCH = 6  # 26 conversations, 23 to train on, 4 a step
@@ -37,12 +38,13 @@ class Case:
     lora: bool
     workers: int
     step: int
-    offload: bool = False  # optimizer and weights
+    offload: str = ""  # where the weights are: cpu, nvme; the optimizer is in main memory then
+    nvme_path: str | None = None
 
     @property
     def whole(self) -> str:
         """The uninterrupted run that it is compared with."""
-        offloaded = "-offloaded" if self.offload else ""
+        offloaded = f"-{self.offload}" if self.offload else ""
         return f"zero{self.stage}-ranks{self.ranks}-lora{int(self.lora)}-workers{self.workers}{offloaded}"
 
     @property
@@ -52,7 +54,11 @@ class Case:
     @property
     def flags(self) -> dict[str, object]:
         lora = {"lang_lora_dim": 2, "vis_lora_dim": 2} if self.lora else {}
-        offload = {"offload_optimizer": "cpu", "offload_param": "cpu"} if self.offload else {}
+        offload = {}
+        if self.offload:
+            offload = {"offload_optimizer": "cpu", "offload_param": self.offload}
+        if self.nvme_path:
+            offload["nvme_path"] = self.nvme_path
         return {
             **BASE,
             **lora,
@@ -233,9 +239,24 @@ def test_resume_is_bitwise_equal(few):
 
 @pytest.mark.slow
 def test_resume_is_bitwise_equal_where_all_is_offloaded(trainings, tmp_path):
-    case = Case(stage=3, ranks=2, lora=True, workers=0, step=MIDDLE, offload=True)
+    case = Case(stage=3, ranks=2, lora=True, workers=0, step=MIDDLE, offload="cpu")
     run_plan(trainings, tmp_path, "two", plan_of(trainings, tmp_path, [case]), ranks=2, timeout=900)
     check_bitwise(tmp_path, [case])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not has_async_io(), reason="needs libaio and a compiler: apt install libaio-dev")
+def test_resume_is_bitwise_equal_where_weights_are_on_nvme(trainings, tmp_path):
+    """And losses are those of the same run without offloading."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    case = Case(3, 2, True, 0, MIDDLE, offload="nvme", nvme_path=str(disk))
+    inside = Case(3, 2, True, 0, MIDDLE, offload="cpu")
+    plan = plan_of(trainings, tmp_path, [case, inside])
+    run_plan(trainings, tmp_path, "two", plan, ranks=2, timeout=1800)
+    check_bitwise(tmp_path, [case])
+    last = f"checkpoint-{2 * STEPS_AN_EPOCH}"
+    assert losses(tmp_path / case.whole / last) == losses(tmp_path / inside.whole / last)
 
 
 @pytest.mark.slow

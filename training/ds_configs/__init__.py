@@ -11,18 +11,16 @@ from transformers import PreTrainedModel
 AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
 
 
-OffloadDevice = Literal["none", "cpu", "nvme"]
-
-
 @dataclass(frozen=True)
 class Offload:
     """What is kept outside the GPU: optimizer states and their step, and stage 3's partitions of the weights.
 
-    `nvme_path` is a folder on a fast local disk, for what goes to "nvme".
+    `nvme_path` is a folder on a fast local disk, for weights that go to "nvme". Optimizer states do not go there:
+    DeepSpeed does not put into its checkpoints, nor take out of them, what it has moved to a disk.
     """
 
-    optimizer: OffloadDevice = "none"
-    weights: OffloadDevice = "none"
+    optimizer: Literal["none", "cpu"] = "none"
+    weights: Literal["none", "cpu", "nvme"] = "none"
     nvme_path: str | None = None
 
 

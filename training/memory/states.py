@@ -166,8 +166,7 @@ def _split_weights(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> 
     if moved["optimizer"] != "none":
         resting |= {"optimizer": 0, "gradients": 0}
         outside = states_size + learned * _FLOAT
-        host += gradients + (outside if moved["optimizer"] == "cpu" else 4 * largest * _FLOAT)
-        disk += outside if moved["optimizer"] == "nvme" else 0
+        host += gradients + outside
     stepping = {} if moved["optimizer"] != "none" else {"gradients": max(largest * _DOUBLE, learned * _FLOAT)}
     return States(resting, {"gathered": _gathered(weights, sharding) * size}, stepping, 0, host, disk)
 

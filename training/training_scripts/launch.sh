@@ -68,8 +68,8 @@ esac
 : "${DRY_RUN:=0}"
 : "${GPU_MEMORY:=}"  # GB of one GPU, for the plan of DRY_RUN; otherwise that of the GPU here, or 80
 # Sharding
-: "${OFFLOAD_OPTIMIZER:=none}"  # or cpu, nvme
-: "${OFFLOAD_PARAM:=none}"
+: "${OFFLOAD_OPTIMIZER:=none}"  # or cpu
+: "${OFFLOAD_PARAM:=none}"  # or cpu, nvme
 : "${NVME_PATH:=}"
 : "${DEEPSPEED_CONFIG:=}"  # a JSON file of your own in the place of ZERO_STAGE and what follows from it
 # Starting: deepspeed, torchrun or accelerate, on NNODES machines of NUM_GPUS devices each
