@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from training.ds_configs.nvme_store import share_nvme_store
 from training.ds_configs import Offload, zero_config
+from training.ds_configs.nvme_store import share_nvme_store
 from training.ds_configs.own_config import read_own_config
 from training.usage import UsageError
 
