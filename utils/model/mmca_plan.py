@@ -1,6 +1,6 @@
 """Multi-modal causal attention cut into rectangles that a kernel without masks computes.
 
-Of the text, each conversation is a triangle. One of middling size is cut into small triangles along its diagonal
+Of the text, each conversation is a triangle. It is cut into small triangles along its diagonal
 and rectangles below them: a kernel that works through a triangle in blocks computes what stands above the
 diagonal of a block too.
 Of the images, the text between two images sees a whole number of them: rectangles again. Where such runs of
@@ -16,9 +16,6 @@ import torch
 
 TRIANGLE = 256
 """Rows of a triangle that is not cut further; measured on CPUs, where the kernel's blocks have 512 keys."""
-
-WIDE = 768
-"""Rows from which on a triangle is not cut at all: the kernel then takes 256 at a time, and cutting gains nothing."""
 
 GROUP = 256
 """Runs of text that are shorter together share a rectangle; a CPU's kernel takes up to 256 rows at a time."""
@@ -139,7 +136,7 @@ def _conversations(runs: list[Run]) -> list[list[Run]]:
 def _triangle(pieces: list[Piece], top: int, bottom: int, left: int) -> None:
     """Rows [top, bottom) over as many keys from `left`: the diagonal first, so that it touches all rows."""
     rows = bottom - top
-    if rows <= TRIANGLE or rows >= WIDE:
+    if rows <= TRIANGLE:
         pieces.append(Piece(top, bottom, left, left + rows, causal=rows > 1, first=True))
         return
     upper = -(-rows // 2)
