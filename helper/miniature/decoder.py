@@ -92,6 +92,7 @@ def pretrain_decoder(
     log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, seed {seed}")
     optimizers = _optimizers(recipe, decoder)
     rng, start, step = np.random.default_rng([seed, first_lesson]), time.monotonic(), 0
+    torch.manual_seed(int(rng.integers(2**32)))  # for the noise of what stands for pictures
     for number, lesson in enumerate(recipe.lessons[first_lesson - 1 :], start=first_lesson):
         log(f"lesson {number}: {lesson.name}")
         mastery, asked, right = 0.0, Counter(), Counter()

@@ -17,7 +17,6 @@ from helper.miniature.words import WrittenText
 
 TEXT = "<s> image 1: two objects: red circle northwest, blue square southeast. red? circle."
 SPOKEN = WrittenText(TEXT, ((TEXT.index(" circle."), len(TEXT), "shape"),), ((12, TEXT.index(". red")),))
-CAPTION = range(5, 15)  # its tokens: two objects : red circle northwest , blue square southeast
 
 
 @pytest.fixture(scope="module")
@@ -30,57 +29,47 @@ def drawn(tokenizer: PreTrainedTokenizerFast, **shares: float):
     return draw_batch(np.random.default_rng(0), tokenizer, lesson)
 
 
-def test_words_see_all_that_is_before_them(tokenizer) -> None:
-    assert drawn(tokenizer).visible() is None  # plain causal attention
-
-
-def test_captions_apart_see_nothing_before_them(tokenizer) -> None:
-    visible = drawn(tokenizer, apart=1.0).visible()[0, 0]
-    for asks, row in enumerate(visible.tolist()):
-        first = CAPTION.start if asks in CAPTION else 0
-        assert [place for place, seen in enumerate(row) if seen] == list(range(first, asks + 1))
-
-
-def test_a_thing_becomes_one_token(tokenizer) -> None:
+def test_a_caption_becomes_what_an_encoder_makes_of_a_picture(tokenizer) -> None:
     batch = drawn(tokenizer, summed=1.0)
     said = [
-        tokenizer.convert_ids_to_tokens([token, *(other for other in more if other >= 0)])
+        tokenizer.convert_ids_to_tokens([each for each in (token, *more) if each >= 0])
         for token, more in zip(batch.ids[0].tolist(), batch.more[0].tolist(), strict=True)
     ]
-    assert said[5:8] == [
+    assert said[5:10] == [
         ["▁two", "▁objects"],
         ["▁red", "▁circle", "▁northwest"],
+        [],
+        [],
         ["▁blue", "▁square", "▁southeast"],
     ]
-    assert [place for place, passage in enumerate(batch.passage[0]) if passage >= 0] == [5, 6, 7]
+    assert [place for place, passage in enumerate(batch.passage[0]) if passage >= 0] == [5, 6, 7, 8, 9]
     assert [said[place] for place in (batch.answer[0] >= 0).nonzero()[:, 0]] == [["▁circle"], ["."]]
 
-    embedding = torch.nn.Embedding(len(tokenizer), 4)
+
+def test_what_stands_for_a_picture_is_near_its_words_and_as_loud_as_a_projection(tokenizer) -> None:
+    torch.manual_seed(0)
+    batch, embedding = drawn(tokenizer, summed=1.0), torch.nn.Embedding(len(tokenizer), 256)
     embedded = batch.embedded(embedding)[0]
-    words = tokenizer.convert_tokens_to_ids(["▁two", "▁objects"])
-    torch.testing.assert_close(embedded[5], embedding.weight[words].sum(0) / 2**0.5)
+    words = tokenizer.convert_tokens_to_ids(["▁red", "▁circle", "▁northwest"])
+    near = torch.cosine_similarity(embedded[6], embedding.weight[words].sum(0), dim=0)
+    assert 0.9 < near < 0.99
+    torch.testing.assert_close(embedded[5:10].square().mean(1), torch.ones(5), atol=1e-3, rtol=0)
+    assert not torch.equal(embedded[7], embedded[8])  # an empty quarter is never twice the same
     torch.testing.assert_close(embedded[1], embedding.weight[batch.ids[0, 1]])
 
 
-def test_things_are_read_as_pictures_are(tokenizer) -> None:
-    """A thing sees itself alone, and words see all that is before them."""
+def test_it_is_read_as_pictures_are(tokenizer) -> None:
+    """A quarter sees itself alone, and words see all that is before them."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     decoder = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
     batch = drawn(tokenizer, summed=1.0)
     heard = {}
-    decoder.get_input_embeddings().register_forward_hook(lambda module, inputs, out: heard.update(words=out))
+    decoder.model.layers[0].register_forward_pre_hook(lambda layer, given: heard.update(tokens=given[0]))
     for asks, hidden in enumerate(batch.read_by(decoder)[0]):
-        [gradient] = torch.autograd.grad(hidden.sum(), heard["words"], retain_graph=True)
-        seen = gradient[0].abs().sum((1, 2)).nonzero()[:, 0].tolist()
-        assert seen == ([asks] if 5 <= asks < 8 else list(range(asks + 1)))
-    drawn(tokenizer).read_by(decoder)
-    assert decoder.config._attn_implementation == "sdpa"
-
-
-def test_a_lesson_reads_captions_in_one_way(tokenizer) -> None:
-    with pytest.raises(ValueError, match="'spoken': a batch is read in one way"):
-        drawn(tokenizer, apart=0.5, summed=0.5)
+        [gradient] = torch.autograd.grad(hidden.sum(), heard["tokens"], retain_graph=True)
+        seen = gradient[0].abs().sum(1).nonzero()[:, 0].tolist()
+        assert seen == ([asks] if 5 <= asks < 10 else list(range(asks + 1)))
 
 
 def test_a_share_of_the_texts_is_in_sums(tokenizer) -> None:
