@@ -16,7 +16,7 @@ from helper.miniature.lessons import Lesson
 from helper.miniature.scenes import POSITIONS
 
 _PADDING = 0  # the unknown token, which no text holds
-_NOISE = 0.3  # of what stands for a picture, in loudnesses of a word
+_NOISE = 1.5  # at most, of what stands for a picture, in loudnesses of a word
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class TextBatch:
     def embedded(self, embedding: torch.nn.Embedding) -> torch.Tensor:
         """Tokens [B, S, D]. Those of passages are what a projector gives: they end in a LayerNorm.
 
-        Before it they are the sum of their words, divided by the root of their number to be as loud as one, and noise:
-        no projector hits the words exactly, and where there are no words it says something all the same.
+        Before it they are the sum of their words, divided by the root of their number to be as loud as one, and noise,
+        another amount in every text: a projector that has only begun to learn is to be heard too, or it could not go
+        on. Where there are no words it says something all the same.
         """
         words = torch.cat([self.ids[..., None], self.more], -1)  # [B, S, 3]
         real = words >= 0
@@ -61,7 +62,8 @@ class TextBatch:
         if (self.passage < 0).all():
             return tokens
         loudness = embedding.weight.detach().square().mean().sqrt()
-        noise = torch.randn_like(tokens) * loudness * torch.where(self.ids < 0, 1.0, _NOISE)[..., None]
+        amount = _NOISE * torch.rand(len(tokens), 1)
+        noise = torch.randn_like(tokens) * loudness * torch.where(self.ids < 0, 1.0, amount)[..., None]
         shown = F.layer_norm(tokens + noise, tokens.shape[-1:])
         return torch.where(self.passage[..., None] >= 0, shown, tokens)
 
