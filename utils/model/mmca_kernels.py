@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "VISUALCHAT_ATTENTION_KERNEL"
 KERNELS = ("auto", "pieces", "flash", "flex", "masked")
 
-_WORTH_A_PIECE = 2e6
+_WORTH_A_CALL = 2e6
 """Multiplications and additions that a kernel does in the time that it takes to call it: some 20 us on a core."""
 
 _TRIED_TO = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -79,9 +79,9 @@ def _automatic(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout
         return "masked"
     if _hindrance("pieces", query, value, dropout):
         return "masked"
-    pieces = len(layout.plan.text) + len(layout.plan.image)
+    calls = len(layout.plan.text_calls) + len(layout.plan.image_calls)
     operations = 4 * layout.plan.pairs * query.shape[1] * query.shape[3]
-    return "pieces" if operations >= pieces * _WORTH_A_PIECE else "masked"
+    return "pieces" if operations >= calls * _WORTH_A_CALL else "masked"
 
 
 def _hindrance(name: str, query: torch.Tensor, value: torch.Tensor, dropout: float) -> str | None:

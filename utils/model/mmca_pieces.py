@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .mmca_layout import Layout
-from .mmca_plan import Piece, Plan
+from .mmca_plan import Alike, Plan
 
 _FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
 _BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
@@ -59,22 +59,21 @@ class _Attention(torch.autograd.Function):
         batch, heads, rows, width = query.shape
         asking = take(query, layout.rows)  # [1, H, T, D]
         text_keys, text_values = take(key, layout.text_keys), take(value, layout.text_keys)
-        text, text_lse = _softmax(asking, text_keys, text_values, plan.text, scaling)
+        text, text_lse = _softmax(asking, text_keys, text_values, plan.text_calls, scaling)
         image = image_lse = image_keys = image_values = None
         if plan.image:
             image_keys, image_values = take(key, layout.image_keys), take(value, layout.image_keys)
             seeing = asking[:, :, plan.image_top :]
-            image, image_lse = _softmax(seeing, image_keys, image_values, plan.image_pieces, scaling)
+            image, image_lse = _softmax(seeing, image_keys, image_values, plan.image_calls, scaling)
         out = query.new_empty(batch * rows, heads, width)
         own = take(value, layout.own)[0].transpose(0, 1)  # [N, Hkv, D]
         _put_own(out, layout.others, own)
-        for run in plan.runs:
-            target = out[run.place : run.place + run.bottom - run.top].transpose(0, 1)[None]
-            if run.image_right > run.image_left:
-                images = image[:, :, run.top - plan.image_top : run.bottom - plan.image_top]
-                torch.add(text[:, :, run.top : run.bottom], images, out=target)
+        for call in plan.placed:
+            target = _asked(out.transpose(0, 1)[None], call)
+            if call.piece.first:
+                torch.add(_asking(text, call), _asking(image, call, plan.image_top), out=target)
             else:
-                target.copy_(text[:, :, run.top : run.bottom])
+                target.copy_(_asking(text, call))
         ctx.save_for_backward(
             asking, text_keys, text_values, text, text_lse, image_keys, image_values, image, image_lse
         )
@@ -91,16 +90,19 @@ class _Attention(torch.autograd.Function):
         flat = grad.reshape(batch * rows, heads, width)
         share = flat.index_select(0, layout.rows).transpose(0, 1)[None]  # [1, H, T, D]
         d_query = torch.empty_like(asking)
-        d_keys = grad.new_zeros(batch * keys, shared, width)
-        d_values = grad.new_zeros(batch * keys, shared, width)
+        seen = layout.image_keys if plan.image else layout.image_keys[:0]
+        d_keys = _blank(grad, batch * keys, shared, width, (layout.text_keys, seen))
+        d_values = _blank(grad, batch * keys, shared, width, (layout.text_keys, layout.own))
         if layout.others.numel():
             own = flat.index_select(0, layout.others)
             if heads != shared:
                 own = own.view(-1, shared, heads // shared, width).sum(dim=2)
             d_values.index_copy_(0, layout.own, own)
-        d_key, d_value = torch.zeros_like(text_keys), torch.zeros_like(text_values)
-        states = (asking, text_keys, text_values)
-        _softmax_backward(share, states, text, text_lse, plan.text, scaling, (d_query, d_key, d_value), True)
+        whole = plan.text_whole(text_keys.shape[2])
+        make = torch.empty_like if whole else torch.zeros_like
+        d_key, d_value = make(text_keys), make(text_values)
+        states, into = (asking, text_keys, text_values), (d_query, d_key, d_value)
+        _softmax_backward(share, states, text, text_lse, plan.text_calls, scaling, into, (True, whole))
         d_keys.index_copy_(0, layout.text_keys, d_key[0].transpose(0, 1))
         d_values.index_copy_(0, layout.text_keys, d_value[0].transpose(0, 1))
         if plan.image:
@@ -109,16 +111,25 @@ class _Attention(torch.autograd.Function):
             top = plan.image_top
             states = (asking[:, :, top:], image_keys, image_values)
             into = (d_query[:, :, top:], d_key, d_value)
+            shares = share[:, :, top:]
             _softmax_backward(
-                share[:, :, top:], states, image, image_lse, plan.image_pieces, scaling, into, False
+                shares, states, image, image_lse, plan.image_calls, scaling, into, (False, False)
             )
             d_keys.index_copy_(0, layout.image_keys, d_key[0].transpose(0, 1))
             d_values.index_copy_(0, layout.image_keys, d_value[0].transpose(0, 1))
-        d_queries = grad.new_zeros(batch * rows, heads, width)
-        d_queries.index_copy_(0, layout.rows, d_query[0].transpose(0, 1))
+        d_queries = _blank(grad, batch * rows, heads, width, (layout.rows, layout.others))
+        d_queries.index_copy_(0, layout.rows, d_query[0].transpose(0, 1)).index_fill_(0, layout.others, 0)
         back = ((d_queries, rows), (d_keys, keys), (d_values, keys))
         shaped = (tensor.view(batch, length, -1, width).transpose(1, 2) for tensor, length in back)
         return *shaped, None, None, None
+
+
+def _blank(
+    like: torch.Tensor, rows: int, heads: int, width: int, written: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """[rows, H, D] of zeros, or of anything where all of it will be `written`: places, each once."""
+    whole = sum(places.numel() for places in written) == rows
+    return (like.new_empty if whole else like.new_zeros)(rows, heads, width)
 
 
 def rows_of(states: torch.Tensor) -> torch.Tensor:
@@ -160,24 +171,24 @@ def _softmax(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    pieces: tuple[Piece, ...],
+    calls: tuple[Alike, ...],
     scaling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One softmax: its result like query [1, H, T, D] and lse [1, H, T]; rows that no piece touches hold anything."""
     kernel = getattr(torch.ops.aten, _FORWARD)
     _, heads, rows, width = query.shape
     out = lse = None
-    for top, bottom, left, right, causal, first in pieces:
-        states = query[:, :, top:bottom], key[:, :, left:right], value[:, :, left:right]
-        part, part_lse = kernel(*states, 0.0, causal, scale=scaling)
-        if out is None and bottom - top == rows:
-            out, lse = part, part_lse
+    for call in calls:
+        states = _asking(query, call), _asked(key, call), _asked(value, call)
+        part, part_lse = kernel(*states, 0.0, call.piece.causal, scale=scaling)  # [n, H, R, D], [n, H, R]
+        if out is None and part.shape[0] * part.shape[2] == rows:
+            out, lse = (each.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for each in (part, part_lse))
             continue
         if out is None:
             out = query.new_empty(1, rows, heads, width).transpose(1, 2)
             lse = part_lse.new_empty(1, rows, heads).transpose(1, 2)
-        part_of_out, part_of_lse = out[:, :, top:bottom], lse[:, :, top:bottom]
-        if first:
+        part_of_out, part_of_lse = _asking(out, call), _asking(lse, call)
+        if call.piece.first:
             part_of_out.copy_(part)
             part_of_lse.copy_(part_lse)
         else:
@@ -192,20 +203,42 @@ def _softmax_backward(
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     out: torch.Tensor,
     lse: torch.Tensor,
-    pieces: tuple[Piece, ...],
+    calls: tuple[Alike, ...],
     scaling: float | None,
     into: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    fresh: bool,
+    fresh: tuple[bool, bool],
 ) -> None:
-    """Add the gradients of one softmax to `into`: of queries (fresh: nothing is in it yet), keys and values."""
+    """Add the gradients of one softmax to `into`: of queries, keys and values.
+
+    `fresh`: whether nothing is in those of queries, and of keys and values, before the calls that come first.
+    """
     kernel = getattr(torch.ops.aten, _BACKWARD)
-    for top, bottom, left, right, causal, first in pieces:
-        rows, keys = slice(top, bottom), slice(left, right)
-        cut = (states[0][:, :, rows], states[1][:, :, keys], states[2][:, :, keys])
-        shares = kernel(grad[:, :, rows], *cut, out[:, :, rows], lse[:, :, rows], 0.0, causal, scale=scaling)
-        if fresh and first:
-            into[0][:, :, rows] = shares[0]
-        else:
-            into[0][:, :, rows] += shares[0]
-        into[1][:, :, keys] += shares[1]
-        into[2][:, :, keys] += shares[2]
+    for call in calls:
+        cut = _asking(states[0], call), _asked(states[1], call), _asked(states[2], call)
+        given = _asking(grad, call), *cut, _asking(out, call), _asking(lse, call)
+        shares = kernel(*given, 0.0, call.piece.causal, scale=scaling)
+        views = _asking(into[0], call), _asked(into[1], call), _asked(into[2], call)
+        for view, gradient, empty in zip(views, shares, (fresh[0], fresh[1], fresh[1]), strict=True):
+            if empty and call.piece.first:
+                view.copy_(gradient)
+            else:
+                view.add_(gradient)
+
+
+def _asking(states: torch.Tensor, call: Alike, top: int = 0) -> torch.Tensor:
+    """The rows of a call's n pieces, of [1, H, T, ...] that begin with row `top`: a view [n, H, R, ...]."""
+    return _side_by_side(states, call.piece.top - top, call.piece.bottom - top, call.count, call.down)
+
+
+def _asked(states: torch.Tensor, call: Alike) -> torch.Tensor:
+    """The keys or values of a call's n pieces, of [1, H, T, D]: a view [n, H, C, D]."""
+    return _side_by_side(states, call.piece.left, call.piece.right, call.count, call.across)
+
+
+def _side_by_side(states: torch.Tensor, begin: int, end: int, count: int, step: int) -> torch.Tensor:
+    if count == 1:
+        return states[:, :, begin:end]
+    _, along_heads, along, *rest = states.stride()
+    size = count, states.shape[1], end - begin, *states.shape[3:]
+    offset = states.storage_offset() + begin * along
+    return states.as_strided(size, (step * along, along_heads, along, *rest), offset)

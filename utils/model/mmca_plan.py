@@ -8,6 +8,7 @@ text are short, several share the images that all of them see, because a kernel 
 that several rectangles touch takes its softmax together from theirs (`mmca_pieces`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -51,6 +52,15 @@ class Piece(NamedTuple):
         return (self.bottom - self.top) * (self.right - self.left)
 
 
+class Alike(NamedTuple):
+    """`count` pieces of one size, each `down` rows below the last and `across` keys further: one call of a kernel."""
+
+    piece: Piece
+    count: int = 1
+    down: int = 0
+    across: int = 0
+
+
 class Run(NamedTuple):
     """Text between images, or a conversation's last: rows [top, bottom) of the text queries.
 
@@ -81,10 +91,34 @@ class Plan:
         return min((piece.top for piece in self.image), default=0)
 
     @cached_property
-    def image_pieces(self) -> tuple[Piece, ...]:
-        """The pieces over images, with rows counted from that one."""
+    def text_calls(self) -> tuple[Alike, ...]:
+        """The pieces over text, as few calls as they make."""
+        return _alike(self.text)
+
+    @cached_property
+    def image_calls(self) -> tuple[Alike, ...]:
+        """The pieces over images, with rows counted from `image_top`."""
         top = self.image_top
-        return tuple(piece._replace(top=piece.top - top, bottom=piece.bottom - top) for piece in self.image)
+        return _alike(piece._replace(top=piece.top - top, bottom=piece.bottom - top) for piece in self.image)
+
+    def text_whole(self, keys: int) -> bool:
+        """Whether the pieces that come first have each of so many keys of text once."""
+        return sum(piece.right - piece.left for piece in self.text if piece.first) == keys
+
+    @cached_property
+    def placed(self) -> tuple[Alike, ...]:
+        """Where results go: rows of text [top, bottom) to queries [left, right); `first` where they see an image."""
+        return _alike(
+            Piece(
+                run.top,
+                run.bottom,
+                run.place,
+                run.place + run.bottom - run.top,
+                causal=False,
+                first=run.image_right > run.image_left,
+            )
+            for run in self.runs
+        )
 
     @property
     def pairs(self) -> int:
@@ -106,6 +140,30 @@ def make_plan(rows: torch.Tensor, text_band: Band, image_band: Band) -> Plan:
         if conversation:
             _staircase(image, conversation, conversation[0].image_left, first=True)
     return Plan(tuple(text), tuple(image), tuple(runs))
+
+
+def _alike(pieces: Iterable[Piece]) -> tuple[Alike, ...]:
+    """Rows of a batch that are built alike give pieces at equal distances. What touches rows first comes first."""
+    calls: list[Alike] = []
+    latest: dict[tuple[int, int, bool, bool], int] = {}  # by size: which call may take in one more
+    for piece in sorted(pieces, key=lambda piece: not piece.first):
+        rows, keys = piece.bottom - piece.top, piece.right - piece.left
+        size = rows, keys, piece.causal, piece.first
+        if size in latest:
+            call = calls[latest[size]]
+            distance = (
+                piece.top - call.piece.top - (call.count - 1) * call.down,
+                piece.left - call.piece.left - (call.count - 1) * call.across,
+            )
+            apart = (
+                distance[0] >= rows and distance[1] >= keys
+            )  # gradients of the same key cannot be put side by side
+            if (apart and call.count == 1) or distance == (call.down, call.across):
+                calls[latest[size]] = Alike(call.piece, call.count + 1, *distance)
+                continue
+        latest[size] = len(calls)
+        calls.append(Alike(piece))
+    return tuple(calls)
 
 
 def _runs(rows: torch.Tensor, text: Band, image: Band) -> list[Run]:
