@@ -69,7 +69,8 @@ def _clear(talk: Talk, _: str) -> None:
 def _save(talk: Talk, argument: str) -> None:
     path = _file("/save", argument)
     save_dialogue(path, talk.session.turns, talk.session.system)
-    talk.screen.note(f"Saved {len(talk.session.turns)} rounds to {path}")
+    rounds = len(talk.session.turns)
+    talk.screen.note(f"Saved {rounds} round{'' if rounds == 1 else 's'} to {path}")
 
 
 def _load(talk: Talk, argument: str) -> None:
