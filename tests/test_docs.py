@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ELSEWHERE = {"chat": ROOT / "tests" / "chat" / "serving" / "test_documentation.py"}
+ELSEWHERE = {
+    "chat": ROOT / "tests" / "chat" / "serving" / "test_documentation.py",
+    "comparison": ROOT
+    / "tests"
+    / "helper"
+    / "comparison"
+    / "test_comparison.py",  # the page is written by its program
+}
 PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} - set(ELSEWHERE))
 NOT_RUN = {
     "helper.extract_qwen_vl": "reads a published checkpoint",
@@ -52,9 +59,11 @@ STAND_INS = {
     "benchmarks.attention": "benchmarks.attention --rounds 1 --sizes 64+1 --heads 2x16",
     "benchmarks.layer": "benchmarks.layer --rounds 1 --sizes 16+1",
     "benchmarks.train_step": "benchmarks.train_step --rounds 1 --size tiny --text 64 --images 1",
-    "--size 120m --rounds 3": "--size tiny --rounds 1 --images 2",
+    "--size 120m --rounds 5": "--size tiny --rounds 1 --images 2",
     "--size 1b": "--size tiny --rounds 1 --images 2",
     "--size 120m --pictures 1 --tokens 4": "--size tiny --pictures 1 --tokens 2 --questions 2 --rounds 1",
+    "--size 120m --pictures 4 --batch_size 40 --tokens 4 --rounds 3": "--size tiny --pictures 2 --questions 2 --rounds 1",
+    "--size 120m --pictures 2 --images 2 --tokens 4 --rounds 3": "--size tiny --images 2 --questions 2 --rounds 1",
     "--size 120m --tokens 8": "--size tiny --tokens 2 --contexts 600 --images 1 --rounds 1",
 }
 PROGRAMS = "python -m|bash|torchrun|sbatch|taskset|pytest|pip|apt|wandb|tensorboard"

@@ -1,6 +1,6 @@
 """The page that a comparison writes: what was done, what came of it, and what may be said."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from helper.comparison.cells import Outcome
@@ -38,6 +38,9 @@ def page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], picture: str)
         as_markdown(kind_table(outcomes, kinds)),
         "## Settings",
         f"{values}. Steps of the optimizer: {_steps(outcomes)}.",
+        "Again, with those of these values that are not run_tiny.sh's own in the environment, in capitals:"
+        f" `python -m helper.compare --samples {_spaced(outcome.cell.samples for outcome in outcomes)}"
+        f" --seeds {_spaced(seeds)}`.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -82,6 +85,10 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
                 verdict = f"{winner} answers {points} more right than {loser} (± {half:.1f}, {ahead.n} seeds in pairs)"
             sentences.append(f"{size:,} records: {verdict}.")
     return sentences
+
+
+def _spaced(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(set(numbers))))
 
 
 def _of_seeds(seeds: Sequence[int]) -> str:

@@ -49,10 +49,10 @@ def test_a_caption_becomes_what_an_encoder_makes_of_a_picture(tokenizer) -> None
 def test_what_stands_for_a_picture_is_near_its_words_and_as_loud_as_a_projection(tokenizer) -> None:
     torch.manual_seed(0)
     batch, embedding = drawn(tokenizer, summed=1.0), torch.nn.Embedding(len(tokenizer), 256)
+    words = embedding.weight[tokenizer.convert_tokens_to_ids(["▁red", "▁circle", "▁northwest"])].sum(0)
+    near = [torch.cosine_similarity(batch.embedded(embedding)[0, 6], words, dim=0) for _ in range(50)]
+    assert 0.4 < min(near) < 0.7 and 0.95 < max(near) < 1  # up to one and a half times as loud as the words
     embedded = batch.embedded(embedding)[0]
-    words = tokenizer.convert_tokens_to_ids(["▁red", "▁circle", "▁northwest"])
-    near = torch.cosine_similarity(embedded[6], embedding.weight[words].sum(0), dim=0)
-    assert 0.9 < near < 0.99
     torch.testing.assert_close(embedded[5:10].square().mean(1), torch.ones(5), atol=1e-3, rtol=0)
     assert not torch.equal(embedded[7], embedded[8])  # an empty quarter is never twice the same
     torch.testing.assert_close(embedded[1], embedding.weight[batch.ids[0, 1]])
