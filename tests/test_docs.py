@@ -62,8 +62,8 @@ STAND_INS = {
     "--size 120m --rounds 5": "--size tiny --rounds 1 --images 2",
     "--size 1b": "--size tiny --rounds 1 --images 2",
     "--size 120m --pictures 1 --tokens 4": "--size tiny --pictures 1 --tokens 2 --questions 2 --rounds 1",
-    "--size 120m --pictures 4 --batch_size 40 --tokens 4 --rounds 3": "--size tiny --pictures 2 --questions 2 --rounds 1",
-    "--size 120m --pictures 2 --images 2 --tokens 4 --rounds 3": "--size tiny --images 2 --questions 2 --rounds 1",
+    "--size 120m --pictures 4 --batch_size 40": "--size tiny --questions 2",
+    "--size 120m --pictures 2 --images 2": "--size tiny --questions 2 --images 2",
     "--size 120m --tokens 8": "--size tiny --tokens 2 --contexts 600 --images 1 --rounds 1",
 }
 PROGRAMS = "python -m|bash|torchrun|sbatch|taskset|pytest|pip|apt|wandb|tensorboard"
