@@ -12,11 +12,11 @@ from pathlib import Path
 from chat.checkpoint_arguments import (
     add_checkpoint_arguments,
     add_sampling_arguments,
-    load_named_checkpoint,
     positive,
 )
-from chat.image_store_arguments import add_image_store_arguments, store_settings
+from chat.image_store_arguments import add_image_store_arguments
 from chat.sampling import Sampling, SamplingError
+from chat.served_session import LOOPBACK, add_address_arguments, load_session
 from chat.serving.engine import Engine
 from chat.serving.guard import KEY_VARIABLE
 from chat.serving.limits import Limits
@@ -43,17 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sampling = Sampling(
             parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
         )
-        model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
+        session = load_session(parsed)
     except (CheckpointError, SamplingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    session = ChatSession(
-        model,
-        processor,
-        max_images=parsed.max_images,
-        max_seq_len=parsed.max_seq_len,
-        **store_settings(parsed, model, processor),
-    )
     with tempfile.TemporaryDirectory(prefix="visualchat-") as folder:
         serve(session, parsed, sampling, Path(folder))
     return 0
@@ -83,7 +76,7 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
         folder,
     )
     key = os.environ.get(KEY_VARIABLE)
-    if not key and parsed.host not in ("localhost", "127.0.0.1", "::1"):
+    if not key and parsed.host not in LOOPBACK:
         logger.warning("note: anybody who reaches %s may use this page; set %s", parsed.host, KEY_VARIABLE)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
     page.launch(
@@ -108,10 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"With {KEY_VARIABLE} in the environment, visitors log in as visualchat with that password.",
     )
     add_checkpoint_arguments(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=7860)
+    add_address_arguments(parser, 7860)
     parser.add_argument(
         "--max_images", type=positive, default=MAX_IMAGES, help="images of a dialogue at most"
     )

@@ -13,24 +13,22 @@ import uvicorn
 from chat.checkpoint_arguments import (
     add_checkpoint_arguments,
     add_sampling_arguments,
-    load_named_checkpoint,
     positive,
 )
-from chat.image_store_arguments import add_image_store_arguments, store_settings
+from chat.image_store_arguments import add_image_store_arguments
 from chat.remote_images import RemoteImages
 from chat.sampling import Sampling, SamplingError
+from chat.served_session import LOOPBACK, add_address_arguments, load_session
 from chat.serving.app import build_app
 from chat.serving.desk import Serving
 from chat.serving.guard import KEY_VARIABLE, LOOPBACK_NAMES
 from chat.serving.limits import MEBIBYTE, Limits
 from chat.serving.pictures import Sources
-from chat.session import MAX_IMAGES, MAX_NEW_TOKENS, ChatSession
+from chat.session import MAX_IMAGES, MAX_NEW_TOKENS
 from utils.distributed import configure_logging, get_logger
 from utils.model import CheckpointError
 
 logger = get_logger(__name__)
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,18 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sampling = Sampling(parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty)
         serving = _serving(parsed, sampling)
-        model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
+        session = load_session(parsed)
     except (CheckpointError, SamplingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    session = ChatSession(
-        model,
-        processor,
-        max_images=parsed.max_images,
-        max_seq_len=parsed.max_seq_len,
-        **store_settings(parsed, model, processor),
-    )
-    if serving.key is None and parsed.host not in _LOOPBACK:
+    if serving.key is None and parsed.host not in LOOPBACK:
         logger.warning("note: anybody who reaches %s may use this server; set %s", parsed.host, KEY_VARIABLE)
     logger.info("serving %s at http://%s:%d/v1", serving.name, parsed.host, parsed.port)
     uvicorn.run(
@@ -87,7 +78,7 @@ def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
         max_new_tokens=parsed.generation_length_per_round,
         slots=parsed.slots,
         key=os.environ.get(KEY_VARIABLE) or None,
-        hosts=LOOPBACK_NAMES if parsed.host in _LOOPBACK else None,
+        hosts=LOOPBACK_NAMES if parsed.host in LOOPBACK else None,
     )
 
 
@@ -98,10 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"A key that clients must bring is read from the environment: {KEY_VARIABLE}.",
     )
     add_checkpoint_arguments(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=8000)
+    add_address_arguments(parser, 8000)
     parser.add_argument("--model_name", help="what clients call the model (default: the folder's name)")
     parser.add_argument("--grace_seconds", type=positive, default=120, help="for answers, when told to stop")
     answers = parser.add_argument_group("answers, where a request does not say")
