@@ -66,13 +66,16 @@ class ZeroArguments:
         for name in ("offload_optimizer", "offload_param"):
             if getattr(self, name) != "none":
                 raise UsageError(f"--{name} has no effect beside {flag} {path}: set it in the file")
-        zero = config.get("zero_optimization", {})
-        if zero.get("offload_optimizer", {}).get("device") == "nvme":
+        zero = config.get("zero_optimization") or {}
+        optimizer, weights = (
+            (zero.get(f"offload_{what}") or {}).get("device") for what in ("optimizer", "param")
+        )
+        if optimizer == "nvme":
             raise UsageError(
                 f"{flag} {path}: a run with its optimizer on nvme cannot be gone on from, since DeepSpeed leaves what"
                 ' is there out of its checkpoints: set the device of offload_optimizer to "cpu"'
             )
-        if zero.get("offload_param", {}).get("device") == "nvme":
+        if weights == "nvme":
             share_nvme_store()
         stage = zero.get("stage", 0)
         if self.zero_stage not in (0, stage):
@@ -104,6 +107,7 @@ class ZeroArguments:
 
 
 def has_async_io() -> bool:
+    """Whether DeepSpeed's library for files on NVMe is built already, or can be built here."""
     from deepspeed.ops.op_builder import AsyncIOBuilder  # here: importing it chooses the device
 
     return AsyncIOBuilder().is_compatible(verbose=False)

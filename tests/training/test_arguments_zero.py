@@ -23,6 +23,8 @@ def test_a_configuration_of_ones_own_decides_the_stage(tmp_path):
     assert flags.deepspeed_settings(None)["zero_optimization"] == {"stage": 2}
     assert flags.zero_stage == 2
     assert ZeroArguments().deepspeed_settings(str(path))["zero_optimization"] == {"stage": 2}
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": None}}))
+    assert ZeroArguments().deepspeed_settings(str(path))["zero_optimization"]["stage"] == 3
 
 
 @pytest.mark.parametrize(
