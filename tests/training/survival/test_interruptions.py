@@ -83,9 +83,13 @@ def interrupt(forks, trainings, output: Path, times: int, hit, after=(1,), **oth
 
 def assert_nothing_lost(undisturbed: Path, output: Path) -> None:
     """Two runs that have ended have the same losses, evaluations and weights."""
-    one, two = (json.loads((folder / TRAINER_STATE).read_text())["log_history"] for folder in (undisturbed, output))
+    one, two = (
+        json.loads((folder / TRAINER_STATE).read_text())["log_history"] for folder in (undisturbed, output)
+    )
     for value in ("loss", "eval_loss"):
-        assert [line[value] for line in one if value in line] == [line[value] for line in two if value in line]
+        assert [line[value] for line in one if value in line] == [
+            line[value] for line in two if value in line
+        ]
     one, two = (load_file(folder / "final" / "model.safetensors") for folder in (undisturbed, output))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
