@@ -51,6 +51,12 @@ class Layout:
         return make_plan(self.rows, self.text, self.image)
 
     @cached_property
+    def own_are_images(self) -> bool:
+        """Whether the queries without a softmax are the image tokens, all of them and no padding."""
+        same = self.own.shape == self.image_keys.shape
+        return same and (self.own.is_meta or torch.equal(self.own, self.image_keys))
+
+    @cached_property
     def text_blocks(self) -> BlockMask:
         """What the rows see of the text, in blocks for FlexAttention."""
         return band_blocks(self.text, self.text_keys.numel())

@@ -9,6 +9,8 @@ What is kept for the backward pass: queries, keys and values of text, keys and v
 results and their lse. That grows with the length, and is less than causal attention keeps.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -66,8 +68,8 @@ class _Attention(torch.autograd.Function):
             seeing = asking[:, :, plan.image_top :]
             image, image_lse = _softmax(seeing, image_keys, image_values, plan.image_calls, scaling)
         out = query.new_empty(batch * rows, heads, width)
-        own = take(value, layout.own)[0].transpose(0, 1)  # [N, Hkv, D]
-        _put_own(out, layout.others, own)
+        own = image_values if plan.image and layout.own_are_images else take(value, layout.own)
+        _put_own(out, layout.others, own[0].transpose(0, 1))
         for call in plan.placed:
             target = _asked(out.transpose(0, 1)[None], call)
             if call.piece.first:
@@ -89,36 +91,35 @@ class _Attention(torch.autograd.Function):
         (batch, heads, rows, width), (_, shared, keys, _) = ctx.shapes
         flat = grad.reshape(batch * rows, heads, width)
         share = flat.index_select(0, layout.rows).transpose(0, 1)[None]  # [1, H, T, D]
-        d_query = torch.empty_like(asking)
+        own = flat.index_select(0, layout.others)  # [N, Hkv, D] once summed
+        if heads != shared:
+            own = own.view(-1, shared, heads // shared, width).sum(dim=2)
         seen = layout.image_keys if plan.image else layout.image_keys[:0]
         d_keys = _blank(grad, batch * keys, shared, width, (layout.text_keys, seen))
         d_values = _blank(grad, batch * keys, shared, width, (layout.text_keys, layout.own))
-        if layout.others.numel():
-            own = flat.index_select(0, layout.others)
-            if heads != shared:
-                own = own.view(-1, shared, heads // shared, width).sum(dim=2)
-            d_values.index_copy_(0, layout.own, own)
+        states = asking, text_keys, text_values
         whole = plan.text_whole(text_keys.shape[2])
-        make = torch.empty_like if whole else torch.zeros_like
-        d_key, d_value = make(text_keys), make(text_values)
-        states, into = (asking, text_keys, text_values), (d_query, d_key, d_value)
-        _softmax_backward(share, states, text, text_lse, plan.text_calls, scaling, into, (True, whole))
-        d_keys.index_copy_(0, layout.text_keys, d_key[0].transpose(0, 1))
-        d_values.index_copy_(0, layout.text_keys, d_value[0].transpose(0, 1))
+        d_query, d_key, d_value = _softmax_backward(
+            share, states, text, text_lse, plan.text_calls, scaling, [None] * 3, (True, whole, whole)
+        )
+        _put(d_keys, layout.text_keys, d_key[0].transpose(0, 1))
+        _put(d_values, layout.text_keys, d_value[0].transpose(0, 1))
+        if not (plan.image and layout.own_are_images):
+            _put(d_values, layout.own, own)
         if plan.image:
-            d_key = torch.zeros_like(image_keys)
-            d_value = d_values.index_select(0, layout.image_keys).transpose(0, 1)[None]  # their own
             top = plan.image_top
-            states = (asking[:, :, top:], image_keys, image_values)
-            into = (d_query[:, :, top:], d_key, d_value)
-            shares = share[:, :, top:]
-            _softmax_backward(
-                shares, states, image, image_lse, plan.image_calls, scaling, into, (False, False)
+            if not layout.own_are_images:
+                own = d_values.index_select(0, layout.image_keys)
+            states = asking[:, :, top:], image_keys, image_values
+            into = d_query[:, :, top:], None, own.transpose(0, 1)[None]
+            _, d_key, d_value = _softmax_backward(
+                share[:, :, top:], states, image, image_lse, plan.image_calls, scaling, into
             )
-            d_keys.index_copy_(0, layout.image_keys, d_key[0].transpose(0, 1))
-            d_values.index_copy_(0, layout.image_keys, d_value[0].transpose(0, 1))
+            _put(d_keys, layout.image_keys, d_key[0].transpose(0, 1))
+            _put(d_values, layout.image_keys, d_value[0].transpose(0, 1))
         d_queries = _blank(grad, batch * rows, heads, width, (layout.rows, layout.others))
-        d_queries.index_copy_(0, layout.rows, d_query[0].transpose(0, 1)).index_fill_(0, layout.others, 0)
+        _put(d_queries, layout.rows, d_query[0].transpose(0, 1))
+        _wide(d_queries).index_fill_(0, layout.others, 0)
         back = ((d_queries, rows), (d_keys, keys), (d_values, keys))
         shaped = (tensor.view(batch, length, -1, width).transpose(1, 2) for tensor, length in back)
         return *shaped, None, None, None
@@ -164,7 +165,18 @@ def _put_own(out: torch.Tensor, places: torch.Tensor, own: torch.Tensor) -> None
     if span := _span(places):
         grouped[span] = own
     else:
-        grouped.index_copy_(0, places, own)
+        _put(grouped, places, own)
+
+
+def _put(into: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> None:
+    """Write rows [N, ..., D] to their places in [M, ..., D]."""
+    _wide(into).index_copy_(0, places, _wide(rows))
+
+
+def _wide(states: torch.Tensor) -> torch.Tensor:
+    """The same memory [..., D] in elements of 16 bytes, where D allows: torch writes by index element by element."""
+    whole = states.shape[-1] * states.element_size() % 16 == 0
+    return states.view(torch.complex128) if whole else states
 
 
 def _softmax(
@@ -182,7 +194,7 @@ def _softmax(
         states = _asking(query, call), _asked(key, call), _asked(value, call)
         part, part_lse = kernel(*states, 0.0, call.piece.causal, scale=scaling)  # [n, H, R, D], [n, H, R]
         if out is None and part.shape[0] * part.shape[2] == rows:
-            out, lse = (each.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for each in (part, part_lse))
+            out, lse = _one_row(part), _one_row(part_lse)
             continue
         if out is None:
             out = query.new_empty(1, rows, heads, width).transpose(1, 2)
@@ -205,24 +217,34 @@ def _softmax_backward(
     lse: torch.Tensor,
     calls: tuple[Alike, ...],
     scaling: float | None,
-    into: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    fresh: tuple[bool, bool],
-) -> None:
-    """Add the gradients of one softmax to `into`: of queries, keys and values.
+    into: Sequence[torch.Tensor | None],
+    whole: Sequence[bool] = (False, False, False),
+) -> list[torch.Tensor]:
+    """The gradients of one softmax, of queries, keys and values, added to what `into` holds of them.
 
-    `fresh`: whether nothing is in those of queries, and of keys and values, before the calls that come first.
+    None is a gradient that nothing is in yet; whole: whether the calls that come first give all of it, once.
     """
     kernel = getattr(torch.ops.aten, _BACKWARD)
+    totals = list(into)
     for call in calls:
         cut = _asking(states[0], call), _asked(states[1], call), _asked(states[2], call)
         given = _asking(grad, call), *cut, _asking(out, call), _asking(lse, call)
-        shares = kernel(*given, 0.0, call.piece.causal, scale=scaling)
-        views = _asking(into[0], call), _asked(into[1], call), _asked(into[2], call)
-        for view, gradient, empty in zip(views, shares, (fresh[0], fresh[1], fresh[1]), strict=True):
-            if empty and call.piece.first:
-                view.copy_(gradient)
-            else:
-                view.add_(gradient)
+        shares = kernel(*given, 0.0, call.piece.causal, scale=scaling)  # [n, H, R, D], twice [n, H, C, D]
+        for number, (share, part) in enumerate(zip(shares, (_asking, _asked, _asked), strict=True)):
+            if totals[number] is None and share.shape[0] * share.shape[2] == states[number].shape[2]:
+                totals[number] = _one_row(share)
+                continue
+            if totals[number] is None:
+                make = torch.empty_like if whole[number] else torch.zeros_like
+                totals[number] = make(states[number])
+            view = part(totals[number], call)
+            view.copy_(share) if whole[number] and call.piece.first else view.add_(share)
+    return totals
+
+
+def _one_row(parts: torch.Tensor) -> torch.Tensor:
+    """What a kernel gives, [n, H, R, ...], as [1, H, n * R, ...]: a view."""
+    return parts.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
 def _asking(states: torch.Tensor, call: Alike, top: int = 0) -> torch.Tensor:
