@@ -62,35 +62,12 @@ def build_decoder(recipe: DecoderRecipe, vocabulary_size: int, seed: int) -> Lla
     torch.manual_seed(seed)
     decoder = LlamaForCausalLM(config)
     torch.nn.init.normal_(decoder.model.embed_tokens.weight, std=recipe.embedding_scale)
-    _start(decoder)
-    return decoder
-
-
-def _start(decoder: LlamaForCausalLM) -> None:
     for name, matrix in decoder.model.layers.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             torch.nn.init.zeros_(matrix)
         elif matrix.ndim == 2:
-            torch.nn.init.normal_(matrix, std=decoder.config.hidden_size**-0.5)
-
-
-def deepen(decoder: LlamaForCausalLM, layers: int) -> LlamaForCausalLM:
-    """The same function with `layers` layers: the new ones, spread over the upper half, begin by adding nothing.
-
-    Source: Chen et al., "Net2Net", 2016 (arXiv:1511.05641).
-    """
-    old = decoder.config.num_hidden_layers
-    if layers <= old:
-        return decoder
-    deeper = LlamaForCausalLM(LlamaConfig(**{**decoder.config.to_dict(), "num_hidden_layers": layers}))
-    _start(deeper)
-    half = old // 2
-    places = [number + max(number - half, 0) * (layers - old) // (old - half) for number in range(old)]
-    for place, layer in zip(places, decoder.model.layers, strict=True):
-        deeper.model.layers[place].load_state_dict(layer.state_dict())
-    for name in ("model.embed_tokens", "model.norm", "lm_head"):
-        deeper.get_submodule(name).load_state_dict(decoder.get_submodule(name).state_dict())
-    return deeper
+            torch.nn.init.normal_(matrix, std=recipe.hidden_size**-0.5)
+    return decoder
 
 
 def pretrain_decoder(
@@ -113,14 +90,11 @@ def pretrain_decoder(
     """
     decoder = decoder or build_decoder(recipe, len(tokenizer), seed)
     log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, seed {seed}")
-    optimizers: list[torch.optim.Optimizer] = []
+    optimizers = _optimizers(recipe, decoder)
     rng, start, step = np.random.default_rng([seed, first_lesson]), time.monotonic(), 0
     torch.manual_seed(int(rng.integers(2**32)))  # for the noise of what stands for pictures
     for number, lesson in enumerate(recipe.lessons[first_lesson - 1 :], start=first_lesson):
         log(f"lesson {number}: {lesson.name}")
-        if not optimizers or lesson.layers > decoder.config.num_hidden_layers:
-            decoder = deepen(decoder, lesson.layers)
-            optimizers, begun = _optimizers(recipe, decoder), step
         mastery, asked, right = 0.0, Counter(), Counter()
         for place in range(1, lesson.steps + 1):
             step += 1
@@ -128,7 +102,7 @@ def pretrain_decoder(
             today = revisited if rng.random() < recipe.revisits else lesson
             remaining = 1 - place / lesson.steps if lesson is recipe.lessons[-1] else 1.0
             batch = draw_batch(rng, tokenizer, today)
-            rate = lesson.rate * min(1.0, (step - begun) / recipe.warmup_steps, 2 * remaining)
+            rate = lesson.rate * min(1.0, step / recipe.warmup_steps, 2 * remaining)
             loss, hits = _train(decoder, optimizers, batch, rate)
             if today is lesson:
                 outcomes = _outcomes(batch, hits)

@@ -30,7 +30,6 @@ class Lesson:
     It is over when `mastered` of the answers are right (a running mean), at the latest after `steps`. In a share of
     `summed` of its texts a caption is what an encoder makes of a picture: a token for the whole and one for each
     quarter, each the sum of its words and some noise, and read as multi-modal causal attention reads pictures.
-    A decoder of fewer `layers` is deepened for it.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Lesson:
     tokens: int
     rate: float = 1.0
     summed: float = 0.0
-    layers: int = 0
 
 
 def _pairs(things: int) -> Draw:
@@ -56,15 +54,12 @@ def _quiz(form: Literal["keys", "questions", "dialogue"], images: int = 1, thing
 
 
 def _dialogues(least: int, most: int, name_first: float = 1.0) -> Draw:
-    """Over `least` to `most` captions, mostly many, which are harder.
-
-    A share of `name_first` names them before the caption, the rest after it.
-    """
+    """Over `least` to `most` captions; a share of `name_first` names them before the caption, the rest after it."""
 
     def draw(rng: np.random.Generator, held_out: bool) -> WrittenText:
         return dialogue_in_words(
             rng,
-            images=int(rng.integers(least, most + 1, size=2).max()),
+            images=int(rng.integers(least, most + 1)),
             rounds=8,
             held_out=held_out,
             numbered=rng.random() < 0.9,
@@ -77,12 +72,11 @@ def _dialogues(least: int, most: int, name_first: float = 1.0) -> Draw:
 FULL_DIALOGUES = Lesson(
     "dialogues over up to 3 captions",
     _dialogues(1, 3),
-    steps=2500,
+    steps=1000,
     mastered=2.0,
     tokens=8000,
-    rate=0.7,
-    summed=0.85,
-    layers=6,
+    rate=0.5,
+    summed=SUMMED,
 )
 
 IN_WORDS = replace(FULL_DIALOGUES, tokens=10000, summed=0.0)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helper.miniature.decoder import deepen
 from helper.miniature.lessons import IN_WORDS, Lesson
 from helper.miniature.muon import Muon, orthogonalised
 from helper.miniature.text_batches import draw_batch
@@ -71,23 +70,6 @@ def test_it_is_read_as_pictures_are(tokenizer) -> None:
         [gradient] = torch.autograd.grad(hidden.sum(), heard["tokens"], retain_graph=True)
         seen = gradient[0].abs().sum(1).nonzero()[:, 0].tolist()
         assert seen == ([asks] if 5 <= asks < 10 else list(range(asks + 1)))
-
-
-def test_a_deeper_decoder_computes_the_same_and_all_of_it_learns(tokenizer) -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
-    decoder = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
-    batch = drawn(tokenizer, summed=1.0)
-    deeper = deepen(decoder, 6)
-    torch.manual_seed(1)
-    before = decoder.lm_head(batch.read_by(decoder))
-    torch.manual_seed(1)
-    after = deeper.lm_head(batch.read_by(deeper))
-    assert torch.equal(before, after)
-    after.square().mean().backward()
-    writers = ("o_proj.weight", "down_proj.weight")
-    assert all(each.grad.any() for name, each in deeper.named_parameters() if name.endswith(writers))
-    assert deepen(deeper, 6) is deeper
 
 
 def test_a_share_of_the_texts_is_in_sums(tokenizer) -> None:
