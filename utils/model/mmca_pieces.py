@@ -134,15 +134,19 @@ def _blank(
 
 
 def rows_of(states: torch.Tensor) -> torch.Tensor:
-    """[B, H, S, D] as [B * S, H, D], a view where the heads of a token stand together in memory."""
-    batch, heads, length, width = states.shape
-    return states.transpose(1, 2).reshape(batch * length, heads, width)
+    """[B, H, S, ...] as [B * S, H, ...], a view where the heads of a token stand together in memory."""
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def _one_row(states: torch.Tensor) -> torch.Tensor:
+    """[B, H, S, ...] as [1, H, B * S, ...], a view where `rows_of` is one: so what a kernel gives."""
+    return rows_of(states).transpose(0, 1)[None]
 
 
 def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The places, in order, of all rows of [B, H, S, D] together: [1, H, T, D]; a view where they are neighbours."""
     if places.numel() == states.shape[0] * states.shape[2]:
-        return rows_of(states).transpose(0, 1)[None]
+        return _one_row(states)
     if span := _span(places):
         return rows_of(states)[span].transpose(0, 1)[None]
     if states.shape[0] == 1 and states.stride(1) > states.stride(2):  # heads apart, as caches keep them
@@ -238,13 +242,11 @@ def _softmax_backward(
                 make = torch.empty_like if whole[number] else torch.zeros_like
                 totals[number] = make(states[number])
             view = part(totals[number], call)
-            view.copy_(share) if whole[number] and call.piece.first else view.add_(share)
+            if whole[number] and call.piece.first:
+                view.copy_(share)
+            else:
+                view.add_(share)
     return totals
-
-
-def _one_row(parts: torch.Tensor) -> torch.Tensor:
-    """What a kernel gives, [n, H, R, ...], as [1, H, n * R, ...]: a view."""
-    return parts.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
 def _asking(states: torch.Tensor, call: Alike, top: int = 0) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from utils.model import mmca_kernels
 from utils.model.mmca_kernels import VARIABLE, attend_by_kernel, kernel_for
 from utils.model.mmca_layout import build_layout
+from utils.model.mmca_pieces import attend_in_pieces
 from utils.model.mmca_plan import Piece
 
 
@@ -152,3 +153,17 @@ def test_an_unknown_kernel_is_an_error(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fastest")
     with pytest.raises(ValueError, match="VISUALCHAT_ATTENTION_KERNEL is 'fastest'; choose one of auto, "):
         kernel_for(layout, query, value)
+
+
+def test_states_at_any_place_in_memory_give_the_same():
+    """A view that begins one element into its memory cannot be read in wider elements."""
+    layout = layout_of((20, 0), (4, 1), (10, 0), (4, 1), (6, 0), rows=2)
+    plain = states(layout)
+    odd = [torch.nn.functional.pad(each, (1, 0))[..., 1:] for each in plain]
+    results = []
+    for given in (plain, odd):
+        given = [each.detach().requires_grad_() for each in given]
+        out = attend_in_pieces(layout, layout.plan, *given, None)
+        results.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two)
