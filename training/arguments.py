@@ -54,6 +54,11 @@ class ModelArguments:
         "encoder.layers.", "LoRA goes into encoder modules whose name holds this."
     )
     only_optimize_lora: bool = _flag(False, "Train LoRA alone, without embedding and projection.")
+    init_from: str | None = _flag(
+        None,
+        "A checkpoint of an earlier run whose embedding, projection and adapters this one begins with; its"
+        " steps and optimizer begin anew.",
+    )
 
     def __post_init__(self) -> None:
         if self.enable_mmca_attention and self.attention not in (None, "mmca"):

@@ -68,6 +68,8 @@ from utils.distributed import (
 )
 from utils.model.building import LoraSettings, build_visual_chat
 from utils.model.liger import apply_liger
+from utils.model.loading import CheckpointError
+from utils.model.start_from import start_from
 
 logger = get_logger("training.main")  # __name__ is __main__ where this file is the program
 
@@ -144,7 +146,7 @@ def train(
         output, name = arguments.output_dir, arguments.run_name
         decided_by_main(lambda: begin_wandb(output, name, go_on=resumed is not None))
     training_part, evaluation_part = load_data(data_arguments, arguments, bad)
-    model, processor = load_model(model_arguments, arguments)
+    model, processor = load_model(model_arguments, arguments, begin=resumed is None)
     features = None
     if data_arguments.cache_vision_features:
         parts, workers = (training_part, evaluation_part), arguments.dataloader_num_workers
@@ -224,9 +226,12 @@ def load_data(
 
 
 def load_model(
-    model_arguments: ModelArguments, arguments: VisualChatTrainingArguments
+    model_arguments: ModelArguments, arguments: VisualChatTrainingArguments, begin: bool = True
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Encoder, projector and decoder as one model with its processor; building logs what is trainable."""
+    """Encoder, projector and decoder as one model with its processor; building logs what is trainable.
+
+    Without `begin` the weights are yet to come from the run's own checkpoint, whatever it began with.
+    """
     lora = LoraSettings(
         lang_dim=model_arguments.lang_lora_dim,
         lang_module_name=model_arguments.lang_lora_module_name,
@@ -244,9 +249,13 @@ def load_model(
             lora=lora or None,
             dtype=arguments.dtype,
         )
+        if model_arguments.init_from and begin:
+            start_from(model, model_arguments.init_from)
         if arguments.use_liger_kernel:
             apply_liger(model.model.language_model)
         return model, processor
+    except CheckpointError as error:
+        raise UsageError(f"--init_from: {error}") from error
     except (OSError, ValueError) as error:  # not found, no network, not a model of the kind that is needed
         raise UsageError(f"the model cannot be built: {error}") from error
 

@@ -117,6 +117,20 @@ def test_resume_from_the_middle_of_an_epoch_is_bitwise_equal(trainings, request,
     assert_same_weights(whole / "final", output / "final", tolerance=0)
 
 
+@pytest.mark.parametrize("folder", ["final", "checkpoint-28"])
+def test_a_run_begins_with_what_another_learnt(trainings, alone, tmp_path, folder):
+    """Two processes and ZeRO-3 after one process without, from the full form and from the trained one."""
+    flags = {"init_from": alone / folder, "max_steps": 1, "learning_rate": 1e-9, **TWO_PROCESSES}
+    printed = trainings.run(trainings.arguments(tmp_path, **flags), processes=2)
+    assert f"beginning with what {alone / folder} learnt" in printed
+    assert evaluations(trainings, tmp_path)[0] == pytest.approx(evaluations(trainings, alone)[-1], abs=1e-4)
+
+
+def test_a_run_cannot_begin_with_another_kind(trainings, alone, tmp_path):
+    command = trainings.arguments(tmp_path, init_from=alone / "final", vis_proj="perceiver")
+    assert "error: --init_from" in trainings.run(command, expected=2)
+
+
 STOPS_WHILE_SAVING = """
 import sys, time
 import training.main, training.trainer

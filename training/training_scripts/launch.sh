@@ -28,6 +28,7 @@ esac
 : "${ATTENTION:=mmca}"
 : "${LANG_LORA_DIM:=0}"
 : "${VIS_LORA_DIM:=0}"
+: "${INIT_FROM:=}"  # a checkpoint whose embedding, projection and adapters this run begins with
 # Data
 : "${DATASET_SAMPLES:=all}"
 : "${DATASET_CONCAT:=1}"
@@ -162,6 +163,7 @@ set -- \
     --stall_timeout "$STALL_TIMEOUT" --output_dir "$OUTPUT_DIR" \
     "$@"
 
+[ -z "$INIT_FROM" ] || set -- --init_from "$(absolute "$INIT_FROM")" "$@"
 [ -z "$IMAGE_FOLDER" ] || set -- --image_folder "$(local_or_name "$IMAGE_FOLDER")" "$@"
 if [ -n "$DEEPSPEED_CONFIG" ]; then
     set -- --deepspeed_config "$(absolute "$DEEPSPEED_CONFIG")" "$@"

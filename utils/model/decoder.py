@@ -47,8 +47,11 @@ def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
 
 
 @contextmanager
-def gathered(*parameters: nn.Parameter) -> Iterator[None]:
-    """Whole parameters within the block, also where ZeRO-3 has partitioned them; for reading."""
+def gathered(*parameters: nn.Parameter, write: bool = False) -> Iterator[None]:
+    """Whole parameters within the block, also where ZeRO-3 has partitioned them.
+
+    write: keep what the first process makes of them.
+    """
     if not is_deepspeed_zero3_enabled():
         yield
         return
@@ -56,7 +59,7 @@ def gathered(*parameters: nn.Parameter) -> Iterator[None]:
         import deepspeed
     except ImportError as error:
         raise ImportError("ZeRO-3 needs the package deepspeed: pip install deepspeed") from error
-    with deepspeed.zero.GatheredParameters(list(parameters)):
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None):
         yield
 
 

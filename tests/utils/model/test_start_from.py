@@ -1,0 +1,80 @@
+"""A model that begins with what an earlier training learnt."""
+
+import pytest
+import torch
+
+from utils.model import LoraSettings, build_visual_chat
+from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
+from utils.model.start_from import start_from
+
+LORA = LoraSettings(lang_dim=2)
+
+
+@pytest.fixture(scope="module")
+def folders(llama_folder, clip_folder) -> tuple[str, str]:
+    return str(llama_folder), str(clip_folder)
+
+
+def moved(folders, **kwargs):
+    """Model and processor, some steps away from what was built."""
+    torch.manual_seed(3)
+    model, processor = build_visual_chat(*folders, **kwargs)
+    with torch.no_grad():
+        for parameter in learning(model).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, processor
+
+
+def learning(model) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_projector_and_embedding_come_over_from_either_form(folders, tmp_path, save):
+    earlier, processor = moved(folders)
+    save(earlier, processor, tmp_path / "earlier")
+    model, _ = build_visual_chat(*folders, lora=LORA)
+    start_from(model, tmp_path / "earlier")
+    for name, parameter in learning(earlier).items():
+        torch.testing.assert_close(learning(model)[name], parameter, rtol=0, atol=0)
+    ups = [parameter for name, parameter in learning(model).items() if ".lora_B." in name]
+    assert ups and not any(parameter.any() for parameter in ups)  # adapters stay as new
+
+
+def test_adapters_come_over(folders, tmp_path):
+    earlier, processor = moved(folders, lora=LORA)
+    save_trained_only(earlier, processor, tmp_path)
+    model, _ = build_visual_chat(*folders, lora=LORA)
+    start_from(model, tmp_path)
+    for name, parameter in learning(earlier).items():
+        torch.testing.assert_close(learning(model)[name], parameter, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "save, wanted, message",
+    [
+        (save_full, {"lora": LORA}, "merged into its decoder"),
+        (save_trained_only, {}, "adapters that this run has not"),
+        (save_trained_only, {"lora": LoraSettings(lang_dim=3)}, "of the same decoder"),
+        (save_trained_only, {"lora": LORA, "projector_type": "vit"}, "its projector is linear"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folders, tmp_path, save, wanted, message):
+    save(*moved(folders, lora=LORA), tmp_path)
+    model, _ = build_visual_chat(*folders, **wanted)
+    with pytest.raises(CheckpointError, match=message):
+        start_from(model, tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(folders, tmp_path):
+    model, _ = build_visual_chat(*folders)
+    with pytest.raises(CheckpointError, match=r"no config\.json; give a checkpoint"):
+        start_from(model, tmp_path)
+    moved_model, processor = moved(folders)
+    save_trained_only(moved_model, processor, tmp_path)
+    (tmp_path / "trained.safetensors").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        start_from(model, tmp_path)
+    (tmp_path / "trained.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        start_from(model, tmp_path)

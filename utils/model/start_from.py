@@ -1,0 +1,86 @@
+"""A new training that begins with what an earlier one learnt, as where a projector is aligned first and tuned later."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .configuration_visual_chat import VisualChatConfig
+from .decoder import gathered
+from .loading import PROJECTOR, TRAINED_WEIGHTS, CheckpointError, embedding_name
+from .lora import is_lora
+from .modeling_visual_chat import VisualChatForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+
+def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> None:
+    """Copy embedding, projector and adapters of a checkpoint, in either form, into a model just built.
+
+    Adapters that the checkpoint does not have stay as new. Works on weights that ZeRO-3 has partitioned: all
+    processes call.
+
+    Raises `CheckpointError` where the folder is no checkpoint, where its adapters have no place in the model or
+    are merged into weights that were frozen, or where a weight is missing or has another shape.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no config.json; give a checkpoint: best, final or checkpoint-N of a run"
+        )
+    theirs = VisualChatConfig.from_pretrained(folder)
+    if theirs.checkpoint_form == "full" and not theirs.frozen_from:
+        raise CheckpointError(
+            f"the adapters of {folder} are merged into its decoder or encoder; begin with a checkpoint in the trained"
+            " form (checkpoint-N, or a run with --checkpoint_form trained), or train on with that decoder's own folder"
+        )
+    places = {name: parameter for name, parameter in model.named_parameters() if is_lora(name)}
+    places.update(
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if name.startswith(PROJECTOR) or name == embedding_name(model)
+    )
+    found: set[str] = set()
+    for name, tensor in _learnt(folder, set(places)):
+        parameter = places[name]
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{name} is {list(tensor.shape)} in {folder}, but {list(shape)} here: is it of the same decoder,"
+                " encoder, projector and LoRA rank?"
+            )
+        with gathered(parameter, write=True), torch.no_grad():
+            parameter.copy_(tensor)
+        found.add(name)
+    missing = sorted(name for name in set(places) - found if not is_lora(name))
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {', '.join(missing[:3])}: its projector is {theirs.projector_type}, that of this run"
+            f" {model.config.projector_type}; give the same --vis_proj"
+        )
+    logger.info("beginning with what %s learnt: %d weights", folder, len(found))
+
+
+def _learnt(folder: Path, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights called so, one after the other; `CheckpointError` for adapters that are not among them."""
+    files = sorted(folder.glob("model*.safetensors"))
+    trained = folder / TRAINED_WEIGHTS
+    if trained.is_file():
+        files = [trained]
+    if not files:
+        raise CheckpointError(f"{folder} holds no weights; copy the whole checkpoint")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as weights:
+                homeless = [name for name in weights.keys() if is_lora(name) and name not in names]  # noqa: SIM118
+                if homeless:
+                    raise CheckpointError(
+                        f"{folder} has adapters that this run has not ({homeless[0]}); give the same --lang_lora_dim,"
+                        " --vis_lora_dim and names of modules"
+                    )
+                for name in sorted(names.intersection(weights.keys())):  # all processes in the same order
+                    yield name, weights.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged ({error}); copy the checkpoint again") from error
