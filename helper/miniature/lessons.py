@@ -10,7 +10,7 @@ import numpy as np
 
 from helper.miniature.words import WrittenText, dialogue_in_words, numbered_words, pairs_said_twice, quiz
 
-SUMMED = 0.7
+SUMMED = 0.85
 """The share of texts over several captions that are read as pictures are.
 
 A picture's tokens see nothing but themselves under multi-modal causal attention, so they do not know their number,
@@ -53,13 +53,22 @@ def _quiz(form: Literal["keys", "questions", "dialogue"], images: int = 1, thing
     return lambda rng, held_out: quiz(rng, form, images=images, things=things, held_out=held_out)
 
 
+def _keys(name: str, images: int, things: int, mastered: float, tokens: int = 4000) -> Lesson:
+    """All in sums: little to read, and so much to ask."""
+    draw = _quiz("keys", images, things)
+    return Lesson(name, draw, steps=1500, mastered=mastered, tokens=tokens, summed=1.0)
+
+
 def _dialogues(least: int, most: int, name_first: float = 1.0) -> Draw:
-    """Over `least` to `most` captions; a share of `name_first` names them before the caption, the rest after it."""
+    """Over `least` to `most` captions, mostly many, which are harder.
+
+    A share of `name_first` names them before the caption, the rest after it.
+    """
 
     def draw(rng: np.random.Generator, held_out: bool) -> WrittenText:
         return dialogue_in_words(
             rng,
-            images=int(rng.integers(least, most + 1)),
+            images=int(rng.integers(least, most + 1, size=2).max()),
             rounds=8,
             held_out=held_out,
             numbered=rng.random() < 0.9,
@@ -72,10 +81,10 @@ def _dialogues(least: int, most: int, name_first: float = 1.0) -> Draw:
 FULL_DIALOGUES = Lesson(
     "dialogues over up to 3 captions",
     _dialogues(1, 3),
-    steps=1000,
+    steps=2000,
     mastered=2.0,
     tokens=8000,
-    rate=0.5,
+    rate=0.7,
     summed=SUMMED,
 )
 
@@ -83,43 +92,13 @@ IN_WORDS = replace(FULL_DIALOGUES, tokens=10000, summed=0.0)
 """The same, every word a token: what a finished decoder is measured by."""
 
 LESSONS = (
-    Lesson("two pairs said twice", _pairs(2), steps=800, mastered=0.96, tokens=2500),
-    Lesson("up to four pairs said twice", _pairs(4), steps=800, mastered=0.94, tokens=2500),
-    Lesson(
-        "a caption of up to two things, and keys", _quiz("keys", 1, 2), steps=800, mastered=0.96, tokens=2500
-    ),
-    Lesson("a caption, and keys", _quiz("keys"), steps=800, mastered=0.96, tokens=2500),
-    Lesson("a caption, and questions", _quiz("questions"), steps=800, mastered=0.95, tokens=4000),
-    Lesson("a caption, and a dialogue", _quiz("dialogue"), steps=800, mastered=0.96, tokens=6000, rate=0.5),
-    Lesson(
-        "dialogues over a caption", _dialogues(1, 1, 0.5), steps=600, mastered=0.96, tokens=8000, rate=0.5
-    ),
-    Lesson("numbered things", _numbered, steps=1500, mastered=0.97, tokens=2500, summed=SUMMED),
-    Lesson(
-        "two captions of up to two things in sums, and keys",
-        _quiz("keys", 2, 2),
-        steps=1500,
-        mastered=0.93,
-        tokens=4000,
-        summed=SUMMED,
-    ),
-    Lesson(
-        "two captions in sums, and keys",
-        _quiz("keys", 2),
-        steps=1500,
-        mastered=0.93,
-        tokens=4000,
-        rate=0.5,
-        summed=SUMMED,
-    ),
-    Lesson(
-        "two captions, and a dialogue",
-        _quiz("dialogue", 2),
-        steps=1500,
-        mastered=0.92,
-        tokens=6000,
-        rate=0.7,
-        summed=SUMMED,
-    ),
+    _keys("a caption of up to two things, and keys", 1, 2, mastered=0.95, tokens=2500),
+    _keys("a caption, and keys", 1, 4, mastered=0.95, tokens=2500),
+    _keys("two captions of a thing, and keys", 2, 1, mastered=0.95),
+    _keys("three captions of a thing, and keys", 3, 1, mastered=0.95),
+    _keys("three captions of up to two things, and keys", 3, 2, mastered=0.93),
+    _keys("three captions, and keys", 3, 4, mastered=0.93),
+    Lesson("three captions, and questions", _quiz("questions", 3), 800, 0.95, 5000, summed=SUMMED),
+    Lesson("three captions, and a dialogue", _quiz("dialogue", 3), 800, 0.95, 6000, 0.7, summed=SUMMED),
     FULL_DIALOGUES,
 )

@@ -95,7 +95,7 @@ def quiz(
         text += name.format(number)
         passages.append((len(text), len(f"{text} {words}")))
         text += f" {words}{stop}"
-    kinds = KINDS if images > 1 else _KEY_KINDS if form == "keys" else SINGLE_IMAGE_KINDS
+    kinds = (*KINDS, DESCRIPTION) if images > 1 else _KEY_KINDS if form == "keys" else SINGLE_IMAGE_KINDS
     spans = []
     for turn in make_dialogue(rng, scenes, rounds, kinds=kinds, at_once=True):
         question = turn.question if images > 1 else _ABOUT_IMAGE_1.sub("?", turn.question)
