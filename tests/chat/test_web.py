@@ -191,7 +191,6 @@ def test_an_answer_is_stopped(page, pictures):
     page.get_by_label("number input for Temperature").fill("2")
     page.keyboard.press("Tab")
     for _ in range(20):  # until an answer is long enough
-        page.locator("#new").click()  # answers that were too short leave room for the next
         page.locator("#box textarea").fill("Tell me everything")
         page.get_by_label("Submit").click()
         stop = page.get_by_label("Stop")
@@ -199,10 +198,12 @@ def test_an_answer_is_stopped(page, pictures):
             stop.click(timeout=20_000)
         except Exception:  # it was over before
             finished(page)
-            continue
-        expect(page.get_by_label("Submit")).to_be_visible(timeout=WAIT)
+        else:
+            expect(page.get_by_label("Submit")).to_be_visible(timeout=WAIT)
         if page.locator("#status").inner_text() == "stopped":
             break
+        page.locator("#new").click()  # answers that were too short leave room for the next
+        expect(page.locator("#chat .user")).to_have_count(0, timeout=WAIT)
     assert page.locator("#status").inner_text() == "stopped"
     page.get_by_label("number input for Tokens of an answer, at most").fill("8")
     page.keyboard.press("Tab")
