@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helper.miniature.lessons import IN_WORDS, LESSONS, Lesson
+from helper.miniature.lessons import FULL_DIALOGUES, LESSONS, Lesson
 from helper.miniature.muon import Muon
 from helper.miniature.probes import Probes
 from helper.miniature.text_batches import TextBatch, draw_batch
@@ -130,14 +130,17 @@ def pretrain_decoder(
 
 @torch.no_grad()
 def evaluate_decoder(
-    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, lesson: Lesson = IN_WORDS
+    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, lesson: Lesson = FULL_DIALOGUES
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, by kind and `overall`, on held-out scenes in words."""
     rng = np.random.default_rng(seed)
     right, total = Counter(), Counter()
     while total["overall"] < 1000:
         batch = draw_batch(rng, tokenizer, lesson, held_out=True)
-        logits = decoder.lm_head(batch.read_by(decoder)[0])
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # for the noise of what stands for pictures
+            hidden, _ = batch.read_by(decoder)
+        logits = decoder.lm_head(hidden)
         hits = logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
         for kind, hit in _outcomes(batch, hits):
             for name in (kind, "overall"):

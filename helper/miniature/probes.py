@@ -3,8 +3,9 @@
 A picture's tokens do not know their number under multi-modal causal attention, so a decoder has to gather them in the
 words that follow, which do. Answers alone teach that slowly. So the probes ask for it: the first words after what
 stands for a picture are to hold, after a few layers, what its quarters show, one word a quarter, and a layer later the
-picture's number. Another layer later, the word before an answer that names a picture is to hold that number. The probes
-are thrown away in the end; the decoder learnt from words alone all the same.
+picture's number. By then the word before an answer is to hold what the question asked, and another layer later the
+number, where the answer names a picture. The probes are thrown away in the end; the decoder learnt from words alone all
+the same.
 
 Source: Lee et al., "Deeply-Supervised Nets", 2015 (arXiv:1409.5185).
 """
@@ -18,12 +19,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from helper.miniature.dialogues import COMPARING_KINDS
+from helper.miniature.dialogues import COMPARING_KINDS, DESCRIPTION, KINDS
 from helper.miniature.scenes import COLORS, POSITIONS, SHAPES
 from helper.miniature.text_batches import TextBatch
 
 _MOST_PICTURES = 3
 _QUARTERS = len(POSITIONS)
+_LONGEST_QUESTION = 20  # tokens, with what stands before its answer
+_KINDS = (*KINDS, DESCRIPTION)
 
 
 class Probes(nn.Module):
@@ -31,24 +34,35 @@ class Probes(nn.Module):
 
     Args:
         hidden_size: of the decoder.
-        layer: after so many layers, colour and form of the quarters are asked for; after one more, the number; and
-            after two more, that of an answer.
+        layer: after so many layers, colour, form and place of the quarters are asked for; after one more, the picture's
+            number and the words of a question; and after two more, the number in an answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, hidden_size: int, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.colors = _first_tokens(tokenizer, tuple(COLORS))
-        self.shapes = _first_tokens(tokenizer, SHAPES)
+        self.colors = _tokens(tokenizer, tuple(COLORS), 0)
+        self.shapes = _tokens(tokenizer, SHAPES, 0)
+        self.places = _tokens(tokenizer, POSITIONS, -1)
+        self.digits = tokenizer.convert_tokens_to_ids([str(number + 1) for number in range(_MOST_PICTURES)])
         self.color = nn.Linear(hidden_size, len(self.colors) + 1)  # the last one: no thing
         self.shape = nn.Linear(hidden_size, len(self.shapes) + 1)
-        self.digits = tokenizer.convert_tokens_to_ids([str(number + 1) for number in range(_MOST_PICTURES)])
+        self.place = nn.Linear(hidden_size, len(self.places) + 1)
         self.number = nn.Linear(hidden_size, _MOST_PICTURES)
+        self.asked = nn.ModuleList(
+            nn.Linear(hidden_size, len(words) + 1)
+            for words in (self.colors, self.shapes, self.places, self.digits)
+        )
+        self.kind = nn.Linear(hidden_size, len(_KINDS))
         self.answer = nn.Linear(hidden_size, _MOST_PICTURES)
 
     def forward(self, batch: TextBatch, hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
         """The loss over a batch's pictures and answers; `hidden_states` [B, S, D] go into the layers, one by one."""
-        return self._pictures(batch, hidden_states) + self._answers(batch, hidden_states[self.layer + 2])
+        return (
+            self._pictures(batch, hidden_states)
+            + self._questions(batch, hidden_states[self.layer + 1])
+            + self._answers(batch, hidden_states[self.layer + 2])
+        )
 
     def _pictures(self, batch: TextBatch, hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
         rows, ends = _pictures(batch.passage)
@@ -63,8 +77,25 @@ class Probes(nn.Module):
         return (
             _loss(self.color(things), _index(said, self.colors))
             + _loss(self.shape(things), _index(said, self.shapes))
+            + _loss(self.place(things), _index(said, self.places))
             + _loss(self.number(numbers), number)
         )
+
+    def _questions(self, batch: TextBatch, hidden: torch.Tensor) -> torch.Tensor:
+        rows, places, words = _questions(batch)
+        if not len(rows):
+            return hidden.new_zeros(())
+        before = _normed(hidden[rows, places])  # [N, D]
+        kinds = [
+            _KINDS.index(batch.kinds[row][index])
+            for row, index in zip(rows.tolist(), batch.answer[rows, places + 1].tolist(), strict=True)
+        ]
+        loss = F.cross_entropy(self.kind(before), torch.tensor(kinds))
+        for probe, tokens in zip(
+            self.asked, (self.colors, self.shapes, self.places, self.digits), strict=True
+        ):
+            loss = loss + F.cross_entropy(probe(before), _index(words[:, None], tokens)[:, 0])
+        return loss
 
     def _answers(self, batch: TextBatch, hidden: torch.Tensor) -> torch.Tensor:
         rows, places = _digits_of_pictures(batch)
@@ -74,6 +105,20 @@ class Probes(nn.Module):
         index = batch.answer[rows, places]
         first = (batch.answer[rows] == index[:, None]).int().argmax(1)
         return F.cross_entropy(self.answer(_normed(hidden[rows, first - 1])), number)
+
+
+def _questions(batch: TextBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row and place of the word before every answer about pictures, and what the question says, [N, words].
+
+    Its words are those since the last answer or picture, at most `_LONGEST_QUESTION`; the others are -1.
+    """
+    spoken = F.pad(batch.answer, (1, 0), value=-1)[:, :-1]
+    first = (batch.answer >= 0) & (spoken != batch.answer) & (batch.passage >= 0).any(1, keepdim=True)
+    rows, places = first.nonzero(as_tuple=True)
+    back = places[:, None] - 1 - torch.arange(_LONGEST_QUESTION)  # [N, words]
+    at = rows[:, None], back.clamp(min=0)
+    within = ((back >= 0) & (batch.answer[at] < 0) & (batch.passage[at] < 0)).int().cumprod(1).bool()
+    return rows, places - 1, torch.where(within, batch.ids[at], -1)
 
 
 def _digits_of_pictures(batch: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,8 +151,9 @@ def _index(said: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     return index
 
 
-def _first_tokens(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> list[int]:
-    return [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in words]
+def _tokens(tokenizer: PreTrainedTokenizerFast, words: Sequence[str], which: int) -> list[int]:
+    """Of each word the first (0) or last (-1) token, by which it is known."""
+    return [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][which] for word in words]
 
 
 def _normed(hidden: torch.Tensor) -> torch.Tensor:
