@@ -1,10 +1,9 @@
 """The main job on the miniature world, end to end: `python -m helper.demo` (or `make demo`).
 
-Draws the world, trains twice with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the
-final checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. The first
-training aligns the projection with descriptions of single pictures, the second goes on from there with everything, as
-LLaVA's two stages do. Values of the second can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`; further
-options go to `helper.make_tiny_world`.
+Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
+checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. Values of the training
+script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`; further options go to
+`helper.make_tiny_world`.
 """
 
 from __future__ import annotations
@@ -22,18 +21,6 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 DIALOGUE_SEED = 2
-ALIGNMENT = {
-    "LANG_LORA_DIM": "0",
-    "DATASET_CONCAT": "1",
-    "EPOCHS": "1",
-    "MAX_SEQ_LEN": "256",  # short rows, and so many steps, which is what a projection needs that begins at nothing
-    "BATCH": "1",
-    "GLOBAL_BATCH": "2",
-    "LR": "3e-2",
-    "EMBEDDING_LR": "1e-6",
-    "INIT_FROM": "",
-}
-"""Values of the first training in the place of run_tiny.sh's own."""
 console = Console(highlight=False)
 
 
@@ -47,22 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     final = arguments.output / "final"
     begun = time.monotonic()
     try:
-        with _step("1/5  Draw the miniature world"):
+        with _step("1/4  Draw the miniature world"):
             _run(sys.executable, "-m", "helper.make_tiny_world", "--output", arguments.data, *world_options)
-        script = ROOT / "training" / "training_scripts" / "run_tiny.sh"
-        aligned = arguments.output.with_name(f"{arguments.output.name}-aligned")
-        shared = {"DATA_PATH": str(arguments.data), "PYTHON": sys.executable}
-        with _step(
-            "2/5  Align the projection: frozen CLIP and LLaMA with MMCA, one picture and its description"
-        ):
-            descriptions = {
-                "DATASETS": str(arguments.data / "llava" / "detail_23k.json"),
-                "IMAGE_FOLDER": str(arguments.data / "coco" / "train2017"),
+        with _step("2/4  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
+            environment = {
+                "DATA_PATH": str(arguments.data),
+                "OUTPUT_DIR": str(arguments.output),
+                "PYTHON": sys.executable,
             }
-            _run("bash", script, **shared, **ALIGNMENT, **descriptions, OUTPUT_DIR=str(aligned))
-        with _step("3/5  Train: several pictures, several rounds, DeepSpeed ZeRO-3"):
-            _run("bash", script, **shared, INIT_FROM=str(aligned / "final"), OUTPUT_DIR=str(arguments.output))
-        with _step("4/5  Evaluate on held-out scenes: several pictures, several rounds"):
+            _run("bash", ROOT / "training" / "training_scripts" / "run_tiny.sh", **environment)
+        with _step("3/4  Evaluate on held-out scenes: several pictures, several rounds"):
             questions = arguments.data / "eval" / "miniature.json"
             results = arguments.output / "evaluation"
             command = ("-m", "eval.batch_generation", "--checkpoint_path", final, "--eval_data", questions)
@@ -84,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                 "--title",
                 "Miniature world",
             )
-        with _step("5/5  Talk about three pictures it has never seen"):
+        with _step("4/4  Talk about three pictures it has never seen"):
             hold_dialogue(final, arguments.output / "dialogue")
     except subprocess.CalledProcessError as error:
         console.print(
