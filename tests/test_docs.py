@@ -36,7 +36,7 @@ NOT_RUN = {
     "apt install": "changes the system",
     "wandb": "needs an account",
 }
-WORLD = "--descriptions 4 --reasoning 4 --conversations 40 --eval_dialogues 2"
+WORLD = "--descriptions 120 --reasoning 4 --conversations 40 --eval_dialogues 2"
 SMALL_EVALUATION = (
     "eval.batch_generation --checkpoint_path output/tiny/final --eval_data data/miniature/eval/miniature.json"
     " --output_filename output/evaluation/shared"
