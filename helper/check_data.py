@@ -22,7 +22,7 @@ from transformers import ProcessorMixin
 from transformers.utils.logging import set_verbosity_error
 
 from training.arguments import DataArguments, ModelArguments, UsageError
-from training.command_line import Parser, read_flags
+from training.command_line import Parser, model_and_data, read_flags
 from training.data import make_rows, read_parts
 from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(flags: argparse.Namespace) -> int:
     """Read, measure, write and say in a few lines what there is; returns the exit code."""
-    model_arguments, data_arguments = (_arguments(kind, flags) for kind in (ModelArguments, DataArguments))
+    model_arguments, data_arguments = model_and_data(flags)
     path = Path(flags.report or Path(flags.output_dir, _REPORT))
     path.parent.mkdir(parents=True, exist_ok=True)
     processor = _processor(model_arguments)
@@ -97,10 +97,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Processes that read and decode; 0: none beside this one. Default: one for each core.",
     )
     return read_flags(parser, argv)
-
-
-def _arguments(kind: type, flags: argparse.Namespace) -> ModelArguments | DataArguments:
-    return kind(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)})
 
 
 def _processor(arguments: ModelArguments) -> ProcessorMixin:

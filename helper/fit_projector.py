@@ -12,8 +12,6 @@ Reads conversations of one picture, whose first answer is its caption, and write
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +20,15 @@ import torch
 from tqdm import tqdm
 from transformers.utils.logging import set_verbosity_error
 
-from training.arguments import DataArguments, ModelArguments, UsageError
-from training.command_line import Parser, read_flags
-from training.data import read_parts
+from training.arguments import UsageError
+from training.command_line import Parser, model_and_data, read_flags
+from training.data import bad_records, read_parts
 from utils.atomic import begin_directory, commit_directory, staging_of
 from utils.conversation import Conversation, ConversationError, ImageError
-from utils.data import BadDataError, BadRecords, DataError
+from utils.data import BadDataError, DataError
 from utils.distributed import configure_logging, get_logger
 from utils.manifest import write_manifest
-from utils.model import VisualChatForConditionalGeneration, build_visual_chat
+from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor, build_visual_chat
 from utils.model.checkpoint import save_trained_only
 from utils.model.encoding import AT_ONCE, encode
 
@@ -53,10 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fit(flags: argparse.Namespace) -> float:
     """Read, fit and write; returns the share of the captions' variance that the projection explains, R2."""
-    model_arguments, data_arguments = (
-        kind(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)})
-        for kind in (ModelArguments, DataArguments)
-    )
+    model_arguments, data_arguments = model_and_data(flags)
     if model_arguments.projector != "linear":
         raise UsageError(f"--vis_proj {model_arguments.vis_proj}: only the linear projection can be fitted")
     model, processor = build_visual_chat(
@@ -66,7 +61,7 @@ def fit(flags: argparse.Namespace) -> float:
         dtype=torch.float32,
     )
     output = Path(flags.output_dir)
-    captions, _ = read_parts(data_arguments, flags.seed, BadRecords(data_arguments.max_bad_fraction))
+    captions, _ = read_parts(data_arguments, flags.seed, bad_records(data_arguments, output))
     pictures = [each for each in captions if _is_captioned(each)]
     if len(pictures) < _ROWS_AT_LEAST:
         raise UsageError(
@@ -116,7 +111,9 @@ class _Sums:
 
 @torch.no_grad()
 def _read(
-    model: VisualChatForConditionalGeneration, processor, pictures: Sequence[Conversation]
+    model: VisualChatForConditionalGeneration,
+    processor: VisualChatProcessor,
+    pictures: Sequence[Conversation],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums of the encoder's tokens with their number [N, D + 1], and of the captions' embeddings [N, E]."""
     images = [each.turns[0].images[0].open() for each in pictures]
@@ -146,5 +143,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     sys.exit(main())

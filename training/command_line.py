@@ -1,6 +1,7 @@
 """Reading the command line of training."""
 
 import argparse
+import dataclasses
 import difflib
 import re
 import sys
@@ -50,6 +51,14 @@ def parse_arguments(
 def read_flags(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's values without what training does about them; mistakes end as above."""
     return parser.parse_args(_known(parser, argv))
+
+
+def model_and_data(flags: argparse.Namespace) -> tuple[ModelArguments, DataArguments]:
+    """The arguments of model and data among the values of `read_flags`; `UsageError` where they contradict."""
+    return tuple(
+        kind(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)})
+        for kind in (ModelArguments, DataArguments)
+    )
 
 
 def _known(parser: Parser, argv: Sequence[str] | None) -> list[str]:

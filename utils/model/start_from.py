@@ -36,12 +36,12 @@ def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) ->
             f"the adapters of {folder} are merged into its decoder or encoder; begin with a checkpoint in the trained"
             " form (checkpoint-N, or a run with --checkpoint_form trained), or train on with that decoder's own folder"
         )
-    places = {name: parameter for name, parameter in model.named_parameters() if is_lora(name)}
-    places.update(
-        (name, parameter)
+    embedding = embedding_name(model)
+    places = {
+        name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(PROJECTOR) or name == embedding_name(model)
-    )
+        if is_lora(name) or name.startswith(PROJECTOR) or name == embedding
+    }
     found: set[str] = set()
     for name, tensor in _learnt(folder, set(places)):
         parameter = places[name]
