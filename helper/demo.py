@@ -1,9 +1,10 @@
 """The main job on the miniature world, end to end: `python -m helper.demo` (or `make demo`).
 
-Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
-checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. Values of the training
-script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`; further options go to
-`helper.make_tiny_world`.
+Draws the world, fits the projection to its captions (`helper.fit_projector`), trains with
+`training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final checkpoint on held-out scenes, and
+holds a dialogue over three pictures and four rounds with it. Values of the training script can be set from the
+environment, e.g. `LANG_LORA_DIM=0 make demo`; `INIT_FROM=` begins with a projection drawn at random. Further options go
+to `helper.make_tiny_world`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "assets"
+CAPTIONS, PICTURES = Path("llava/detail_23k.json"), Path("coco/train2017")  # in the world's folder
 DIALOGUE_SEED = 2
 console = Console(highlight=False)
 
@@ -34,38 +37,29 @@ def main(argv: list[str] | None = None) -> int:
     final = arguments.output / "final"
     begun = time.monotonic()
     try:
-        with _step("1/4  Draw the miniature world"):
-            _run(sys.executable, "-m", "helper.make_tiny_world", "--output", arguments.data, *world_options)
-        with _step("2/4  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
-            environment = {
-                "DATA_PATH": str(arguments.data),
-                "OUTPUT_DIR": str(arguments.output),
-                "PYTHON": sys.executable,
-            }
-            _run("bash", ROOT / "training" / "training_scripts" / "run_tiny.sh", **environment)
-        with _step("3/4  Evaluate on held-out scenes: several pictures, several rounds"):
-            questions = arguments.data / "eval" / "miniature.json"
-            results = arguments.output / "evaluation"
-            command = ("-m", "eval.batch_generation", "--checkpoint_path", final, "--eval_data", questions)
-            _run(
-                sys.executable,
-                *command,
-                "--output_filename",
-                results,
-                "--batch_size",
-                "50",
-                "--max_new_tokens",
-                "8",
+        with _step("1/5  Draw the miniature world"):
+            _module("helper.make_tiny_world", "--output", arguments.data, *world_options)
+        with _step("2/5  Fit the projection to captions"):
+            fitted = arguments.output.with_name(f"{arguments.output.name}-fitted")
+            models = ("--lm_model_name_or_path", ASSETS / "tiny_llama")
+            models += ("--vision_model_name_or_path", ASSETS / "tiny_clip")
+            captions = (
+                "--dataset_names",
+                arguments.data / CAPTIONS,
+                "--image_folder",
+                arguments.data / PICTURES,
             )
-            _run(
-                sys.executable,
-                "-m",
-                "eval.report",
-                results.with_suffix(".json"),
-                "--title",
-                "Miniature world",
-            )
-        with _step("4/4  Talk about three pictures it has never seen"):
+            _module("helper.fit_projector", *models, *captions, "--output_dir", fitted)
+        with _step("3/5  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
+            places = {"DATA_PATH": arguments.data, "OUTPUT_DIR": arguments.output, "PYTHON": sys.executable}
+            given = {"INIT_FROM": fitted, **os.environ, **places}
+            _run("bash", ROOT / "training" / "training_scripts" / "run_tiny.sh", environment=given)
+        with _step("4/5  Evaluate on held-out scenes: several pictures, several rounds"):
+            questions, results = arguments.data / "eval" / "miniature.json", arguments.output / "evaluation"
+            of_what = ("--checkpoint_path", final, "--eval_data", questions, "--output_filename", results)
+            _module("eval.batch_generation", *of_what, "--batch_size", "50", "--max_new_tokens", "8")
+            _module("eval.report", results.with_suffix(".json"), "--title", "Miniature world")
+        with _step("5/5  Talk about three pictures it has never seen"):
             hold_dialogue(final, arguments.output / "dialogue")
     except subprocess.CalledProcessError as error:
         console.print(
@@ -117,8 +111,13 @@ def _step(title: str) -> Iterator[None]:
     console.print(f"[dim]took {_minutes(time.monotonic() - begun)}[/dim]\n")
 
 
-def _run(*command: str | Path, **environment: str) -> None:
-    subprocess.run([str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, check=True)
+def _module(name: str, *words: str | Path) -> None:
+    _run(sys.executable, "-m", name, *words, environment=os.environ)
+
+
+def _run(*command: str | Path, environment: Mapping[str, str | Path]) -> None:
+    given = {name: str(value) for name, value in environment.items()}
+    subprocess.run([str(part) for part in command], cwd=ROOT, env=given, check=True)
 
 
 def _minutes(seconds: float) -> str:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helper.miniature.lessons import IN_WORDS, LESSONS, Lesson
+from helper.miniature.lessons import FULL_DIALOGUES, LESSONS, Lesson
 from helper.miniature.muon import Muon
+from helper.miniature.probes import Probes
 from helper.miniature.text_batches import TextBatch, draw_batch
 
 Log = Callable[[str], None]
@@ -29,15 +30,18 @@ class DecoderRecipe:
     """
 
     hidden_size: int = 128
-    layers: int = 4
-    heads: int = 4
+    layers: int = 6
+    heads: int = 8
     intermediate_size: int = 352
+    rope_theta: float = 1e6
     embedding_scale: float = 0.5
     lessons: tuple[Lesson, ...] = LESSONS
     matrix_learning_rate: float = 0.02
     learning_rate: float = 3e-3
     warmup_steps: int = 50
     revisits: float = 0.15
+    probed_layer: int = 2
+    probes_weight: float = 0.5
     report_every: int = 100
 
 
@@ -55,6 +59,7 @@ def build_decoder(recipe: DecoderRecipe, vocabulary_size: int, seed: int) -> Lla
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=2048,
+        rope_theta=recipe.rope_theta,
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
@@ -90,7 +95,8 @@ def pretrain_decoder(
     """
     decoder = decoder or build_decoder(recipe, len(tokenizer), seed)
     log(f"decoder: {sum(each.numel() for each in decoder.parameters()):,} parameters, seed {seed}")
-    optimizers = _optimizers(recipe, decoder)
+    probes = Probes(tokenizer, recipe.hidden_size, recipe.probed_layer)
+    optimizers = _optimizers(recipe, decoder, probes)
     rng, start, step = np.random.default_rng([seed, first_lesson]), time.monotonic(), 0
     torch.manual_seed(int(rng.integers(2**32)))  # for the noise of what stands for pictures
     for number, lesson in enumerate(recipe.lessons[first_lesson - 1 :], start=first_lesson):
@@ -103,7 +109,7 @@ def pretrain_decoder(
             remaining = 1 - place / lesson.steps if lesson is recipe.lessons[-1] else 1.0
             batch = draw_batch(rng, tokenizer, today)
             rate = lesson.rate * min(1.0, step / recipe.warmup_steps, 2 * remaining)
-            loss, hits = _train(decoder, optimizers, batch, rate)
+            loss, hits = _train(recipe, decoder, probes, optimizers, batch, rate)
             if today is lesson:
                 outcomes = _outcomes(batch, hits)
                 asked.update(kind for kind, _ in outcomes)
@@ -124,14 +130,17 @@ def pretrain_decoder(
 
 @torch.no_grad()
 def evaluate_decoder(
-    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, lesson: Lesson = IN_WORDS
+    decoder: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, lesson: Lesson = FULL_DIALOGUES
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, by kind and `overall`, on held-out scenes in words."""
     rng = np.random.default_rng(seed)
     right, total = Counter(), Counter()
     while total["overall"] < 1000:
         batch = draw_batch(rng, tokenizer, lesson, held_out=True)
-        logits = decoder.lm_head(batch.read_by(decoder))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # for the noise of what stands for pictures
+            hidden, _ = batch.read_by(decoder)
+        logits = decoder.lm_head(hidden)
         hits = logits[:, :-1].argmax(-1) == batch.ids[:, 1:]  # [B, S-1]
         for kind, hit in _outcomes(batch, hits):
             for name in (kind, "overall"):
@@ -140,11 +149,14 @@ def evaluate_decoder(
     return {name: round(right[name] / total[name], 4) for name in sorted(total)}
 
 
-def _optimizers(recipe: DecoderRecipe, decoder: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embedding, head and norms (Jordan et al., "Muon", 2024)."""
+def _optimizers(
+    recipe: DecoderRecipe, decoder: LlamaForCausalLM, probes: Probes
+) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for all else, the probes among it (Jordan et al., "Muon", 2024)."""
     matrices = [parameter for parameter in decoder.model.layers.parameters() if parameter.ndim == 2]
     inside = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in decoder.parameters() if id(parameter) not in inside]
+    others += probes.parameters()
     optimizers = [
         Muon(matrices, lr=recipe.matrix_learning_rate),
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
@@ -155,27 +167,40 @@ def _optimizers(recipe: DecoderRecipe, decoder: LlamaForCausalLM) -> list[torch.
 
 
 def _train(
-    decoder: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], batch: TextBatch, rate: float
+    recipe: DecoderRecipe,
+    decoder: LlamaForCausalLM,
+    probes: Probes,
+    optimizers: list[torch.optim.Optimizer],
+    batch: TextBatch,
+    rate: float,
 ) -> tuple[float, torch.Tensor]:
     """One step at `rate` times the peak rates: the mean loss of answers, and which of their tokens were foreseen.
 
-    The second is [B, S-1], False at all tokens that belong to no answer.
+    Every answer counts alike, however long it is. The second is [B, S-1], False at all tokens that belong to no answer.
     """
-    hidden = batch.read_by(decoder)[:, :-1]  # [B, S-1, D]
+    hidden, hidden_states = batch.read_by(decoder)  # [B, S, D]
     answers = batch.answer[:, 1:] >= 0
     targets = batch.ids[:, 1:][answers]
-    logits = decoder.lm_head(hidden[answers])
-    loss = F.cross_entropy(logits, targets)
+    logits = decoder.lm_head(hidden[:, :-1][answers])
+    share = _shares_of_answers(batch.answer[:, 1:], answers)
+    loss = (F.cross_entropy(logits, targets, reduction="none") * share).sum()
     for optimizer in optimizers:
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["peak"] * rate
         optimizer.zero_grad()
-    loss.backward()
+    (loss + recipe.probes_weight * probes(batch, hidden_states)).backward()
     torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
     hits = torch.zeros_like(answers)
     hits[answers] = logits.argmax(-1) == targets
     return loss.item(), hits
+
+
+def _shares_of_answers(answer: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """What each of the tokens at `answers` counts, [tokens]: the same for every answer together, one in all."""
+    rows = torch.arange(len(answer))[:, None] * (int(answer.max()) + 1)
+    _, index, size = (answer + rows)[answers].unique(return_inverse=True, return_counts=True)
+    return 1 / (size[index] * len(size))
 
 
 def _outcomes(batch: TextBatch, hits: torch.Tensor) -> list[tuple[str, bool]]:

@@ -1,23 +1,19 @@
-"""What the miniature decoder is taught, one lesson after the other: from pairs of words to dialogues over captions."""
+"""What the miniature decoder is taught, one lesson after the other: from a caption and keys to dialogues over several.
+
+The captions are read as pictures are. A picture's tokens see nothing but themselves under multi-modal causal attention,
+so they do not know their number, which has to be learnt from the words around them; and each says several things at
+once. What a decoder of billions brings along, this one is shown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from helper.miniature.words import WrittenText, dialogue_in_words, numbered_words, pairs_said_twice, quiz
-
-SUMMED = 0.7
-"""The share of texts over several captions that are read as pictures are.
-
-A picture's tokens see nothing but themselves under multi-modal causal attention, so they do not know their number,
-which has to be learnt from the words around them; and each says several things at once. What a decoder of billions
-brings along, this one is shown. In the rest of the texts it reads words, one after the other, with plain causal
-attention.
-"""
+from helper.miniature.words import WrittenText, dialogue_in_words, quiz
 
 Draw = Callable[[np.random.Generator, bool], WrittenText]
 """Draws a text with a generator, about scenes of the held-out side or of the other."""
@@ -38,88 +34,48 @@ class Lesson:
     mastered: float
     tokens: int
     rate: float = 1.0
-    summed: float = 0.0
+    summed: float = 1.0
 
 
-def _pairs(things: int) -> Draw:
-    return lambda rng, held_out: pairs_said_twice(rng, things)
-
-
-def _numbered(rng: np.random.Generator, held_out: bool) -> WrittenText:
-    return numbered_words(rng, images=int(rng.integers(2, 4)), rounds=8)
-
-
-def _quiz(form: Literal["keys", "questions", "dialogue"], images: int = 1, things: int = 4) -> Draw:
+def _quiz(form: Literal["keys", "questions"], images: int = 1, things: int = 4) -> Draw:
     return lambda rng, held_out: quiz(rng, form, images=images, things=things, held_out=held_out)
 
 
-def _dialogues(least: int, most: int, name_first: float = 1.0) -> Draw:
-    """Over `least` to `most` captions; a share of `name_first` names them before the caption, the rest after it."""
+def _keys(
+    name: str, images: int, things: int, mastered: float, tokens: int = 4000, rate: float = 1.0
+) -> Lesson:
+    """Little to read, and so much to ask."""
+    draw = _quiz("keys", images, things)
+    return Lesson(name, draw, steps=800, mastered=mastered, tokens=tokens, rate=rate)
+
+
+def _dialogues(least: int, most: int) -> Draw:
+    """Over `least` to `most` captions, mostly many, which are harder."""
 
     def draw(rng: np.random.Generator, held_out: bool) -> WrittenText:
         return dialogue_in_words(
             rng,
-            images=int(rng.integers(least, most + 1)),
+            images=int(rng.integers(least, most + 1, size=2).max()),
             rounds=8,
             held_out=held_out,
             numbered=rng.random() < 0.9,
-            name_first=rng.random() < name_first,
         )
 
     return draw
 
 
 FULL_DIALOGUES = Lesson(
-    "dialogues over up to 3 captions",
-    _dialogues(1, 3),
-    steps=1000,
-    mastered=2.0,
-    tokens=8000,
-    rate=0.5,
-    summed=SUMMED,
+    "dialogues over up to 3 captions", _dialogues(1, 3), steps=1300, mastered=2.0, tokens=6000, rate=0.8
 )
-
-IN_WORDS = replace(FULL_DIALOGUES, tokens=10000, summed=0.0)
-"""The same, every word a token: what a finished decoder is measured by."""
+"""The last lesson, and what a finished decoder is measured by."""
 
 LESSONS = (
-    Lesson("two pairs said twice", _pairs(2), steps=800, mastered=0.96, tokens=2500),
-    Lesson("up to four pairs said twice", _pairs(4), steps=800, mastered=0.94, tokens=2500),
-    Lesson(
-        "a caption of up to two things, and keys", _quiz("keys", 1, 2), steps=800, mastered=0.96, tokens=2500
-    ),
-    Lesson("a caption, and keys", _quiz("keys"), steps=800, mastered=0.96, tokens=2500),
-    Lesson("a caption, and questions", _quiz("questions"), steps=800, mastered=0.95, tokens=4000),
-    Lesson("a caption, and a dialogue", _quiz("dialogue"), steps=800, mastered=0.96, tokens=6000, rate=0.5),
-    Lesson(
-        "dialogues over a caption", _dialogues(1, 1, 0.5), steps=600, mastered=0.96, tokens=8000, rate=0.5
-    ),
-    Lesson("numbered things", _numbered, steps=1500, mastered=0.97, tokens=2500, summed=SUMMED),
-    Lesson(
-        "two captions of up to two things in sums, and keys",
-        _quiz("keys", 2, 2),
-        steps=1500,
-        mastered=0.93,
-        tokens=4000,
-        summed=SUMMED,
-    ),
-    Lesson(
-        "two captions in sums, and keys",
-        _quiz("keys", 2),
-        steps=1500,
-        mastered=0.93,
-        tokens=4000,
-        rate=0.5,
-        summed=SUMMED,
-    ),
-    Lesson(
-        "two captions, and a dialogue",
-        _quiz("dialogue", 2),
-        steps=1500,
-        mastered=0.92,
-        tokens=6000,
-        rate=0.7,
-        summed=SUMMED,
-    ),
+    _keys("a caption of up to two things, and keys", 1, 2, mastered=0.95, tokens=2500),
+    _keys("a caption, and keys", 1, 4, mastered=0.95, tokens=2500),
+    _keys("two captions of a thing, and keys", 2, 1, mastered=0.95),
+    _keys("three captions of a thing, and keys", 3, 1, mastered=0.95),
+    _keys("three captions of up to two things, and keys", 3, 2, mastered=0.93),
+    _keys("three captions, and keys", 3, 4, mastered=0.93, rate=0.5),
+    Lesson("three captions, and questions", _quiz("questions", 3), 400, 0.95, 5000, 0.5),
     FULL_DIALOGUES,
 )

@@ -16,7 +16,7 @@ from helper.miniature.lessons import Lesson
 from helper.miniature.scenes import POSITIONS
 
 _PADDING = 0  # the unknown token, which no text holds
-_NOISE = 1.5  # at most, of what stands for a picture, in loudnesses of a word
+_NOISE = 1.0  # at most, of what stands for a picture, in loudnesses of a word
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,21 @@ class TextBatch:
     passage: torch.Tensor
     kinds: list[list[str]]
 
-    def read_by(self, decoder: LlamaForCausalLM) -> torch.Tensor:
-        """The last hidden states [B, S, D] of `decoder`, whose attention is set to multi-modal causal attention.
+    def read_by(self, decoder: LlamaForCausalLM) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The last hidden states [B, S, D] of `decoder`, and those that go into each of its layers.
 
-        That is plain causal attention over words.
+        Its attention is set to multi-modal causal attention, which over words is plain causal attention.
         """
         decoder.set_attn_implementation("mmca")
         kinds = (self.passage >= 0).long()
-        return decoder.model(
+        output = decoder.model(
             inputs_embeds=self.embedded(decoder.get_input_embeddings()),
             attention_mask=torch.ones_like(kinds),
             mm_token_type_ids=kinds,
             use_cache=False,
-        ).last_hidden_state
+            output_hidden_states=True,
+        )
+        return output.last_hidden_state, output.hidden_states
 
     def embedded(self, embedding: torch.nn.Embedding) -> torch.Tensor:
         """Tokens [B, S, D]. Those of passages are what a projector gives: they end in a LayerNorm.

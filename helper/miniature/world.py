@@ -28,7 +28,7 @@ from helper.miniature.scenes import Scene, sample_scene
 class WorldSize:
     """How many records each file gets, named as the published files are; `rounds` is a conversation's length."""
 
-    descriptions: int = 500
+    descriptions: int = 3000
     reasoning: int = 2000
     conversations: int = 9000
     eval_dialogues: int = 100

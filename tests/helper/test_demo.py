@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
     world, output = tmp_path / "world", tmp_path / "output"
-    sizes = {"descriptions": 4, "reasoning": 4, "conversations": 24, "eval_dialogues": 3}
+    sizes = {"descriptions": 120, "reasoning": 4, "conversations": 24, "eval_dialogues": 3}
     options = [word for name, count in sizes.items() for word in (f"--{name}", str(count))]
     environment = {**os.environ, "MAX_STEPS": "2", "GLOBAL_BATCH": "8", "BATCH": "4", "OMP_NUM_THREADS": "1"}
     demo = subprocess.run(

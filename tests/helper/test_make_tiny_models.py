@@ -51,4 +51,4 @@ def test_script_still_makes_such_models(tmp_path: Path) -> None:
         assert vocabulary == AutoTokenizer.from_pretrained(ASSETS / name).get_vocab()
     losses = logged(tmp_path / "tiny_llama", r"loss ([\d.]+)")
     assert len(losses) == len(LESSONS)
-    assert losses[0] < 6.2 and losses[-1] < 3  # chance: ln 512 = 6.2
+    assert losses[0] < 6.2 and losses[-1] < 4  # chance: ln 512 = 6.2
