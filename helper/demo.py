@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             _module("helper.make_tiny_world", "--output", arguments.data, *world_options)
         with _step("2/5  Fit the projection to captions"):
             fitted = arguments.output.with_name(f"{arguments.output.name}-fitted")
-            models = ("--lm_model_name_or_path", ASSETS / "tiny_llama")
+            models = ("--lm_model_name_or_path", ASSETS / "tiny_llama", "--attention", "mmca")
             models += ("--vision_model_name_or_path", ASSETS / "tiny_clip")
             captions = (
                 "--dataset_names",

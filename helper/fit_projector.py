@@ -1,9 +1,11 @@
 """Fits a linear projection to captions in closed form: `python -m helper.fit_projector` with the flags of training.
 
 A projection that begins at random has to find by gradients alone which directions of the encoder mean which words, and
-can end in a poor optimum. Captions say it at once: the projection is fitted so that a picture's tokens, all together,
-are the sum of the embeddings of its caption's words, by ridge regression. A linear map that does so for sums of tokens,
-over pictures that differ, does so for each token too.
+can end in a poor optimum. Captions say it at once. First the projection is fitted so that a picture's tokens, all
+together, are the sum of the embeddings of its caption's words, by ridge regression. Then, in turns, each phrase of a
+caption is given to the token that comes nearest to it, and the projection is fitted to show at each token its phrase,
+until the phrases stay where they are: expectation-maximisation with hard assignments, as words of two languages are
+aligned (Brown et al., "The Mathematics of Statistical Machine Translation", 1993).
 
 Reads conversations of one picture, whose first answer is its caption, and writes a checkpoint in the trained form to
 `--output_dir`, for training to begin with: `--init_from`.
@@ -17,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 from transformers.utils.logging import set_verbosity_error
 
+from helper.caption_phrases import best_places, phrases
 from training.arguments import UsageError
 from training.command_line import Parser, model_and_data, read_flags
 from training.data import bad_records, read_parts
@@ -35,6 +39,7 @@ from utils.model.encoding import AT_ONCE, encode
 logger = get_logger("helper.fit_projector")
 
 _ROWS_AT_LEAST = 100  # captions, below which nothing can be said of what they have in common
+_SETTLED = 1e-3  # of the tokens: when no more of them change their phrase, the alignment is done
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fit(flags: argparse.Namespace) -> float:
-    """Read, fit and write; returns the share of the captions' variance that the projection explains, R2."""
+    """Read, fit and write; returns the share of what the tokens are to say that the projection explains, R2."""
     model_arguments, data_arguments = model_and_data(flags)
     if model_arguments.projector != "linear":
         raise UsageError(f"--vis_proj {model_arguments.vis_proj}: only the linear projection can be fitted")
@@ -61,17 +66,14 @@ def fit(flags: argparse.Namespace) -> float:
         dtype=torch.float32,
     )
     output = Path(flags.output_dir)
-    captions, _ = read_parts(data_arguments, flags.seed, bad_records(data_arguments, output))
-    pictures = [each for each in captions if _is_captioned(each)]
-    if len(pictures) < _ROWS_AT_LEAST:
+    conversations, _ = read_parts(data_arguments, flags.seed, bad_records(data_arguments, output))
+    captioned = [each for each in conversations if _is_captioned(each)]
+    if len(captioned) < _ROWS_AT_LEAST:
         raise UsageError(
-            f"{len(pictures)} of {len(captions)} conversations are one picture with its caption, of which at least"
-            f" {_ROWS_AT_LEAST} are needed: name a dataset of captions, and --dataset_concatenate_samples 1"
+            f"{len(captioned)} of {len(conversations)} conversations are one picture with its caption, of which at"
+            f" least {_ROWS_AT_LEAST} are needed: name a dataset of captions, and --dataset_concatenate_samples 1"
         )
-    sums = _Sums()
-    for begin in tqdm(range(0, len(pictures), AT_ONCE), desc="reading captions", unit="batch"):
-        sums.add(*_read(model, processor, pictures[begin : begin + AT_ONCE]))
-    weight, bias, explained = sums.solved(flags.ridge)
+    weight, bias, explained = fitted(*_read(model, processor, captioned), flags.ridge, flags.rounds)
     linear = model.model.multi_modal_projector.linear
     with torch.no_grad():
         linear.weight.copy_(weight)
@@ -80,9 +82,47 @@ def fit(flags: argparse.Namespace) -> float:
     write_manifest(staging_of(output))
     commit_directory(staging_of(output), output)
     logger.info(
-        "fitted to %s captions: R2 %.3f; begin with --init_from %s", f"{len(pictures):,}", explained, output
+        "fitted to %s captions: R2 %.3f; begin with --init_from %s", f"{len(captioned):,}", explained, output
     )
     return explained
+
+
+def fitted(
+    features: torch.Tensor, said: Sequence[torch.Tensor], ridge: float, rounds: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Weight [E, D], bias [E] and R2 of the projection from tokens [N, S, D] to N captions' phrases [phrases, E].
+
+    `ridge` is added to the mean square of each input; after `rounds` the alignment ends, if not before.
+    """
+    number = features.new_full((len(features), 1), features.shape[1])  # the bias comes with every token
+    together = _Sums()
+    together.add(torch.cat([features.sum(1), number], 1), torch.stack([each.sum(0) for each in said]))
+    solution, explained = together.solved(ridge)
+    places = torch.full(features.shape[:2], -1)
+    bar = tqdm(range(rounds), desc="aligning phrases", unit="round")
+    for _ in bar:
+        each_token, moved = _Sums(), 0
+        for begin in range(0, len(features), AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            rows = F.pad(features[part], (0, 1), value=1.0)  # [n, S, D + 1]
+            now = best_places(rows @ solution.float(), said[part])
+            moved += int((now != places[part]).sum())
+            places[part] = now
+            each_token.add(rows.flatten(0, 1), _phrase_of_each(now, said[part]).flatten(0, 1))
+        solution, explained = each_token.solved(ridge)
+        bar.set_postfix(moved=f"{moved / places.numel():.2%}")
+        if moved <= _SETTLED * places.numel():
+            break
+    bar.close()
+    return solution[:-1].T.float(), solution[-1].float(), explained
+
+
+def _phrase_of_each(places: torch.Tensor, said: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The phrases [n, S, E] of tokens that show those at `places` [n, S]; zeros at -1."""
+    nothing = said[0].new_zeros(1, said[0].shape[1])
+    return torch.stack(
+        [torch.cat([words, nothing])[place] for words, place in zip(said, places, strict=True)]
+    )
 
 
 class _Sums:
@@ -100,13 +140,13 @@ class _Sums:
         self.mean = self.mean + targets.sum(0)
         self.squares += float(targets.square().sum())
 
-    def solved(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Weight [E, D], bias [E] and R2; `ridge` is added to the mean square of each input."""
+    def solved(self, ridge: float) -> tuple[torch.Tensor, float]:
+        """The solution [D + 1, E] and R2; `ridge` is added to the mean square of each input."""
         damped = self.inner + ridge * self.rows * torch.eye(len(self.inner), dtype=torch.float64)
-        solution = torch.linalg.solve(damped, self.cross)  # [D + 1, E]
+        solution = torch.linalg.solve(damped, self.cross)
         left = self.squares - 2 * (solution * self.cross).sum() + (solution * (self.inner @ solution)).sum()
         spread = self.squares - self.mean.square().sum() / self.rows
-        return solution[:-1].T.float(), solution[-1].float(), 1 - float(left / spread)
+        return solution, 1 - float(left / spread)
 
 
 @torch.no_grad()
@@ -114,23 +154,25 @@ def _read(
     model: VisualChatForConditionalGeneration,
     processor: VisualChatProcessor,
     pictures: Sequence[Conversation],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of the encoder's tokens with their number [N, D + 1], and of the captions' embeddings [N, E]."""
-    images = [each.turns[0].images[0].open() for each in pictures]
-    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    features = encode(model.model.vision_tower, pixels)  # [N, S, D]
-    number = features.new_full((len(features), 1), features.shape[1])  # the bias comes with every token
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The encoder's tokens of the pictures [N, S, D], and of each caption's phrases their words' sum [phrases, E]."""
     embedding = model.get_input_embeddings().weight
-    words = [
-        processor.tokenizer(f" {each.turns[0].answer.strip()}", add_special_tokens=False)["input_ids"]
-        for each in pictures
-    ]
-    return torch.cat([features.sum(1), number], 1), torch.stack([embedding[ids].sum(0) for ids in words])
+    features, said = [], []
+    for begin in tqdm(range(0, len(pictures), AT_ONCE), desc="reading captions", unit="batch"):
+        part = pictures[begin : begin + AT_ONCE]
+        images = [each.turns[0].images[0].open() for each in part]
+        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        features.append(encode(model.model.vision_tower, pixels))
+        for each in part:
+            texts = [f" {phrase}" for phrase in phrases(each.turns[0].answer)]
+            ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            said.append(torch.stack([embedding[words].sum(0) for words in ids]))
+    return torch.cat(features), said
 
 
 def _is_captioned(conversation: Conversation) -> bool:
     first, *later = conversation.turns
-    return len(first.images) == 1 and bool(first.answer) and not any(turn.images for turn in later)
+    return len(first.images) == 1 and bool(phrases(first.answer)) and not any(turn.images for turn in later)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -138,6 +180,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     own = parser.add_argument_group("of the fit alone")
     own.add_argument(
         "--ridge", type=float, default=1e-3, help="What keeps the projection small. Default: 0.001."
+    )
+    own.add_argument(
+        "--rounds", type=int, default=20, help="Of giving phrases to tokens, at most; 0: none. Default: 20."
     )
     return read_flags(parser, argv)
 

@@ -29,8 +29,8 @@ class WorldSize:
     """How many records each file gets, named as the published files are; `rounds` is a conversation's length."""
 
     descriptions: int = 3000
-    reasoning: int = 2000
-    conversations: int = 9000
+    reasoning: int = 1000
+    conversations: int = 4000
     eval_dialogues: int = 100
     rounds: int = 8
     eval_rounds: int = 8
