@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "training" / "training_scripts"
 
 LEARNING = (
-    *("LM_MODEL", "VISION_MODEL", "VIS_PROJ", "LANG_LORA_DIM", "VIS_LORA_DIM"),
+    *("LM_MODEL", "VISION_MODEL", "VIS_PROJ", "LANG_LORA_DIM", "VIS_LORA_DIM", "INIT_FROM"),
     *(
         "DATASETS",
         "DATASET_CONCAT",

@@ -30,7 +30,7 @@ class WorldSize:
 
     descriptions: int = 3000
     reasoning: int = 1000
-    conversations: int = 4000
+    conversations: int = 3000
     eval_dialogues: int = 100
     rounds: int = 8
     eval_rounds: int = 8

@@ -119,7 +119,7 @@ def test_settings_are_the_scripts_values_and_the_environments(
         monkeypatch.delenv(name, raising=False)
     settings = settings_of(world)
     assert (
-        settings["LR"] == "4e-3" and settings["DATASETS"] == "llava llava_dial"
+        settings["LR"] == "3e-4" and settings["DATASETS"] == "llava llava_dial"
     )  # run_tiny.sh's, not launch.sh's
     assert settings["DATASET_CONCAT"] == "3 1"  # which it sets only beside its own datasets
     monkeypatch.setenv("LR", "1e-3")
