@@ -1,8 +1,8 @@
 """Multi-modal causal attention cut into rectangles that a kernel without masks computes.
 
-Of the text, each conversation is a triangle. It is cut into small triangles along its diagonal
-and rectangles below them: a kernel that works through a triangle in blocks computes what stands above the
-diagonal of a block too.
+Of the text, each conversation is a triangle. Unless it is long, it is cut into small triangles along its
+diagonal and rectangles below them: a kernel that works through a triangle in blocks computes what stands above
+the diagonal of a block too.
 Of the images, the text between two images sees a whole number of them: rectangles again. Where such runs of
 text are short, several share the images that all of them see, because a kernel is slow with few rows. A row
 that several rectangles touch takes its softmax together from theirs (`mmca_pieces`).
@@ -17,6 +17,9 @@ import torch
 
 TRIANGLE = 256
 """Rows of a triangle that is not cut further; measured on CPUs, where the kernel's blocks have 512 keys."""
+
+LONG = 4096
+"""Rows of a triangle that is not cut at all: beside so many pairs, those above the diagonal in a block are few."""
 
 GROUP = 256
 """Runs of text that are shorter together share a rectangle; a CPU's kernel takes up to 256 rows at a time."""
@@ -194,7 +197,7 @@ def _conversations(runs: list[Run]) -> list[list[Run]]:
 def _triangle(pieces: list[Piece], top: int, bottom: int, left: int) -> None:
     """Rows [top, bottom) over as many keys from `left`: the diagonal first, so that it touches all rows."""
     rows = bottom - top
-    if rows <= TRIANGLE:
+    if rows <= TRIANGLE or rows >= LONG:
         pieces.append(Piece(top, bottom, left, left + rows, causal=rows > 1, first=True))
         return
     upper = -(-rows // 2)
