@@ -1,11 +1,7 @@
 """Fits a linear projection to captions in closed form: `python -m helper.fit_projector` with the flags of training.
 
 A projection that begins at random has to find by gradients alone which directions of the encoder mean which words, and
-can end in a poor optimum. Captions say it at once. First the projection is fitted so that a picture's tokens, all
-together, are the sum of the embeddings of its caption's words, by ridge regression. Then, in turns, each phrase of a
-caption is given to the token that comes nearest to it, and the projection is fitted to show at each token its phrase,
-until the phrases stay where they are: expectation-maximisation with hard assignments, as words of two languages are
-aligned (Brown et al., "The Mathematics of Statistical Machine Translation", 1993).
+can end in a poor optimum. Captions say it at once (`helper.caption_alignment`).
 
 Reads conversations of one picture, whose first answer is its caption, and writes a checkpoint in the trained form to
 `--output_dir`, for training to begin with: `--init_from`.
@@ -19,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 from transformers.utils.logging import set_verbosity_error
 
-from helper.caption_phrases import best_places, phrases
+from helper.caption_alignment import fitted, phrases
 from training.arguments import UsageError
 from training.command_line import Parser, model_and_data, read_flags
 from training.data import bad_records, read_parts
@@ -39,7 +34,6 @@ from utils.model.encoding import AT_ONCE, encode
 logger = get_logger("helper.fit_projector")
 
 _ROWS_AT_LEAST = 100  # captions, below which nothing can be said of what they have in common
-_SETTLED = 1e-3  # of the tokens: when no more of them change their phrase, the alignment is done
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,68 +79,6 @@ def fit(flags: argparse.Namespace) -> float:
         "fitted to %s captions: R2 %.3f; begin with --init_from %s", f"{len(captioned):,}", explained, output
     )
     return explained
-
-
-def fitted(
-    features: torch.Tensor, said: Sequence[torch.Tensor], ridge: float, rounds: int
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Weight [E, D], bias [E] and R2 of the projection from tokens [N, S, D] to N captions' phrases [phrases, E].
-
-    `ridge` is added to the mean square of each input; after `rounds` the alignment ends, if not before.
-    """
-    number = features.new_full((len(features), 1), features.shape[1])  # the bias comes with every token
-    together = _Sums()
-    together.add(torch.cat([features.sum(1), number], 1), torch.stack([each.sum(0) for each in said]))
-    solution, explained = together.solved(ridge)
-    places = torch.full(features.shape[:2], -1)
-    bar = tqdm(range(rounds), desc="aligning phrases", unit="round")
-    for _ in bar:
-        each_token, moved = _Sums(), 0
-        for begin in range(0, len(features), AT_ONCE):
-            part = slice(begin, begin + AT_ONCE)
-            rows = F.pad(features[part], (0, 1), value=1.0)  # [n, S, D + 1]
-            now = best_places(rows @ solution.float(), said[part])
-            moved += int((now != places[part]).sum())
-            places[part] = now
-            each_token.add(rows.flatten(0, 1), _phrase_of_each(now, said[part]).flatten(0, 1))
-        solution, explained = each_token.solved(ridge)
-        bar.set_postfix(moved=f"{moved / places.numel():.2%}")
-        if moved <= _SETTLED * places.numel():
-            break
-    bar.close()
-    return solution[:-1].T.float(), solution[-1].float(), explained
-
-
-def _phrase_of_each(places: torch.Tensor, said: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The phrases [n, S, E] of tokens that show those at `places` [n, S]; zeros at -1."""
-    nothing = said[0].new_zeros(1, said[0].shape[1])
-    return torch.stack(
-        [torch.cat([words, nothing])[place] for words, place in zip(said, places, strict=True)]
-    )
-
-
-class _Sums:
-    """What ridge regression needs of all rows x [D + 1] and targets y [E], whatever their number; in float64."""
-
-    def __init__(self) -> None:
-        self.rows, self.inner, self.cross, self.mean, self.squares = 0, 0.0, 0.0, 0.0, 0.0
-
-    def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Take in rows [N, D + 1] and targets [N, E]."""
-        inputs, targets = inputs.double(), targets.double()
-        self.rows += len(inputs)
-        self.inner = self.inner + inputs.T @ inputs
-        self.cross = self.cross + inputs.T @ targets
-        self.mean = self.mean + targets.sum(0)
-        self.squares += float(targets.square().sum())
-
-    def solved(self, ridge: float) -> tuple[torch.Tensor, float]:
-        """The solution [D + 1, E] and R2; `ridge` is added to the mean square of each input."""
-        damped = self.inner + ridge * self.rows * torch.eye(len(self.inner), dtype=torch.float64)
-        solution = torch.linalg.solve(damped, self.cross)
-        left = self.squares - 2 * (solution * self.cross).sum() + (solution * (self.inner @ solution)).sum()
-        spread = self.squares - self.mean.square().sum() / self.rows
-        return solution, 1 - float(left / spread)
 
 
 @torch.no_grad()

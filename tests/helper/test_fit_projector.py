@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from helper.caption_phrases import best_places, phrases
-from helper.fit_projector import _Sums, fitted, main
+from helper.caption_alignment import _Sums, best_places, fitted, phrases
+from helper.fit_projector import main
 from helper.make_tiny_world import main as make_world
 from helper.miniature.scenes import COLORS, POSITIONS, SHAPES
 from utils.model import build_visual_chat
