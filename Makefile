@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-TESTS ?= not long
+TESTS ?= not slow and not long
 PYTEST_ARGS ?=
 
 export HF_HUB_OFFLINE ?= 1
@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(READY)  ## train the miniature model with DeepSpeed ZeRO-3, evaluate it, and talk to it
 	$(RUN) -m helper.demo
 
-test: $(READY) lint  ## the tests; all with TESTS=, the quick ones with TESTS="not slow and not long"
+test: $(READY) lint  ## the quick tests; those of minutes too with TESTS="not long", all with TESTS=
 	$(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
 
 compare: $(READY)  ## train mmca, causal and cross on the miniature world; hours, goes on after an interruption
