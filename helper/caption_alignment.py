@@ -35,9 +35,9 @@ def fitted(
 
     `ridge` is added to the mean square of each input; after `rounds` the alignment ends, if not before.
     """
-    number = features.new_full((len(features), 1), features.shape[1])  # the bias comes with every token
     together = _Sums()
-    together.add(torch.cat([features.sum(1), number], 1), torch.stack([each.sum(0) for each in said]))
+    sums = F.pad(features.sum(1), (0, 1), value=features.shape[1])  # the bias comes with every token
+    together.add(sums, torch.stack([each.sum(0) for each in said]))
     solution, explained = together.solved(ridge)
     places = torch.full(features.shape[:2], -1)
     bar = tqdm(range(rounds), desc="aligning phrases", unit="round")

@@ -51,4 +51,5 @@ def test_script_still_makes_such_models(tmp_path: Path) -> None:
         assert vocabulary == AutoTokenizer.from_pretrained(ASSETS / name).get_vocab()
     losses = logged(tmp_path / "tiny_llama", r"loss ([\d.]+)")
     assert len(losses) == len(LESSONS)
+    assert losses[-2] < 3  # questions, before whole dialogues
     assert losses[0] < 6.2 and losses[-1] < 4  # chance: ln 512 = 6.2

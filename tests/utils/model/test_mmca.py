@@ -121,6 +121,7 @@ CONTENDERS = {
     "masked": ("mmca", "masked", 256),
     "pieces": ("mmca", "pieces", 256),
     "small pieces": ("mmca", "pieces", 2),  # cut so small that most rows are put together from several
+    "uncut": ("mmca", "pieces", 2),  # triangles stay whole, as long ones do
     "cross": ("cross", "auto", 256),
 }
 
@@ -131,6 +132,8 @@ def test_equals_the_definition_with_gradients_over_random_layouts(contender, mon
     monkeypatch.setenv(mmca_kernels.VARIABLE, kernel)
     monkeypatch.setattr(mmca_plan, "TRIANGLE", size)
     monkeypatch.setattr(mmca_plan, "GROUP", 3 * size)
+    if contender == "uncut":
+        monkeypatch.setattr(mmca_plan, "LONG", 3)
     worst, worst_gradient = 0.0, 0.0
     for seed in range(40 if implementation == "cross" else 200):
         style, layout, states, weights = random_case(seed)
