@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from .mmca_flex import attend_by_flex, has_flash_attn
+from .mmca_fused import attend_fused, fused_takes
 from .mmca_layout import Layout, build_layout
 from .mmca_masked import attend_masked
 from .mmca_pieces import attend_in_pieces, takes_pieces
@@ -20,7 +21,7 @@ from .mmca_pieces import attend_in_pieces, takes_pieces
 logger = logging.getLogger(__name__)
 
 VARIABLE = "VISUALCHAT_ATTENTION_KERNEL"
-KERNELS = ("auto", "pieces", "flash", "flex", "masked")
+KERNELS = ("auto", "fused", "pieces", "flash", "flex", "masked")
 
 _WORTH_A_CALL = 2e6
 """Multiplications and additions that a kernel does in the time that it takes to call it: some 20 us on a core."""
@@ -45,6 +46,8 @@ def attend_by_kernel(
             query, key, value, scale=scaling, is_causal=True, enable_gqa=grouped
         )
         return out.transpose(1, 2).contiguous()
+    if name == "fused":
+        return attend_fused(layout, query, key, value, scaling)
     if name == "pieces":
         return attend_in_pieces(layout, layout.plan, query, key, value, scaling)
     if name in ("flash", "flex"):
@@ -57,10 +60,10 @@ def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout
     wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in KERNELS:
         raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join(KERNELS)}")
-    if layout.is_causal and not dropout:
-        return "causal"
     if wanted == "auto":
         return _automatic(layout, query, value, dropout)
+    if layout.is_causal and wanted != "fused" and not dropout:
+        return "causal"
     if wanted != "masked" and (reason := _hindrance(wanted, query, value, dropout)):
         _say_once(f"{VARIABLE}={wanted}: {reason}; using masked")
         return "masked"
@@ -68,8 +71,16 @@ def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout
 
 
 def _automatic(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float) -> str:
+    plain = layout.is_causal and not dropout
     if layout.queries == 1:  # for a single query, moving keys costs more than it saves
-        return "masked"
+        return "causal" if plain else "masked"
+    if not dropout and fused_takes(query, value):
+        reason = _tried_fused(query, value)
+        if not reason:
+            return "fused"
+        _say_once(f"attention does without its fused kernel, which is the fastest on a CPU: {reason}")
+    if plain:
+        return "causal"
     if query.device.type == "cuda":
         for name in ("flash", "flex") if has_flash_attn() else ("flex",):
             reason = _hindrance(name, query, value, dropout)
@@ -90,12 +101,23 @@ def _hindrance(name: str, query: torch.Tensor, value: torch.Tensor, dropout: flo
         return "it knows no dropout"
     if name == "pieces":
         return None if takes_pieces(query, value) else "it needs a CPU, and values as wide as queries"
+    if name == "fused":
+        if fused_takes(query, value):
+            return _tried_fused(query, value)
+        return "it needs its C++ beside it, a CPU, float32 or bfloat16, values as wide as queries, no torch.compile"
     if name == "flash" and not has_flash_attn():
         return "the package flash-attn is not installed"
-    if query.device.type == "cpu" and (name == "flash" or (torch.is_grad_enabled() and query.requires_grad)):
+    trains = torch.is_grad_enabled() and query.requires_grad
+    if query.device.type == "cpu" and (name == "flash" or (name == "flex" and trains)):
         return "it trains on GPUs only"
     heads = query.shape[1], value.shape[1]
     return _tried(name, query.device, query.dtype, *heads, query.shape[3], value.shape[3])
+
+
+def _tried_fused(query: torch.Tensor, value: torch.Tensor) -> str | None:
+    """What it computes does not depend on how many heads there are, so few are tried."""
+    (_, heads, _, width), shared = query.shape, value.shape[1]
+    return _tried("fused", query.device, query.dtype, 2 * heads // shared, 2, width, width)
 
 
 @lru_cache(maxsize=32)
@@ -107,34 +129,46 @@ def _tried(
     Compilers and installed packages differ between machines; an answer that is wrong or an error must not be
     found out in training.
     """
-    kinds = torch.zeros(2, 400, dtype=torch.long, device=device)
-    kinds[:, 50:180], kinds[0, 300:310] = 1, 1
-    begins = torch.zeros_like(kinds).bool()
-    begins[1, 200] = True
-    layout = build_layout(kinds, 400, begins=begins)
-    training = device.type != "cpu"
-    generator = torch.Generator().manual_seed(0)
-    states = [
-        torch.randn(2, count, 400, size, generator=generator).to(device, dtype).requires_grad_(training)
-        for count, size in ((heads, width), (shared, width), (shared, wide))
-    ]
     try:
-        with torch.enable_grad() if training else torch.no_grad():
-            found = attend_by_flex(layout, *states, None, flash=name == "flash")
-            wanted = attend_masked(layout.masked, *states)
-            pairs = [(found, wanted)]
-            if training:
-                grads = (torch.autograd.grad(out.float().square().sum(), states) for out in (found, wanted))
-                pairs += zip(*grads, strict=True)
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            pairs = _tries(name, device, dtype, heads, shared, width, wide)
     except (
         Exception
     ) as error:  # compilers raise errors of many kinds; whatever it is, another kernel can do it
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     for ours, theirs in pairs:
-        error = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+        error = float((ours - theirs).detach().float().abs().max() / theirs.detach().float().abs().max())
         if not error <= _TRIED_TO[dtype]:
             return f"its results are off by {error:.1e}"
     return None
+
+
+def _tries(
+    name: str, device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int, wide: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What a kernel finds, beside what the masked one finds: the result and, where it trains, the gradients."""
+    kinds = torch.zeros(2, 400, dtype=torch.long, device=device)
+    kinds[:, 50:180], kinds[0, 300:310] = 1, 1
+    begins = torch.zeros_like(kinds).bool()
+    begins[1, 200] = True
+    layout = build_layout(kinds, 400, begins=begins)
+    trains = name == "fused" or device.type != "cpu"
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(2, count, 400, size, generator=generator).to(device, dtype).requires_grad_(trains)
+        for count, size in ((heads, width), (shared, width), (shared, wide))
+    ]
+    with torch.set_grad_enabled(trains):
+        if name == "fused":
+            found = attend_fused(layout, *states, None)
+        else:
+            found = attend_by_flex(layout, *states, None, flash=name == "flash")
+        wanted = attend_masked(layout.masked, *states)
+        pairs = [(found, wanted)]
+        if trains:
+            grads = (torch.autograd.grad(out.float().square().sum(), states) for out in pairs[0])
+            pairs += zip(*grads, strict=True)
+    return pairs
 
 
 _said: set[str] = set()

@@ -51,6 +51,34 @@ class Layout:
         return make_plan(self.rows, self.text, self.image)
 
     @cached_property
+    def text_rows(self) -> int:
+        """T, the number of text queries."""
+        return self.rows.numel()
+
+    @cached_property
+    def other_rows(self) -> int:
+        """The number of the other queries."""
+        return self.others.numel()
+
+    @cached_property
+    def image_top(self) -> int:
+        """The first of the rows that sees an image; their number where none does."""
+        return int((self.image.stop == self.image.start).cumprod(0).sum())
+
+    @cached_property
+    def text_alone(self) -> bool:
+        """Whether all queries are text, and no image is among the keys."""
+        return not self.other_rows and not self.image_keys.numel()
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Where a CPU's memory has rows, others, own, text and image keys, and the borders of both bands."""
+        places = self.rows, self.others, self.own, self.text_keys, self.image_keys
+        borders = self.text.start, self.text.stop, self.image.start, self.image.stop
+        assert all(each.dtype == torch.long and each.is_contiguous() for each in places + borders)
+        return tuple(each.data_ptr() for each in places + borders)
+
+    @cached_property
     def own_are_images(self) -> bool:
         """Whether the queries without a softmax are the image tokens, all of them and no padding."""
         same = self.own.shape == self.image_keys.shape

@@ -162,7 +162,9 @@ model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto", *
 processor = AutoProcessor.from_pretrained(folder, **remote)
 with torch.no_grad():
     logits = model(**{inputs}).logits
-assert torch.equal(logits, expected), (logits - expected).abs().max()
+if with_project:
+    assert torch.equal(logits, expected), (logits - expected).abs().max()
+torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)  # alone, attention's C++ is not there
 assert processor.image_seq_length == 5
 """
 

@@ -118,6 +118,7 @@ def random_case(seed):
 
 
 CONTENDERS = {
+    "fused": ("mmca", "fused", 256),
     "masked": ("mmca", "masked", 256),
     "pieces": ("mmca", "pieces", 256),
     "small pieces": ("mmca", "pieces", 2),  # cut so small that most rows are put together from several
@@ -219,7 +220,7 @@ def test_text_only_is_plain_causal_attention():
     torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize("kernel", ["pieces", "masked"])
+@pytest.mark.parametrize("kernel", ["fused", "pieces", "masked"])
 def test_under_autocast_in_its_dtype(kernel, monkeypatch):
     """Rotated queries and keys come in float32 there, values in bfloat16."""
     monkeypatch.setenv(mmca_kernels.VARIABLE, kernel)

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from utils.model import mmca_kernels
+from utils.model import mmca_fused, mmca_kernels
 from utils.model.mmca_kernels import VARIABLE, attend_by_kernel, kernel_for
 from utils.model.mmca_layout import build_layout
 from utils.model.mmca_pieces import attend_in_pieces
@@ -54,8 +54,13 @@ def test_scores_of_images_with_anything_before_them_are_not_computed():
     assert plan.pairs == 192 * 192 + 64 * 256 + 64 * 512
 
 
+@pytest.mark.parametrize("kernel", ["fused", "pieces"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_kept_for_the_backward_pass_grows_with_the_length_and_is_less_than_causal_keeps(dtype):
+def test_what_is_kept_for_the_backward_pass_grows_with_the_length_and_is_less_than_causal_keeps(
+    kernel, dtype, monkeypatch
+):
+    monkeypatch.setenv(VARIABLE, kernel)
+
     def kept(attention, layout):
         sizes = {}
 
@@ -79,7 +84,7 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_length_and_is_less_th
             lambda *given: torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True), layout
         )
 
-    assert kernel_for(mix(2), *states(mix(2), 4, 4, 32, dtype)[::2]) == "pieces"
+    assert kernel_for(mix(2), *states(mix(2), 4, 4, 32, dtype)[::2]) == kernel
     assert ours(mix(8)) <= 4 * ours(mix(2))
     assert ours(mix(4)) < causal(mix(4))
 
@@ -116,7 +121,8 @@ def test_a_known_number_of_image_tokens_changes_nothing_but_who_is_asked(kernel,
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
+def test_half_precision(dtype, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "pieces")
     layout = layout_of((300, 0), (64, 1), (100, 0), (64, 1), (200, 0))
     exact = [state.requires_grad_() for state in states(layout, 4, 2, 32, torch.float64)]
     rough = [state.detach().to(dtype).requires_grad_() for state in exact]
@@ -128,11 +134,16 @@ def test_half_precision(dtype):
         assert (ours.double() - theirs).abs().max() < 0.03 * theirs.abs().max()
 
 
-def test_kernels_are_chosen_by_size():
+def test_kernels_are_chosen_by_what_there_is_and_by_size(monkeypatch):
     small, large, text = layout_of((9, 0), (4, 1), (9, 0)), layout_of((99, 0), (512, 1), (300, 0)), [(99, 0)]
-    for layout, name in ((small, "masked"), (large, "pieces"), (layout_of(*text), "causal")):
+    cases = (small, "masked"), (large, "pieces"), (layout_of(*text), "causal")
+    for layout, otherwise in cases:
         query, _, value = states(layout, heads=8, shared=8, width=64)
-        assert kernel_for(layout, query, value) == name
+        assert kernel_for(layout, query, value) == "fused"
+        assert kernel_for(layout, query.half(), value.half()) == otherwise
+        with monkeypatch.context() as alone:
+            alone.setattr(mmca_fused, "_AT_HAND", False)
+            assert kernel_for(layout, query, value) == otherwise
     query, _, value = states(large)
     assert kernel_for(large, query, value, dropout=0.1) == "masked"
 

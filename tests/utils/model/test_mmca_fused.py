@@ -1,0 +1,225 @@
+"""Attention in C++: every way it is compiled, long rows, threads, memory of any kind, and doing without it."""
+
+import logging
+import platform
+
+import pytest
+import torch
+
+from utils.model import mmca_fused, mmca_kernels
+from utils.model.compiled_library import CompileError, compiled_library
+from utils.model.mmca_fused import SOURCE, attend_fused
+from utils.model.mmca_kernels import attend_by_kernel, kernel_for
+from utils.model.mmca_layout import build_layout
+from utils.model.mmca_masked import attend_masked
+
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+MACHINES = ("native", *(("haswell", "x86-64") if IS_X86 else ()))  # vectors of 16, 8 and 4 numbers on x86
+
+
+def spans(*parts):
+    return torch.tensor([kind for kind, length in parts for _ in range(length)])
+
+
+def mixed():
+    """A long conversation with images of 9 and 130 tokens; a row of padding, five conversations and padding again."""
+    long = spans((0, 150), (1, 130), (0, 17), (1, 9), (0, 14))
+    packed = spans(
+        (0, 9), (0, 4), (1, 9), (0, 90), (1, 30), (0, 1), (0, 31), (1, 9), (0, 40), (1, 60), (0, 37)
+    )
+    kinds = torch.stack([long, packed])
+    valid = torch.ones_like(kinds).bool()
+    valid[1, :9] = valid[1, -6:] = False
+    begins = torch.zeros_like(valid)
+    begins[1, [9, 13, 142, 143, 183]] = True
+    return build_layout(kinds, kinds.shape[1], valid, begins)
+
+
+def states(layout, heads=4, shared=2, width=20, dtype=torch.float32, queries=None):
+    generator = torch.Generator().manual_seed(0)
+    batch, keys = layout.kinds.shape
+    shapes = (heads, queries or keys), (shared, keys), (shared, keys)
+    return [
+        torch.randn(batch, length, count, width, generator=generator)
+        .to(dtype)
+        .transpose(1, 2)
+        .requires_grad_()
+        for count, length in shapes
+    ]
+
+
+def with_gradients(attention, layout, given):
+    out = attention(layout, *given)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    if layout.valid is not None:
+        weights = weights * layout.valid[:, -out.shape[1] :, None, None]
+    return out * (weights != 0), *torch.autograd.grad(out, given, weights)
+
+
+def fused(layout, *given):
+    return attend_fused(layout, *given, None)
+
+
+def exact(layout, *given):
+    return attend_masked(layout.masked, *(each.double() for each in given))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(("heads", "shared", "width"), [(4, 4, 64), (4, 2, 20), (3, 1, 8)])
+def test_equals_masked_attention_in_float64(machine, heads, shared, width, monkeypatch):
+    library = compiled_library(SOURCE, (f"-march={machine}",))
+    monkeypatch.setattr(mmca_fused, "_functions", lambda: (library.mmca_forward, library.mmca_backward))
+    layout = mixed()
+    given = states(layout, heads, shared, width)
+    for ours, theirs in zip(
+        with_gradients(fused, layout, given), with_gradients(exact, layout, given), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs.double(), atol=2e-5, rtol=1e-5)
+
+
+def test_bfloat16_is_as_close_as_its_numbers_are():
+    layout = mixed()
+    given = states(layout, dtype=torch.bfloat16)
+    for ours, theirs in zip(
+        with_gradients(fused, layout, given), with_gradients(exact, layout, given), strict=True
+    ):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.double() - theirs.double()).abs().max() < 0.01 * theirs.abs().max()
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    """With more threads than heads, rows of a long conversation are shared out."""
+    layout = build_layout(spans((0, 900), (1, 50), (0, 400))[None], 1350)
+    given = states(layout, heads=2, shared=1)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results.append(with_gradients(fused, layout, given))
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+
+
+def test_without_gradients_the_result_is_the_same():
+    layout = mixed()
+    given = states(layout)
+    with torch.no_grad():
+        assert torch.equal(fused(layout, *given), fused(layout, *given))
+    with torch.inference_mode():
+        assert torch.equal(fused(layout, *given), fused(layout, *given))
+    assert torch.equal(fused(layout, *given), fused(layout, *(each.detach() for each in given)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_may_lie_in_memory_in_any_way(dtype):
+    """Heads apart, as caches keep them; a stride between the numbers of a head; one element into a memory."""
+    layout = mixed()
+    plain = [each.detach() for each in states(layout, dtype=dtype)]
+    ways = {
+        "heads apart": [each.contiguous() for each in plain],
+        "strided": [torch.stack([each, each], -1)[..., 0] for each in plain],
+        "odd": [torch.nn.functional.pad(each, (1, 0))[..., 1:] for each in plain],
+        "expanded": [plain[0], *(each[:, :1].expand(-1, 2, -1, -1) for each in plain[1:])],
+    }
+    for name, given in ways.items():
+        same = [each.contiguous().requires_grad_() for each in given]
+        given = [each.requires_grad_() for each in given]
+        found = zip(with_gradients(fused, layout, given), with_gradients(fused, layout, same), strict=True)
+        assert all(torch.equal(one, other) for one, other in found), name
+
+
+def test_a_gradient_of_any_memory_is_read():
+    layout = mixed()
+    given = states(layout)
+    out = fused(layout, *given)
+    grads = (
+        torch.autograd.grad(out.sum(), given, retain_graph=True),
+        torch.autograd.grad(out, given, out * 0 + 1),
+    )
+    for expanded, plain in zip(*grads, strict=True):
+        assert torch.equal(expanded, plain)
+
+
+def test_new_queries_over_a_cache_give_its_keys_gradients():
+    kinds = torch.stack([spans((0, 60), (1, 30), (0, 60)), spans((1, 50), (0, 70), (1, 30))])
+    last, whole = build_layout(kinds, 40), build_layout(kinds, 150)
+    given = states(whole)
+    found = with_gradients(fused, last, [given[0][:, :, -40:].detach().requires_grad_(), *given[1:]])
+    wanted = with_gradients(exact, last, [given[0][:, :, -40:].detach().requires_grad_(), *given[1:]])
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), atol=2e-5, rtol=1e-5)
+
+
+def test_text_alone_keeps_what_is_there_already_and_equals_causal_attention():
+    layout = build_layout(torch.zeros(2, 333, dtype=torch.long), 333)
+    given = states(layout)
+
+    def causal(_, *given):
+        out = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2)
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        out = fused(layout, *given)
+    memory = {each.data_ptr() for each in kept}
+    assert given[0].data_ptr() in memory and out.data_ptr() in memory and len(kept) == 5
+    for ours, theirs in zip(
+        with_gradients(fused, layout, given), with_gradients(causal, layout, given), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_only_images_is_their_values():
+    layout = build_layout(torch.ones(2, 40, dtype=torch.long), 40)
+    given = states(layout, heads=2, shared=2)
+    out, *grads = with_gradients(fused, layout, given)
+    assert torch.equal(out, given[2].transpose(1, 2))
+    assert grads[0].abs().max() == grads[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("size", [1e-20, 30.0, 1e4])
+def test_scores_of_any_size(size):
+    layout = mixed()
+    given = [(each * size).detach().requires_grad_() for each in states(layout)[:2]] + states(layout)[2:]
+    ours, theirs = fused(layout, *given).double(), exact(layout, *given)
+    asked = layout.valid[..., None, None]
+    torch.testing.assert_close(ours * asked, theirs * asked, atol=1e-3, rtol=1e-3)
+    assert all(each.isfinite().all() for each in with_gradients(fused, layout, given))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_no_number_stays_seen(which):
+    """A training that goes wrong must say so."""
+    layout = build_layout(spans((0, 40), (1, 9), (0, 40))[None], 89)
+    given = [each.detach().clone() for each in states(layout)]
+    given[which][:, :, 35] = torch.nan
+    assert fused(layout, *given)[0, 35].isnan().any()
+    assert fused(layout, *given)[0, :32].isfinite().all()
+
+
+def test_it_is_tried_in_inference_and_under_autocast_as_well():
+    """The first forward of a process may be either, and what is found then is kept."""
+    given = "fused", torch.device("cpu"), torch.float32, 4, 2, 32, 32
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert mmca_kernels._tried.__wrapped__(*given) is None
+
+
+def test_without_a_compiler_attention_does_without_it_and_says_so_once(monkeypatch, caplog):
+    def no_compiler():
+        raise CompileError("no C++ compiler is installed")
+
+    layout = build_layout(spans((0, 400), (1, 400), (0, 400))[None], 1200)
+    query, key, value = states(layout, heads=8, shared=8, width=64)
+    expected = attend_by_kernel(layout, query, key, value)
+    monkeypatch.setattr(mmca_fused, "_functions", no_compiler)
+    monkeypatch.setattr(mmca_kernels, "_said", set())
+    mmca_kernels._tried.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert {kernel_for(layout, query, value) for _ in range(3)} == {"pieces"}
+            torch.testing.assert_close(attend_by_kernel(layout, query, key, value), expected)
+    finally:
+        mmca_kernels._tried.cache_clear()
+    assert len(caplog.records) == 1 and "no C++ compiler is installed" in caplog.text

@@ -1,0 +1,149 @@
+"""Multi-modal causal attention on CPUs as one function of C++, `mmca_fused.cpp`, compiled where it first runs.
+
+What is kept for the backward pass: queries of text, keys and values, and for each text row its result in either
+softmax and the logarithms of its sums. That grows with the length, and where images are a third of the tokens or
+more it is less than causal attention keeps.
+"""
+
+import ctypes
+import struct
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .compiled_library import compiled_library
+from .mmca_layout import Layout
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+DTYPES = (torch.float32, torch.bfloat16)
+
+_AT_HAND = SOURCE.is_file()  # the copy of this package in a checkpoint has no C++ beside it, and does without
+
+# What the C++ takes, `Call` there: eight tensors by address and three strides, four addresses of what is kept for
+# the backward pass, nine of the layout, nine counts, the scaling and whether the numbers are bfloat16.
+_CALL = struct.Struct("=" + "Qqqq" * 8 + "Q" * 4 + "Q" * 9 + "q" * 9 + "fi")
+_NONE = (0, 0, 0, 0)
+
+
+def fused_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether such tensors can be computed here, if the library can be compiled: `attend_fused` finds that out."""
+    return (
+        _AT_HAND
+        and query.device.type == "cpu"
+        and query.dtype in DTYPES
+        and query.shape[-1] == value.shape[-1]
+        and not torch.compiler.is_compiling()
+    )
+
+
+def attend_fused(
+    layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]. Raises CompileError where it cannot be made."""
+    if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        query, key, value = (each.contiguous() for each in (query, key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return _Attention.apply(query, key, value, layout, scaling)
+    result = _like(query)
+    given = (*_heads_first(query), *_heads_first(key), *_heads_first(value), *_NONE, *_heads_later(result))
+    _run(0, layout, scaling, query, key, (*given, *_NONE * 3, *_NONE))
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layout: Layout,
+        scaling: float,
+    ) -> torch.Tensor:
+        _, heads, _, width = query.shape
+        rows, top = layout.text_rows, layout.image_top
+        result = _like(query)
+        image = query.new_empty(rows - top, heads, width) if top < rows else None
+        lse = torch.empty(2, heads, rows)
+        if (
+            layout.text_alone and query.transpose(1, 2).is_contiguous()
+        ):  # they are in memory as they are wanted
+            asked, text, written = query, result, (0, 0)
+        else:
+            asked, text = query.new_empty(2, rows, heads, width)
+            written = asked.data_ptr(), text.data_ptr()
+        given = (
+            *_heads_first(query),
+            *_heads_first(key),
+            *_heads_first(value),
+            *_NONE,
+            *_heads_later(result),
+        )
+        kept = (*written, _address(image), lse.data_ptr())
+        _run(0, layout, scaling, query, key, (*given, *_NONE * 3, *kept))
+        ctx.save_for_backward(asked, key, value, text, image, lse)
+        ctx.layout, ctx.scaling = layout, scaling
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        asked, key, value, text, image, lse = ctx.saved_tensors
+        if grad.stride(-1) != 1:
+            grad = grad.contiguous()
+        d_query, d_key, d_value = torch.empty_like(grad), _like(key), _like(value)
+        if grad.shape[1] != key.shape[2]:  # keys of earlier forwards may be seen by nobody
+            d_key.zero_(), d_value.zero_()
+        given = (*_NONE, *_heads_first(key), *_heads_first(value), *_heads_later(grad), *_NONE)
+        wanted = (*_heads_later(d_query), *_heads_later(d_key), *_heads_later(d_value))
+        kept = asked.data_ptr(), text.data_ptr(), _address(image), lse.data_ptr()
+        d_query, d_key, d_value = (each.transpose(1, 2) for each in (d_query, d_key, d_value))
+        _run(1, ctx.layout, ctx.scaling, d_query, key, (*given, *wanted, *kept))
+        return d_query, d_key, d_value, None, None
+
+
+def _run(
+    which: int, layout: Layout, scaling: float, query: torch.Tensor, key: torch.Tensor, given: tuple[int, ...]
+) -> None:
+    """Call the function of the forward (0) or the backward pass (1); given: the call's fields before the layout's."""
+    _, heads, queries, width = query.shape
+    _, shared, keys, _ = key.shape
+    counts = layout.text_rows, layout.other_rows, layout.image_top, heads, shared, queries, keys, width
+    is_half = key.dtype == torch.bfloat16
+    call = _CALL.pack(*given, *layout.addresses, *counts, torch.get_num_threads(), scaling, is_half)
+    if _functions()[which](call):
+        raise MemoryError("no memory is left for attention's blocks of keys; use shorter rows")
+
+
+@lru_cache(maxsize=1)
+def _functions() -> tuple:
+    library = compiled_library(SOURCE)
+    functions = library.mmca_forward, library.mmca_backward
+    for function in functions:
+        function.argtypes = [ctypes.c_char_p]
+    return functions
+
+
+def _like(states: torch.Tensor) -> torch.Tensor:
+    """[B, S, H, D] for [B, H, S, D], with the heads of a token together in memory, as decoders want results."""
+    batch, heads, length, width = states.shape
+    return states.new_empty(batch, length, heads, width)
+
+
+def _heads_first(states: torch.Tensor) -> tuple[int, ...]:
+    """Address and strides of [B, H, S, D]."""
+    batch, head, token, _ = states.stride()
+    return states.data_ptr(), batch, head, token
+
+
+def _heads_later(states: torch.Tensor) -> tuple[int, ...]:
+    """Address and strides of [B, S, H, D]."""
+    batch, token, head, _ = states.stride()
+    return states.data_ptr(), batch, head, token
+
+
+def _address(states: torch.Tensor | None) -> int:
+    return 0 if states is None else states.data_ptr()
