@@ -4,7 +4,8 @@
     taskset -c 1 python -m benchmarks.attention --layouts    # many layouts: is any slower than causal attention?
 
 A size is text + images of 256 tokens, spread through the text. Contenders take turns in one process; a line gives
-medians, and how many times faster ours is. The layout is made once for all layers of a model, so it is timed apart.
+medians, how many times faster ours is, and the share of a large matrix product's speed at which it does what the
+definition asks for. The layout is made once for all layers of a model, so it is timed apart.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.layouts import Rows, many_layouts, mixture
-from benchmarks.turns import print_machine, take_turns, timed
+from benchmarks.turns import print_machine, product_speed, take_turns, timed
 from benchmarks.two_softmaxes import dense
 from utils.model.mmca import attend
 from utils.model.mmca_kernels import KERNELS, VARIABLE, kernel_for
@@ -76,6 +77,13 @@ class Case:
     def dense(self) -> None:
         self._run(lambda *states: dense(*states, self._visible, self.kinds, self._scaling))
 
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions that cannot be left out: two products forward, five more backward."""
+        _, heads, _, width = self.states[0].shape
+        pairs = sum(int((band.stop - band.start).sum()) for band in (self.layout.text, self.layout.image))
+        return 4.0 * pairs * heads * width * (3.5 if self._backward else 1)
+
     def kept(self, contender: Callable[[], None]) -> int:
         """Bytes that a forward keeps for the backward pass."""
         storages: dict[int, int] = {}
@@ -121,14 +129,15 @@ def main() -> None:
     print(
         "| heads x width | dtype | text + images | pass | kernel | ours, ms | dense, ms | causal, ms", end=""
     )
-    print(" | faster than dense | than causal | kept ours / dense / causal, MB |")
-    print("|---" * 11 + "|")
+    print(" | faster than dense | than causal | of a product's speed | kept ours / dense / causal, MB |")
+    print("|---" * 12 + "|")
+    speeds = {dtype: product_speed(getattr(torch, dtype), arguments.device) for dtype in arguments.dtypes}
     ratios: dict[bool, list[tuple[float, str]]] = {True: [], False: []}  # by whether there is an image
     for shape in arguments.heads:
         for dtype in arguments.dtypes:
             for rows in cases:
                 for which in arguments.passes:
-                    ratio = _print_case(arguments, shape, getattr(torch, dtype), rows, which == "fb")
+                    ratio = _print_case(arguments, shape, dtype, rows, which == "fb", speeds[dtype])
                     ratios[bool(rows.kinds.any())].append((ratio, f"{shape}, {rows.name}, {which}"))
     for what, found in (("with images", ratios[True]), ("text alone", ratios[False])):
         if found:
@@ -137,10 +146,10 @@ def main() -> None:
 
 
 def _print_case(
-    arguments: argparse.Namespace, shape: str, dtype: torch.dtype, rows: Rows, backward: bool
+    arguments: argparse.Namespace, shape: str, dtype: str, rows: Rows, backward: bool, speed: float
 ) -> float:
     """A line for each kernel; returns how many times faster than causal attention the slowest of them is."""
-    case = Case(rows, Shape.of(shape), dtype, arguments.device, backward)
+    case = Case(rows, Shape.of(shape), getattr(torch, dtype), arguments.device, backward)
     contenders = {name: _with_kernel(name, case.ours) for name in arguments.kernels}
     contenders["causal"] = case.causal
     if arguments.dense:
@@ -154,9 +163,10 @@ def _print_case(
         used = _with_kernel(name, lambda: kernel_for(case.layout, case.states[0], case.states[2]))()
         ours, causal, dense_ = medians[name], medians["causal"], medians.get("dense")
         print(
-            f"| {shape} | {str(dtype).removeprefix('torch.')} | {rows.name} | {'fb' if backward else 'f'} | {used}"
+            f"| {shape} | {dtype} | {rows.name} | {'fb' if backward else 'f'} | {used}"
             f" | {ours:.2f} | {'-' if dense_ is None else f'{dense_:.1f}'} | {causal:.2f}"
             f" | {'-' if dense_ is None else f'{dense_ / ours:.1f}'} | {causal / ours:.2f}"
+            f" | {case.operations / ours * 1e3 / speed:.0%}"
             f" | {kept[name]} / {kept.get('dense', '-')} / {kept['causal']} |",
             flush=True,
         )

@@ -84,6 +84,13 @@ def memory_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / min(timed(lambda: target.copy_(source)) for _ in range(5))
 
 
+def product_speed(dtype: torch.dtype, device: str) -> float:
+    """Operations a second of a large matrix product here, the best of several: what attention can hope for."""
+    side = 8192 if device == "cuda" else 1536
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    return 2 * side**3 / min(timed(lambda: left @ right) for _ in range(6))
+
+
 def _processor() -> str:
     """The name that a CPU gives itself, where the system tells."""
     try:

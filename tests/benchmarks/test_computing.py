@@ -57,6 +57,14 @@ def test_attention(capsys, monkeypatch):
     assert "least of with images" in out and "least of text alone" in out
 
 
+def test_operations_are_those_of_the_definition():
+    """Worked out by hand: 3 + 2 words around an image of 4; 5 * 6 / 2 pairs of text, 2 * 4 with the image."""
+    rows = Rows("one", ((((3, False), (4, True), (2, False)),),))
+    for backward, products in ((False, 2), (True, 7)):
+        case = Case(rows, Shape.of("2x16"), torch.float32, "cpu", backward)
+        assert case.operations == 2 * products * (15 + 8) * 2 * 16
+
+
 def test_layouts_are_of_many_kinds():
     layouts = many_layouts()
     assert len({rows.name for rows in layouts}) == len(layouts) == 18
