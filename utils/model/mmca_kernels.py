@@ -74,7 +74,7 @@ def _automatic(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout
     plain = layout.is_causal and not dropout
     if layout.queries == 1:  # for a single query, moving keys costs more than it saves
         return "causal" if plain else "masked"
-    if not dropout and fused_takes(query, value):
+    if not dropout and fused_takes(query, value) and not (query.dtype == torch.bfloat16 and _has_tiles()):
         reason = _tried_fused(query, value)
         if not reason:
             return "fused"
@@ -112,6 +112,12 @@ def _hindrance(name: str, query: torch.Tensor, value: torch.Tensor, dropout: flo
         return "it trains on GPUs only"
     heads = query.shape[1], value.shape[1]
     return _tried(name, query.device, query.dtype, *heads, query.shape[3], value.shape[3])
+
+
+@lru_cache(maxsize=1)
+def _has_tiles() -> bool:
+    """Whether this CPU multiplies tiles of bfloat16 (AMX), as torch's kernels do, many times faster than float32."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _tried_fused(query: torch.Tensor, value: torch.Tensor) -> str | None:

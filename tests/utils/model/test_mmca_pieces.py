@@ -148,6 +148,15 @@ def test_kernels_are_chosen_by_what_there_is_and_by_size(monkeypatch):
     assert kernel_for(large, query, value, dropout=0.1) == "masked"
 
 
+@pytest.mark.parametrize(("tiles", "name"), [(False, "fused"), (True, "pieces")])
+def test_where_a_cpu_multiplies_tiles_of_bfloat16_torch_does_it(tiles, name, monkeypatch):
+    monkeypatch.setattr(mmca_kernels, "_has_tiles", lambda: tiles)
+    layout = layout_of((99, 0), (512, 1), (300, 0))
+    query, _, value = states(layout, heads=8, shared=8, width=64)
+    assert kernel_for(layout, query, value) == "fused"
+    assert kernel_for(layout, query.bfloat16(), value.bfloat16()) == name
+
+
 def test_a_kernel_that_cannot_is_passed_over_with_one_line(monkeypatch, caplog):
     layout = layout_of((9, 0), (4, 1), (9, 0))
     query, _, value = states(layout)
