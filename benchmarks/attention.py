@@ -126,12 +126,14 @@ def main() -> None:
         cases = [mixture(*map(int, size.split("+"))) for size in arguments.sizes]
     print("attention: ours, dense as in 2023, causal; f forward, fb forward and backward")
     print_machine()
+    speeds = {dtype: product_speed(getattr(torch, dtype), arguments.device) for dtype in arguments.dtypes}
+    for dtype, speed in speeds.items():
+        print(f"a product of two large matrices: {speed / 1e9:,.0f} GFLOP/s in {dtype}")
     print(
         "| heads x width | dtype | text + images | pass | kernel | ours, ms | dense, ms | causal, ms", end=""
     )
     print(" | faster than dense | than causal | of a product's speed | kept ours / dense / causal, MB |")
     print("|---" * 12 + "|")
-    speeds = {dtype: product_speed(getattr(torch, dtype), arguments.device) for dtype in arguments.dtypes}
     ratios: dict[bool, list[tuple[float, str]]] = {True: [], False: []}  # by whether there is an image
     for shape in arguments.heads:
         for dtype in arguments.dtypes:

@@ -26,7 +26,7 @@ constexpr int VECTORS = 2;
 constexpr int BLOCK = VECTORS * LANES;  // rows that are computed together
 constexpr int TILE = 128;  // keys that go by together
 constexpr float LOG2E = 1.44269504088896340736f;
-constexpr float LOWEST = -1e30f;
+constexpr float LOWEST = -std::numeric_limits<float>::max();
 
 #if defined(__x86_64__)
 #define HOLD(x) __asm__("" : "+v"(x))  // in a register: compilers would read it from memory for each use
@@ -107,6 +107,9 @@ static inline void write(const Call& call, const float* from, T* into, float fac
 class Scratch {
  public:
   ~Scratch() { release(); }
+  void shrink() {  // what a very long row needed
+    if (size_ > (size_t(1) << 24)) release();
+  }
   float* take(size_t count) {
     if (count > size_) {
       release();
@@ -267,23 +270,26 @@ static void add_products(
   for (; d < width; d += LANES) sums_of<1>(weights, down, across, rows + d, depth, width, into + d, count);
 }
 
-// ---- A run of rows whose keys no other run reads backwards: conversations, short ones together.
+// ---- A run of rows whose keys no other run reads backwards: a conversation, or single tokens that see themselves.
 
 struct Run {
   int64_t top, bottom;
 };
 
-// The next run from row `top`: whole conversations, as many as one block takes, or `most` rows of a longer one.
+// The next run from row `top`: a conversation, of a longer one `most` rows. Tokens that see only themselves, as padding
+// may be, share a block; conversations do not, so that no infinity of one becomes another's.
 static Run next_run(const Call& call, int64_t top, int64_t most) {
   const int64_t* start = call.text_start;
-  const bool goes_on = top > 0 && start[top] == start[top - 1];
+  const auto end_of = [&](int64_t row) {
+    return std::upper_bound(start + row, start + call.row_count, start[row]) - start;
+  };
+  const auto is_alone = [&](int64_t row) {
+    return call.text_stop[row] - start[row] == 1 && call.image_stop[row] == call.image_start[row] &&
+           end_of(row) == row + 1;
+  };
   int64_t bottom = top;
-  while (bottom < call.row_count) {
-    const int64_t next = std::upper_bound(start + bottom, start + call.row_count, start[bottom]) - start;
-    if (bottom > top && (goes_on || next - top > BLOCK)) break;
-    bottom = next;
-  }
-  return {top, top + std::min(bottom - top, most)};
+  while (bottom < call.row_count && bottom - top < BLOCK && is_alone(bottom)) ++bottom;
+  return {top, bottom > top ? bottom : top + std::min(end_of(top) - top, most)};
 }
 
 // One kind of keys and what a run's rows see of them, counted from its first key.
@@ -572,6 +578,7 @@ static int in_parallel(const Call& call, int64_t most) {
       } catch (const std::bad_alloc&) {
         failed = 1;
       }
+    kept_keys.shrink();
   }
   return failed;
 }

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .compiled_library import compiled_library
@@ -28,20 +29,32 @@ _NONE = (0, 0, 0, 0)
 
 
 def fused_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether such tensors can be computed here, if the library can be compiled: `attend_fused` finds that out."""
+    """Whether such tensors can be computed here, if the library can be compiled: `attend_fused` finds that out.
+
+    What follows torch's own functions from outside (torch.compile, torch.func, forward gradients, dispatch modes)
+    would not see this one.
+    """
     return (
         _AT_HAND
         and query.device.type == "cpu"
         and query.dtype in DTYPES
         and query.shape[-1] == value.shape[-1]
+        and type(query) in (torch.Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(query)
+        and forward_ad._current_level < 0
     )
 
 
 def attend_fused(
     layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]. Raises CompileError where it cannot be made."""
+    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+
+    Raises ValueError for tensors that are not as the layout has them, CompileError where there is no library.
+    """
+    _check(layout, query, key, value)
     if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         query, key, value = (each.contiguous() for each in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -67,11 +80,11 @@ class _Attention(torch.autograd.Function):
         rows, top = layout.text_rows, layout.image_top
         result = _like(query)
         image = query.new_empty(rows - top, heads, width) if top < rows else None
-        lse = torch.empty(2, heads, rows)
+        lse = query.new_empty(2, heads, rows, dtype=torch.float32)
         if (
             layout.text_alone and query.transpose(1, 2).is_contiguous()
         ):  # they are in memory as they are wanted
-            asked, text, written = query, result, (0, 0)
+            asked, text, written = query.transpose(1, 2), result, (0, 0)
         else:
             asked, text = query.new_empty(2, rows, heads, width)
             written = asked.data_ptr(), text.data_ptr()
@@ -92,6 +105,14 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         asked, key, value, text, image, lse = ctx.saved_tensors
+        asked, text, lse = (
+            asked.contiguous(),
+            text.contiguous(),
+            lse.contiguous(),
+        )  # whoever kept them elsewhere
+        image = None if image is None else image.contiguous()
+        if not key.stride(-1) == value.stride(-1) == 1:
+            key, value = key.contiguous(), value.contiguous()
         if grad.stride(-1) != 1:
             grad = grad.contiguous()
         d_query, d_key, d_value = torch.empty_like(grad), _like(key), _like(value)
@@ -103,6 +124,28 @@ class _Attention(torch.autograd.Function):
         d_query, d_key, d_value = (each.transpose(1, 2) for each in (d_query, d_key, d_value))
         _run(1, ctx.layout, ctx.scaling, d_query, key, (*given, *wanted, *kept))
         return d_query, d_key, d_value, None, None
+
+
+def _check(layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Memory is read by address: it must be there."""
+    (batch, heads, _, width), shared = query.shape, key.shape[1]
+    rows, keys = layout.kinds.shape
+    states = batch, shared, keys, width
+    right = (
+        query.shape[2] == layout.queries
+        and batch == rows
+        and key.shape == value.shape == states
+        and shared > 0
+        and heads % shared == 0
+        and query.dtype == key.dtype == value.dtype
+        and query.device == key.device == value.device == layout.rows.device
+    )
+    if not right:
+        found = ", ".join(f"{list(each.shape)} {each.dtype}" for each in (query, key, value))
+        raise ValueError(
+            f"attention of {layout.queries} queries to {keys} keys in {rows} rows got query, key and value"
+            f" {found}; they must be [B, H, Q, D] and twice [B, Hkv, K, D], of one type, with H a multiple of Hkv"
+        )
 
 
 def _run(

@@ -159,9 +159,11 @@ def _tries(
     begins[1, 200] = True
     layout = build_layout(kinds, 400, begins=begins)
     trains = name == "fused" or device.type != "cpu"
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     states = [
-        torch.randn(2, count, 400, size, generator=generator).to(device, dtype).requires_grad_(trains)
+        torch.randn(2, count, 400, size, generator=generator, dtype=torch.float32, device="cpu")
+        .to(device, dtype)
+        .requires_grad_(trains)
         for count, size in ((heads, width), (shared, width), (shared, wide))
     ]
     with torch.set_grad_enabled(trains):

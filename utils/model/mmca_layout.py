@@ -40,6 +40,10 @@ class Layout:
     queries: int
     whole: bool
 
+    def __getstate__(self) -> dict[str, object]:
+        """For copies: without what was found out about this one, addresses above all."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def is_causal(self) -> bool:
         """Whether this is plain causal attention: text alone, a conversation in each row, no padding."""
@@ -75,7 +79,11 @@ class Layout:
         """Where a CPU's memory has rows, others, own, text and image keys, and the borders of both bands."""
         places = self.rows, self.others, self.own, self.text_keys, self.image_keys
         borders = self.text.start, self.text.stop, self.image.start, self.image.stop
-        assert all(each.dtype == torch.long and each.is_contiguous() for each in places + borders)
+        for each in places + borders:
+            if each.dtype != torch.long or not each.is_contiguous() or (each.numel() and each[-1] < 0):
+                raise ValueError(
+                    "a layout's places and borders must be whole numbers in order; is image_tokens right?"
+                )
         return tuple(each.data_ptr() for each in places + borders)
 
     @cached_property

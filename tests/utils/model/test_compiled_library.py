@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from utils.model.compiled_library import CompileError, compiled_library
+from utils.model.compiled_library import CompileError, _found, compiled_library
 
 ADDS = 'extern "C" int add(int a, int b) { return a + b; }\n'
 
@@ -12,11 +12,11 @@ ADDS = 'extern "C" int add(int a, int b) { return a + b; }\n'
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "kept"))
-    compiled_library.cache_clear()
+    _found.cache_clear()
     path = tmp_path / "adds.cpp"
     path.write_text(ADDS)
     yield path
-    compiled_library.cache_clear()
+    _found.cache_clear()
 
 
 def kept(source):
@@ -27,7 +27,7 @@ def test_is_compiled_once(source):
     assert compiled_library(source).add(2, 3) == 5
     (library,) = kept(source)
     made = library.stat().st_mtime_ns
-    compiled_library.cache_clear()  # as another process
+    _found.cache_clear()  # as another process
     assert compiled_library(source).add(2, 3) == 5
     assert kept(source) == [library] and library.stat().st_mtime_ns == made
 
@@ -35,18 +35,18 @@ def test_is_compiled_once(source):
 def test_another_source_is_another_library(source):
     compiled_library(source)
     source.write_text(ADDS.replace("a + b", "a * b"))
-    compiled_library.cache_clear()
+    _found.cache_clear()
     assert compiled_library(source).add(2, 3) == 6
     assert len(kept(source)) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x7fELF and then nothing"])
-def test_a_damaged_library_is_made_anew(source, damage):
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_a_damaged_library_is_made_anew(source, size):
     subject = multiprocessing.get_context("spawn").Process(target=compiled_library, args=(source,))
     subject.start()  # elsewhere: what this process has loaded must not be written over
     subject.join()
     (library,) = kept(source)
-    library.write_bytes(damage)
+    library.write_bytes(library.read_bytes()[:size])  # whoever loads that is killed
     assert compiled_library(source).add(2, 3) == 5
 
 
@@ -77,8 +77,26 @@ def test_no_compiler(source, monkeypatch):
         compiled_library(source)
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
+    _found.cache_clear()
     with pytest.raises(CompileError, match="no C\\+\\+ compiler is installed"):
         compiled_library(source)
+
+
+def test_a_compiler_with_flags(source, monkeypatch):
+    monkeypatch.setenv("CXX", "g++ -DADDED=1")
+    assert compiled_library(source).add(2, 3) == 5
+
+
+def test_what_cannot_be_loaded_is_not_kept_nor_tried_again(source):
+    source.write_text('extern "C" int missing(); extern "C" int add() { return missing(); }\n')
+    flags = ("-O1",)
+    for _ in range(2):
+        with pytest.raises(CompileError, match="undefined symbol: missing"):
+            compiled_library(source, flags)
+    assert kept(source) == []
+    source.write_text(ADDS)
+    with pytest.raises(CompileError, match="missing"):
+        compiled_library(source, flags)
 
 
 def test_a_folder_that_cannot_be_written(source, monkeypatch):

@@ -1,10 +1,13 @@
 """Attention in C++: every way it is compiled, long rows, threads, memory of any kind, and doing without it."""
 
+import copy
 import logging
+import pickle
 import platform
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from utils.model import mmca_fused, mmca_kernels
 from utils.model.compiled_library import CompileError, compiled_library
@@ -197,6 +200,90 @@ def test_what_is_no_number_stays_seen(which):
     given[which][:, :, 35] = torch.nan
     assert fused(layout, *given)[0, 35].isnan().any()
     assert fused(layout, *given)[0, :32].isfinite().all()
+
+
+def test_a_batch_row_that_is_no_number_leaves_the_others_alone():
+    layout = build_layout(torch.zeros(3, 10, dtype=torch.long), 10)
+    given = [each.detach().clone() for each in states(layout)]
+    for each in given:
+        each[1] = torch.nan
+    out = fused(layout, *given)
+    assert out[1].isnan().all() and out[::2].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda query, key, value: (query, key, value.bfloat16()),
+        lambda query, key, value: (query.bfloat16(), key, value),
+        lambda query, key, value: (query[:, :, 1:], key, value),
+        lambda query, key, value: (query, key[:, :, 1:], value[:, :, 1:]),
+        lambda query, key, value: (query, key[:1], value[:1]),
+        lambda query, key, value: (query[:, :3], key, value),
+        lambda query, key, value: (query, key[..., 1:], value),
+        lambda query, key, value: (query, key[:, :0], value[:, :0]),
+    ],
+)
+def test_what_is_not_as_the_layout_has_it_is_an_error(change):
+    """It is read by address, so nothing else would notice."""
+    layout = mixed()
+    with pytest.raises(
+        ValueError, match=r"attention of 320 queries to 320 keys in 2 rows got .* they must be"
+    ):
+        fused(layout, *change(*states(layout)))
+
+
+def test_a_wrong_number_of_image_tokens_is_an_error():
+    layout = build_layout(spans((0, 9), (1, 4), (0, 9))[None], 22, image_tokens=6)
+    with pytest.raises(ValueError, match="is image_tokens right"):
+        fused(layout, *states(layout))
+
+
+@pytest.mark.parametrize("layout", [mixed(), build_layout(torch.zeros(2, 90, dtype=torch.long), 90)])
+def test_what_is_kept_may_be_moved_and_come_back(layout):
+    """As torch's own offloading does it, which lays tensors anew."""
+    given = states(layout, heads=4, shared=2)
+    wanted = torch.autograd.grad(fused(layout, *given).square().sum(), given)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: each.contiguous(), lambda each: each):
+        out = fused(layout, *given)
+    for one, other in zip(torch.autograd.grad(out.square().sum(), given), wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_another_default_type_changes_nothing():
+    layout = mixed()
+    given = states(layout)
+    wanted = with_gradients(fused, layout, given)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = fused(layout, *given), *torch.autograd.grad(fused(layout, *given).sum(), given)
+        assert (
+            mmca_kernels._tried.__wrapped__("fused", torch.device("cpu"), torch.float32, 4, 2, 32, 32) is None
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found[0] * (wanted[0] != 0), wanted[0])
+
+
+def test_copies_of_a_layout_know_their_own_memory():
+    layout = mixed()
+    given = states(layout)
+    out = fused(layout, *given)
+    for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):
+        assert other.addresses != layout.addresses
+        assert torch.equal(fused(other, *given), out)
+
+
+def test_what_looks_on_from_outside_is_left_to_other_kernels():
+    layout = build_layout(spans((0, 400), (1, 400), (0, 400))[None], 1200)
+    query, _, value = (each.detach() for each in states(layout, heads=8, shared=8, width=64))
+    with torch.autograd.forward_ad.dual_level():
+        assert kernel_for(layout, query, value) == "pieces"
+    kinds = []
+    torch.func.vmap(lambda query: kinds.append(kernel_for(layout, query, value)) or query)(query[None])
+    with FlopCounterMode(display=False):
+        kinds.append(kernel_for(layout, query, value))
+    assert kinds == ["pieces", "pieces"] and kernel_for(layout, query, value) == "fused"
 
 
 def test_it_is_tried_in_inference_and_under_autocast_as_well():
