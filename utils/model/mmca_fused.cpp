@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -366,6 +367,20 @@ struct Seen {
   }
 };
 
+// Calls work(vectors, first row, rows, head) for the blocks of a run, for each head that shares these keys.
+template <class Work>
+static void each_block(const Call& call, const Run& run, int64_t shared_head, Work work) {
+  const int64_t groups = call.heads / call.shared;
+  for (int64_t head = shared_head * groups; head < (shared_head + 1) * groups; ++head)
+    for (int64_t top = run.top; top < run.bottom; top += BLOCK) {
+      const int64_t count = std::min<int64_t>(BLOCK, run.bottom - top);
+      if (count > LANES)
+        work(std::integral_constant<int, 2>(), top, count, head);
+      else
+        work(std::integral_constant<int, 1>(), top, count, head);
+    }
+}
+
 // ---- Forward.
 
 template <class T, int V>
@@ -439,15 +454,9 @@ template <class T>
 static void forward_run(const Call& call, const Run& run, int64_t shared_head) {
   Band bands[] = {Band(call, run, false), Band(call, run, true)};
   gather<T>(call, bands, shared_head, false);
-  const int64_t groups = call.heads / call.shared;
-  for (int64_t head = shared_head * groups; head < (shared_head + 1) * groups; ++head)
-    for (int64_t top = run.top; top < run.bottom; top += BLOCK) {
-      const int64_t count = std::min<int64_t>(BLOCK, run.bottom - top);
-      if (count > LANES)
-        forward_block<T, 2>(call, bands, top, count, head);
-      else
-        forward_block<T, 1>(call, bands, top, count, head);
-    }
+  each_block(call, run, shared_head, [&](auto vectors, int64_t top, int64_t count, int64_t head) {
+    forward_block<T, decltype(vectors)::value>(call, bands, top, count, head);
+  });
 }
 
 // Image tokens and padding: the result is their own value.
@@ -522,15 +531,10 @@ template <class T>
 static void backward_run(const Call& call, const Run& run, int64_t shared_head) {
   Band bands[] = {Band(call, run, false), Band(call, run, true)};
   gather<T>(call, bands, shared_head, true);
-  const int64_t groups = call.heads / call.shared, width = padded(call);
-  for (int64_t head = shared_head * groups; head < (shared_head + 1) * groups; ++head)
-    for (int64_t top = run.top; top < run.bottom; top += BLOCK) {
-      const int64_t count = std::min<int64_t>(BLOCK, run.bottom - top);
-      if (count > LANES)
-        backward_block<T, 2>(call, bands, top, count, head);
-      else
-        backward_block<T, 1>(call, bands, top, count, head);
-    }
+  const int64_t width = padded(call);
+  each_block(call, run, shared_head, [&](auto vectors, int64_t top, int64_t count, int64_t head) {
+    backward_block<T, decltype(vectors)::value>(call, bands, top, count, head);
+  });
   for (const Band& band : bands)
     for (int64_t n = 0; n < band.count; ++n) {
       const int64_t place = band.places[band.first + n];
@@ -549,7 +553,7 @@ static void backward_own(const Call& call, int64_t number_of) {
   for (int64_t head = 0; head < call.heads; ++head)
     std::memset(at<T>(call.d_query, query, call.queries, head), 0, call.width * sizeof(T));
   for (int64_t shared = 0; shared < call.shared; ++shared) {
-    std::memset(at<T>(call.d_key, key, call.keys, shared), 0, call.width * sizeof(T));  // who sees it adds later
+    std::memset(at<T>(call.d_key, key, call.keys, shared), 0, call.width * sizeof(T));  // who sees it writes over it
     T* into = at<T>(call.d_value, key, call.keys, shared);
     for (int64_t d = 0; d < call.width; ++d) {
       float sum = 0;
