@@ -2,8 +2,12 @@
 
 import copy
 import logging
+import os
 import pickle
 import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -310,3 +314,38 @@ def test_without_a_compiler_attention_does_without_it_and_says_so_once(monkeypat
     finally:
         mmca_kernels._tried.cache_clear()
     assert len(caplog.records) == 1 and "no C++ compiler is installed" in caplog.text
+
+
+SANITIZED = """
+import torch
+from tests.utils.model.test_mmca_fused import *
+flags = "-march=native", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+library = compiled_library(SOURCE, flags)
+mmca_fused._functions = lambda: (library.mmca_forward, library.mmca_backward)
+layouts = mixed(), build_layout(torch.zeros(2, 90, dtype=torch.long), 90), build_layout(torch.ones(2, 9).long(), 9)
+for layout in layouts:
+    for dtype in mmca_fused.DTYPES:
+        for heads, shared, width in (4, 4, 64), (4, 2, 20), (3, 1, 8):
+            with_gradients(fused, layout, states(layout, heads, shared, width, dtype))
+print("nothing found")
+"""
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing():
+    """Of addresses and undefined behaviour, in what the kernel does with memory of its own."""
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(map(os.path.isabs, libraries)):
+        pytest.skip("g++ has no sanitizers here")
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert "nothing found" in done.stdout, done.stderr[-3000:]
