@@ -61,11 +61,7 @@ def _found(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | CompileError:
             return library
     except CompileError as error:
         return error
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # of folders, of a home that is unknown, of CXX's quotes
+    except (OSError, RuntimeError, ValueError) as error:  # folders, a home that is unknown, CXX's quotes
         return CompileError(f"{source.name} cannot be compiled and loaded: {error}")
 
 

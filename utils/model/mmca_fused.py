@@ -61,8 +61,7 @@ def attend_fused(
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return _Attention.apply(query, key, value, layout, scaling)
     result = _like(query)
-    given = (*_heads_first(query), *_heads_first(key), *_heads_first(value), *_NONE, *_heads_later(result))
-    _run(0, layout, scaling, query, key, (*given, *_NONE * 3, *_NONE))
+    _run_forward(layout, scaling, query, key, value, result, kept=_NONE)
     return result
 
 
@@ -88,15 +87,8 @@ class _Attention(torch.autograd.Function):
         else:
             asked, text = query.new_empty(2, rows, heads, width)
             written = asked.data_ptr(), text.data_ptr()
-        given = (
-            *_heads_first(query),
-            *_heads_first(key),
-            *_heads_first(value),
-            *_NONE,
-            *_heads_later(result),
-        )
         kept = (*written, _address(image), lse.data_ptr())
-        _run(0, layout, scaling, query, key, (*given, *_NONE * 3, *kept))
+        _run_forward(layout, scaling, query, key, value, result, kept)
         ctx.save_for_backward(asked, key, value, text, image, lse)
         ctx.layout, ctx.scaling = layout, scaling
         return result
@@ -105,11 +97,8 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         asked, key, value, text, image, lse = ctx.saved_tensors
-        asked, text, lse = (
-            asked.contiguous(),
-            text.contiguous(),
-            lse.contiguous(),
-        )  # whoever kept them elsewhere
+        # whoever kept them elsewhere may have laid them anew
+        asked, text, lse = asked.contiguous(), text.contiguous(), lse.contiguous()
         image = None if image is None else image.contiguous()
         if not key.stride(-1) == value.stride(-1) == 1:
             key, value = key.contiguous(), value.contiguous()
@@ -146,6 +135,20 @@ def _check(layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.
             f"attention of {layout.queries} queries to {keys} keys in {rows} rows got query, key and value"
             f" {found}; they must be [B, H, Q, D] and twice [B, Hkv, K, D], of one type, with H a multiple of Hkv"
         )
+
+
+def _run_forward(
+    layout: Layout,
+    scaling: float,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    result: torch.Tensor,
+    kept: tuple[int, ...],
+) -> None:
+    """Fill the result [B, Q, H, D]; kept: the addresses of what is kept for the backward pass, zeros for nothing."""
+    given = (*_heads_first(query), *_heads_first(key), *_heads_first(value), *_NONE, *_heads_later(result))
+    _run(0, layout, scaling, query, key, (*given, *_NONE * 3, *kept))
 
 
 def _run(

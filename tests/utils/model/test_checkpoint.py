@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from utils.model import LoraSettings, build_visual_chat
+from utils.model import LoraSettings, build_visual_chat, mmca_fused
 from utils.model.checkpoint import CheckpointError, load_checkpoint, save_full, save_trained_only
 
 ROOT = Path(__file__).parents[3]
@@ -162,20 +162,20 @@ model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto", *
 processor = AutoProcessor.from_pretrained(folder, **remote)
 with torch.no_grad():
     logits = model(**{inputs}).logits
-if with_project:
-    assert torch.equal(logits, expected), (logits - expected).abs().max()
-torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)  # alone, attention's C++ is not there
+assert torch.equal(logits, expected), (logits - expected).abs().max()
 assert processor.image_seq_length == 5
 """
 
 
 @pytest.mark.parametrize("form", ["full", "trained_only"])
 @pytest.mark.parametrize("where", ["project", "alone"])
-def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, request):
+def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, request, monkeypatch):
     """From another folder; `alone`: without this project on the path, by the code in the checkpoint."""
     folder = request.getfixturevalue(form)
     inputs = inputs_for(model_and_processor[1])
     torch.save(inputs, tmp_path / "inputs.pt")
+    if where == "alone":  # attention's C++ does not travel: the bits are those of the kernels that do
+        monkeypatch.setattr(mmca_fused, "_AT_HAND", False)
     torch.save(logits_of(*model_and_processor), tmp_path / "logits.pt")
     code = ELSEWHERE.format(inputs=f"torch.load({str(tmp_path / 'inputs.pt')!r})")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
