@@ -1,6 +1,8 @@
 """What page and server start with alike: where they listen, and a session over the checkpoint."""
 
 import argparse
+import errno
+import socket
 
 from chat.checkpoint_arguments import load_named_checkpoint
 from chat.image_store_arguments import store_settings
@@ -14,7 +16,37 @@ def add_address_arguments(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
     )
-    parser.add_argument("--port", type=int, default=port)
+    parser.add_argument("--port", type=_port, default=port, help="0: any that is free (default: %(default)s)")
+
+
+def _port(text: str) -> int:
+    """A port's number, as argparse takes it."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: give a number from 0 to 65535")
+    return int(text)
+
+
+class AddressError(ValueError):
+    """An address at which this machine cannot listen; the message names it and says what to do."""
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens at `host` and `port` (0: any that is free).
+
+    Raises `AddressError` where another program has the port, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        kind = getattr(error, "errno", None)
+        if kind == errno.EADDRINUSE:
+            mistake = f"--port {port}: another program listens there; stop it, or choose another port"
+        elif kind == errno.EACCES:
+            mistake = f"--port {port}: only an administrator may listen there; choose one above 1023"
+        else:
+            mistake = f"--host {host}: it is no address of this machine"
+        raise AddressError(mistake) from error
 
 
 def load_session(parsed: argparse.Namespace) -> ChatSession:

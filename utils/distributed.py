@@ -139,7 +139,12 @@ def end_process(code: int) -> NoReturn:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A module's logger; `configure_logging` decides what is seen of it."""
+    """A module's logger; `configure_logging` decides what is seen of it.
+
+    A module that runs as a command is called `__main__` by Python; its logger has the module's own name.
+    """
+    if name == "__main__" and (spec := getattr(sys.modules[name], "__spec__", None)):
+        name = spec.name
     return logging.getLogger(name)
 
 

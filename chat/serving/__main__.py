@@ -1,6 +1,7 @@
 """Serve a checkpoint to OpenAI's clients: `python -m chat.serving --checkpoint_path FOLDER`."""
 
 import argparse
+import contextlib
 import ipaddress
 import logging
 import os
@@ -18,7 +19,7 @@ from chat.checkpoint_arguments import (
 from chat.image_store_arguments import add_image_store_arguments
 from chat.remote_images import RemoteImages
 from chat.sampling import Sampling, SamplingError
-from chat.served_session import LOOPBACK, add_address_arguments, load_session
+from chat.served_session import LOOPBACK, add_address_arguments, listening_socket, load_session
 from chat.serving.app import build_app
 from chat.serving.desk import Serving
 from chat.serving.guard import KEY_VARIABLE, LOOPBACK_NAMES
@@ -39,21 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sampling = Sampling(parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty)
         serving = _serving(parsed, sampling)
+        listening = listening_socket(parsed.host, parsed.port)  # before the model: it takes its time
         session = load_session(parsed)
     except (CheckpointError, SamplingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     if serving.key is None and parsed.host not in LOOPBACK:
         logger.warning("note: anybody who reaches %s may use this server; set %s", parsed.host, KEY_VARIABLE)
-    logger.info("serving %s at http://%s:%d/v1", serving.name, parsed.host, parsed.port)
-    uvicorn.run(
+    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
+    logger.info("serving %s at http://%s:%d/v1", serving.name, host, listening.getsockname()[1])
+    settings = uvicorn.Config(
         build_app(session, serving),
-        host=parsed.host,
-        port=parsed.port,
         log_level="warning",
         timeout_graceful_shutdown=parsed.grace_seconds,
         server_header=False,
     )
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C has ended it in good order
+        uvicorn.Server(settings).run([listening])
     return 0
 
 

@@ -6,6 +6,7 @@ import threading
 import httpx
 import pytest
 
+from chat.served_session import listening_socket
 from chat.serving import __main__ as command
 from tests.chat.serving.conftest import GOLDEN, server_process
 
@@ -43,12 +44,30 @@ def test_told_to_stop_it_finishes_what_is_in_flight(checkpoint, tmp_path):
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--allow_images_in", "nowhere"], "there is no such folder"),
         (["--allow_networks", "10.0.0.0/99"], "10.0.0.0/99"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1: it is no address of this machine"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, flags, words):
-    assert command.main(["--checkpoint_path", str(tmp_path), *flags]) == 1
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert command.main(["--checkpoint_path", str(tmp_path), *flags]) == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()
     assert message.startswith("error: ") and words in message
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_port_in_use_is_told_before_the_model_is_loaded(capsys, tmp_path, host):
+    with listening_socket(host, 0) as taken:
+        port = str(taken.getsockname()[1])
+        assert command.main(["--checkpoint_path", str(tmp_path), "--host", host, "--port", port]) == 2
+    expected = f"error: --port {port}: another program listens there; stop it, or choose another port\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "70000", "http", "", "8000.5"])
+def test_what_is_no_port_is_told(capsys, port):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--checkpoint_path", "nowhere", f"--port={port}"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("is not a port: give a number from 0 to 65535")
 
 
 def test_it_listens_on_this_machine_only_and_takes_its_key_from_the_environment(monkeypatch):
