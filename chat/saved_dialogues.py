@@ -15,6 +15,7 @@ import PIL.Image
 from chat.opened_images import OpenedImage, open_image
 from utils.atomic import atomic_write
 from utils.conversation import Conversation, Image, ImageError, Turn
+from utils.image_bytes import image_bytes, is_data_url
 
 
 class DialogueFileError(ValueError):
@@ -93,7 +94,7 @@ def _read(said: list[dict[str, Any]]) -> tuple[tuple[Turn, ...], str | None]:
 
 
 def _image(part: dict[str, Any]) -> OpenedImage:
-    head, _, encoded = part["image_url"]["url"].partition(";base64,")
-    if not head.startswith("data:"):
+    url = part["image_url"]["url"]
+    if not is_data_url(url):
         raise ValueError("an image is not in the file itself")
-    return open_image(Image(base64.b64decode(encoded), str(part.get("name", ""))))
+    return open_image(Image(image_bytes(url), str(part.get("name", ""))))

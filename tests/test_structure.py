@@ -15,6 +15,7 @@ FOUNDATION = {
     "utils.distributed",
     "utils.atomic",
     "utils.manifest",
+    "utils.image_bytes",
 }
 
 # What each part may import of the project, itself and the foundation aside.

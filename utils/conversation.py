@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from utils.image_bytes import shortened
 from utils.pictures import EncodedPicture, ImageError, Source, read_picture, read_pixels
 
 __all__ = ["Conversation", "ConversationError", "EncodedPicture", "Image", "ImageError", "Turn"]
@@ -37,8 +38,7 @@ class Image:
             raise ImageError(
                 f"an image's source is a path, encoded bytes or a PIL image, not {type(self.source).__name__}"
             )
-        if not self.name:
-            object.__setattr__(self, "name", _name_of(self.source))
+        object.__setattr__(self, "name", shortened(self.name or _name_of(self.source)))
 
     def __hash__(self) -> int:  # PIL images compare but do not hash
         return hash(self.name)

@@ -1,7 +1,5 @@
 """The image that a request's URL stands for: carried in the URL itself, or, where it is allowed, fetched or read."""
 
-import base64
-import binascii
 import io
 import threading
 import warnings
@@ -15,6 +13,7 @@ from chat.remote_images import RemoteImageError, RemoteImages
 from chat.serving.errors import ApiError, invalid
 from chat.serving.limits import MAX_JPEG_SCANS, Limits
 from utils.conversation import Image, ImageError
+from utils.image_bytes import image_bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Kinds of files that are decoded: those of the web. Pillow knows forty more, some of which start programs."""
@@ -82,9 +81,9 @@ class Pictures:
         if size > self._limits.image_bytes + 2:
             raise self._too_large(size, param)
         try:
-            return base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise invalid(f"the image's base64 is broken ({error})", param, "invalid_image") from error
+            return image_bytes(url)
+        except ValueError as error:
+            raise invalid(f"the image's base64 is broken: {error}", param, "invalid_image") from error
 
     def _read(self, url: str, param: str) -> bytes:
         folder = self._sources.folder

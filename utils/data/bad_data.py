@@ -13,9 +13,12 @@ from pathlib import Path
 from utils.atomic import atomic_write
 from utils.conversation import Conversation
 from utils.data.spec import DataError
+from utils.image_bytes import shortened
 
 BAD_SAMPLES = "bad_samples.jsonl"
 """The list's name in the output folder."""
+
+_LONGEST_REASON = 1000  # characters; a longer one quotes the data
 
 
 class BadDataError(DataError):
@@ -60,7 +63,7 @@ class BadRecord:
     def of(cls, place: RecordPlace, error: Exception) -> "BadRecord":
         """From the error that reading the record raised; its place is not repeated in the reason."""
         reason = " ".join(str(error).split())
-        return cls(place, reason.removeprefix(f"{place}: "))
+        return cls(place, shortened(reason.removeprefix(f"{place}: "), _LONGEST_REASON))
 
 
 class BadRecords:

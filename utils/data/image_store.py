@@ -17,13 +17,13 @@ import pyarrow as pa
 from utils.conversation import ImageError
 from utils.data.arrow_rows import ArrowRows, RowWriter
 from utils.data.cache import Source, cached, in_units
-from utils.data.encoded_pictures import encoded_picture
 from utils.data.id_index import IdIndex, IdIndexWriter
 from utils.data.json_stream import JsonStream
 from utils.data.picture_tables import PictureTable, TablePictures, table_entries
 from utils.data.progress import byte_bar
 from utils.data.spec import DataError
 from utils.distributed import get_logger
+from utils.image_bytes import image_bytes
 
 logger = get_logger(__name__)
 
@@ -143,7 +143,7 @@ def _convert(entries: Iterable[tuple[str, Any]], path: Path, folder: Path) -> No
         for name, value in entries:
             picture, problem = None, None
             try:
-                picture = encoded_picture(value)
+                picture = image_bytes(value)
                 pictures, size = pictures + 1, size + len(picture)
             except ValueError as error:
                 problem = str(error)

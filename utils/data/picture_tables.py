@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from utils.data.encoded_pictures import encoded_picture
 from utils.data.parquet import ParquetSource
 from utils.data.progress import byte_bar
 from utils.data.spec import DataError
+from utils.image_bytes import image_bytes
 
 _UNPACKED_GROUPS = 4  # row groups that a process keeps
 # A data frame's index, which some releases use for the ids, has a name of the library's choice.
@@ -75,7 +75,7 @@ class TablePictures:
     def picture(self, row: int) -> bytes:
         """The encoded picture; raises `ValueError` where there is none."""
         number = int(np.searchsorted(self._first, row, side="right")) - 1
-        return encoded_picture(self._unpacked(number)[int(row - self._first[number])].as_py())
+        return image_bytes(self._unpacked(number)[int(row - self._first[number])].as_py())
 
     def _unpack(self, number: int) -> pa.ChunkedArray:
         table, group = self._groups[number]

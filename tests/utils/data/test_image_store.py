@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.conversation import Image, ImageError
 from utils.data import id_index, image_store
-from utils.data.encoded_pictures import encoded_picture
 from utils.data.image_store import ImageStore, open_image_store
 from utils.data.spec import DataError, PictureStore, RawRecord
+from utils.image_bytes import image_bytes
 
 ROOT = Path(__file__).parents[3]
 
@@ -128,7 +128,7 @@ def test_an_entry_that_is_no_picture_is_named_and_keeps_its_id(
     ],
 )
 def test_forms_of_a_picture(value: object) -> None:
-    assert encoded_picture(value) == b"\xfb\xff picture"
+    assert image_bytes(value) == b"\xfb\xff picture"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_forms_of_a_picture(value: object) -> None:
 )
 def test_what_is_no_picture(value: object) -> None:
     with pytest.raises(ValueError, match="it is "):
-        encoded_picture(value)
+        image_bytes(value)
 
 
 def test_escaped_slashes_are_read(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ text::
     {"images": ["desk.jpg"], "system": "Be brief.", "messages": [
         {"role": "user", "content": "<image>What lies on the desk?"}, {"role": "assistant", "content": "A pen."}]}
 
-OpenAI: the pictures stand in the messages, as paths or as data URLs::
+OpenAI: the pictures stand in the messages, as paths or as data URLs (or as base64 alone, in all shapes)::
 
     {"messages": [
         {"role": "system", "content": "Be brief."},
@@ -28,8 +28,6 @@ below the image folder, absolute ones as they are; a parquet file or a `datasets
 themselves. In questions a line break becomes a space, as in all data.
 """
 
-import base64
-import binascii
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -39,6 +37,7 @@ import PIL.Image
 from utils.conversation import Conversation, Image, Turn
 from utils.data.adapters.texts import TAG, one_line
 from utils.data.spec import RawRecord
+from utils.image_bytes import image_bytes, is_image_text, shortened
 
 _USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
 _ROLES = {
@@ -164,18 +163,11 @@ def _image(source: Any, place: str, record: RawRecord) -> Image:
         return Image(source, name)
     if not isinstance(source, str) or not source.strip():
         raise record.error(f"{place} is neither a path nor a picture")
-    if source.startswith("data:"):
-        return Image(_decoded(source, place, record), name)
+    if is_image_text(source):
+        try:
+            return Image(image_bytes(source), name)
+        except ValueError as error:
+            raise record.error(f"{place} cannot be read: {error}") from error
     if source.startswith(("http://", "https://")):
-        raise record.error(f"{place} is a web address ({source:.80}); download it and give its path")
+        raise record.error(f"{place} is a web address ({shortened(source)}); download it and give its path")
     return record.image(unquote(urlsplit(source).path) if source.startswith("file://") else source)
-
-
-def _decoded(url: str, place: str, record: RawRecord) -> bytes:
-    head, _, data = url.partition(",")
-    try:
-        if not head.endswith(";base64"):
-            raise ValueError("it is not base64")
-        return base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise record.error(f"{place} is a data URL that cannot be read ({error})") from error

@@ -179,8 +179,14 @@ def test_absolute_paths_stay(raw: Raw) -> None:
             {"messages": messages([shown("https://x.org/a.png")], "A.")},
             "message 1 is a web address .*download",
         ),
-        ({"messages": messages([shown("data:image/png;base64,%%")], "A.")}, "message 1 is a data URL that"),
-        ({"messages": messages([shown("data:image/png,abc")], "A.")}, "data URL .*it is not base64"),
+        (
+            {"messages": messages([shown("data:image/png;base64,%%")], "A.")},
+            "message 1 cannot be read: it is not valid base64",
+        ),
+        (
+            {"messages": messages([shown("data:image/png,abc")], "A.")},
+            "message 1 cannot be read: it is not base64",
+        ),
         ({"image": {"bytes": None}, "messages": messages("<image>?", "A.")}, "image 1 is neither a path nor"),
         ({"images": [""], "messages": messages("<image>?", "A.")}, "image 1 is neither a path nor"),
         ({"image": "", "messages": messages("<image>?", "A.")}, "lists 0 images"),
