@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from chat.checkpoint_arguments import (
@@ -16,7 +18,13 @@ from chat.checkpoint_arguments import (
 )
 from chat.image_store_arguments import add_image_store_arguments
 from chat.sampling import Sampling, SamplingError
-from chat.served_session import LOOPBACK, add_address_arguments, load_session
+from chat.served_session import (
+    LOOPBACK,
+    AddressError,
+    add_address_arguments,
+    listening_socket,
+    load_session,
+)
 from chat.serving.engine import Engine
 from chat.serving.guard import KEY_VARIABLE
 from chat.serving.limits import Limits
@@ -40,13 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     configure_logging(logging.INFO)
     try:
+        with listening_socket(parsed.host, parsed.port) as free:  # told before the model is loaded
+            parsed.port = free.getsockname()[1]
         sampling = Sampling(
             parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
         )
         session = load_session(parsed)
-    except (CheckpointError, SamplingError) as error:
+    except (CheckpointError, SamplingError, AddressError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted while loading", file=sys.stderr)
+        return 130
     with tempfile.TemporaryDirectory(prefix="visualchat-") as folder:
         serve(session, parsed, sampling, Path(folder))
     return 0
@@ -90,7 +103,15 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
         share=False,
         theme=THEME,
         css=STYLE,
+        quiet=True,
+        prevent_thread_lock=True,
     )
+    logger.info("the page is at %s; Ctrl-C ends it", page.local_url.rstrip("/"))
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
+    logger.info("the page is closed")
+    page.close(verbose=False)
     engine.close()
 
 
