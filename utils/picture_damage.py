@@ -9,7 +9,10 @@ import re
 import struct
 import zlib
 
-import simplejpeg
+try:
+    import simplejpeg
+except ImportError:  # optional: without it, a hole inside a JPEG goes unnoticed
+    simplejpeg = None
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _SURPLUS = re.compile(r"(\d+) extraneous bytes")
@@ -19,7 +22,7 @@ _HARMLESS_SURPLUS = 64
 
 def refuse_lost_data(encoded: bytes, format: str | None) -> None:
     """Raise `ValueError` where a file of Pillow's `format` has lost some of its picture."""
-    if format in ("JPEG", "MPO"):
+    if format in ("JPEG", "MPO") and simplejpeg is not None:
         try:
             simplejpeg.decode_jpeg(
                 encoded, min_height=1, min_width=1, min_factor=8

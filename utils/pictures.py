@@ -2,7 +2,7 @@
 
 A JPEG is decoded by simplejpeg where its pixels are asked for, which spares the copies that Pillow makes on the
 way; both stand on libjpeg-turbo and agree bit for bit. Most of the time goes into the entropy decoding; only the
-rest (inverse cosine transform, colours) shrinks with the fraction.
+rest (inverse cosine transform, colours) shrinks with the fraction. Without simplejpeg Pillow does all of it.
 """
 
 import io
@@ -17,9 +17,8 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
-import simplejpeg
 
-from utils.picture_damage import refuse_lost_data, refuse_lost_pixels
+from utils.picture_damage import refuse_lost_data, refuse_lost_pixels, simplejpeg
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the
@@ -130,6 +129,8 @@ def _accept(size: tuple[int, int], name: str) -> None:
 
 def _size_of_plain_jpeg(encoded: bytes) -> tuple[int, int] | None:
     """Width and height of a JPEG in colours or greys without metadata, which might turn it; of all else None."""
+    if simplejpeg is None:
+        return None
     place = 2
     while encoded[place : place + 1] == b"\xff" and encoded[place + 1] != _START_OF_SCAN:
         if encoded[place + 1] == _METADATA:
