@@ -9,39 +9,37 @@ with 2 for a wrong flag.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from helper.plan_memory import add_flags, gpu_memory
-from training.command_line import Parser, read_flags
-from training.memory.from_flags import training_of
-from training.memory.plan import Planner
-from training.memory.report import GIB, print_report
-from training.usage import UsageError
-from utils.data.registry import find_specs
-from utils.data.spec import DataError, DatasetSpec, Part
+from training.command_line import read_flags
+from utils.commands import UsageError, command, end_process
+
+if TYPE_CHECKING:
+    from utils.data.spec import DatasetSpec, Part
 
 _COLUMNS = ("dataset", "samples", "joined up to", "weight", "annotations", "images")
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print plan and datasets of a command line; returns the exit code."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's settings are read; no device is used
-    parser = Parser(prog="python -m helper.dry_run", description=__doc__)
-    add_flags(parser)
-    flags = read_flags(parser, argv)
+    flags = read_flags(argv, "python -m helper.dry_run", __doc__, add_flags)
+    from training.memory.from_flags import training_of
+    from training.memory.plan import Planner
+    from training.memory.report import GIB, print_report
+    from utils.data.registry import find_specs
+
     planner, memory = Planner(), gpu_memory(flags.gpu_memory)
-    try:
-        training = training_of(flags, flags.gpus, flags.supervised_share)
-        specs = find_specs(flags.dataset_names, flags.image_folder)
-        table = dataset_table(specs, flags)
-    except (UsageError, DataError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    training = training_of(flags, flags.gpus, flags.supervised_share)
+    specs = find_specs(flags.dataset_names, flags.image_folder)
+    table = dataset_table(specs, flags)
     print_report(training, memory, flags.host_memory * GIB, planner)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
@@ -51,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if missing or not planner.plan(training).fits(memory) else 0
 
 
-def dataset_table(specs: Sequence[DatasetSpec], flags: argparse.Namespace) -> Table:
+def dataset_table(specs: Sequence["DatasetSpec"], flags: argparse.Namespace) -> Table:
     """A row for each dataset: how much of it, joined how, and whether its files are there and how large.
 
     Raises `UsageError` where there are neither one value of a kind nor one for each dataset.
@@ -78,7 +76,7 @@ def _spread(name: str, values: Sequence[object], count: int) -> Sequence[object]
     return list(values) * count if len(values) == 1 else values
 
 
-def _found(data_path: Path, part: Part) -> str:
+def _found(data_path: Path, part: "Part") -> str:
     place = part.locate(data_path)
     if place is None:
         return f"{'beside ' if part.is_beside else ''}{part.path} (missing)"
@@ -87,4 +85,4 @@ def _found(data_path: Path, part: Part) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -10,114 +10,41 @@ Reads conversations of one picture, whose first answer is its caption, and write
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-from tqdm import tqdm
-from transformers.utils.logging import set_verbosity_error
-
-from helper.caption_alignment import fitted, phrases
-from training.arguments import UsageError
-from training.command_line import Parser, model_and_data, read_flags
-from training.data import bad_records, read_parts
-from utils.atomic import begin_directory, commit_directory, staging_of
-from utils.conversation import Conversation, ConversationError, ImageError
-from utils.data import BadDataError, DataError
-from utils.distributed import configure_logging, get_logger
-from utils.manifest import write_manifest
-from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor, build_visual_chat
-from utils.model.checkpoint import save_trained_only
-from utils.model.encoding import AT_ONCE, encode
-
-logger = get_logger("helper.fit_projector")
-
-_ROWS_AT_LEAST = 100  # captions, below which nothing can be said of what they have in common
+from training.command_line import read_flags
+from utils.commands import command, complain, end_process
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, write and say how well it fits; returns the exit code."""
+    flags = read_flags(argv, "python -m helper.fit_projector", __doc__, _add_flags)
+    from transformers.utils.logging import set_verbosity_error
+
+    from helper.projector_fit import fit
+    from utils.conversation import ConversationError
+    from utils.data import BadDataError
+    from utils.distributed import configure_logging
+
     configure_logging()
     set_verbosity_error()
     try:
-        fit(_parse(argv))
-    except (UsageError, DataError, BadDataError, ConversationError, ImageError, OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        fit(flags)
+    except (BadDataError, ConversationError, OSError, ValueError) as error:
+        return complain(error)
     return 0
 
 
-def fit(flags: argparse.Namespace) -> float:
-    """Read, fit and write; returns the share of what the tokens are to say that the projection explains, R2."""
-    model_arguments, data_arguments = model_and_data(flags)
-    if model_arguments.projector != "linear":
-        raise UsageError(f"--vis_proj {model_arguments.vis_proj}: only the linear projection can be fitted")
-    model, processor = build_visual_chat(
-        model_arguments.lm_model_name_or_path,
-        model_arguments.vision_model_name_or_path,
-        attention=model_arguments.attention_name,
-        dtype=torch.float32,
-    )
-    output = Path(flags.output_dir)
-    conversations, _ = read_parts(data_arguments, flags.seed, bad_records(data_arguments, output))
-    captioned = [each for each in conversations if _is_captioned(each)]
-    if len(captioned) < _ROWS_AT_LEAST:
-        raise UsageError(
-            f"{len(captioned)} of {len(conversations)} conversations are one picture with its caption, of which at"
-            f" least {_ROWS_AT_LEAST} are needed: name a dataset of captions, and --dataset_concatenate_samples 1"
-        )
-    weight, bias, explained = fitted(*_read(model, processor, captioned), flags.ridge, flags.rounds)
-    linear = model.model.multi_modal_projector.linear
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
-    save_trained_only(model, processor, begin_directory(output))
-    write_manifest(staging_of(output))
-    commit_directory(staging_of(output), output)
-    logger.info(
-        "fitted to %s captions: R2 %.3f; begin with --init_from %s", f"{len(captioned):,}", explained, output
-    )
-    return explained
-
-
-@torch.no_grad()
-def _read(
-    model: VisualChatForConditionalGeneration,
-    processor: VisualChatProcessor,
-    pictures: Sequence[Conversation],
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The encoder's tokens of the pictures [N, S, D], and of each caption's phrases their words' sum [phrases, E]."""
-    embedding = model.get_input_embeddings().weight
-    features, said = [], []
-    for begin in tqdm(range(0, len(pictures), AT_ONCE), desc="reading captions", unit="batch"):
-        part = pictures[begin : begin + AT_ONCE]
-        images = [each.turns[0].images[0].open() for each in part]
-        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        features.append(encode(model.model.vision_tower, pixels))
-        for each in part:
-            texts = [f" {phrase}" for phrase in phrases(each.turns[0].answer)]
-            ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            said.append(torch.stack([embedding[words].sum(0) for words in ids]))
-    return torch.cat(features), said
-
-
-def _is_captioned(conversation: Conversation) -> bool:
-    first, *later = conversation.turns
-    return len(first.images) == 1 and bool(phrases(first.answer)) and not any(turn.images for turn in later)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m helper.fit_projector", description=__doc__)
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("of the fit alone")
     own.add_argument(
-        "--ridge", type=float, default=1e-3, help="What keeps the projection small. Default: 0.001."
+        "--ridge", type=float, default=1e-3, help="What keeps the projection small (default: 0.001)."
     )
     own.add_argument(
-        "--rounds", type=int, default=20, help="Of giving phrases to tokens, at most; 0: none. Default: 20."
+        "--rounds", type=int, default=20, help="Of giving phrases to tokens, at most; 0: none (default: 20)."
     )
-    return read_flags(parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -12,37 +12,30 @@ Ends with code 0 where the training fits, with 1 where it does not, and with 2 f
 """
 
 import os
-import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 
-import torch
-
-from training.command_line import Parser, read_flags
-from training.memory.from_flags import training_of
-from training.memory.plan import Planner
-from training.memory.report import GIB, print_report
-from training.usage import UsageError
+from training.command_line import read_flags
+from utils.commands import command, end_process
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan the training that a command line names; returns the exit code."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's settings are read; no device is used
-    parser = Parser(prog="python -m helper.plan_memory", description=__doc__)
-    add_flags(parser)
-    flags = read_flags(parser, argv)
-    try:
-        training = training_of(flags, flags.gpus, flags.supervised_share)
-    except UsageError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    flags = read_flags(argv, "python -m helper.plan_memory", __doc__, add_flags)
+    from training.memory.from_flags import training_of
+    from training.memory.plan import Planner
+    from training.memory.report import GIB, print_report
+
+    training = training_of(flags, flags.gpus, flags.supervised_share)
     planner = Planner()
     memory = gpu_memory(flags.gpu_memory)
     print_report(training, memory, flags.host_memory * GIB, planner)
     return 0 if planner.plan(training).fits(memory) else 1
 
 
-def add_flags(parser: Parser) -> None:
+def add_flags(parser: ArgumentParser) -> None:
     """The plan's own flags beside those of training."""
     group = parser.add_argument_group("memory plan")
     group.add_argument("--gpus", type=_count, default=1, help="GPUs of the whole training.")
@@ -78,6 +71,10 @@ def _share(word: str) -> float:
 
 def gpu_memory(given: float | None) -> float:
     """Bytes of a GPU: as given in GiB, or of the one here, or 80 GiB."""
+    import torch
+
+    from training.memory.report import GIB
+
     if given is not None:
         return given * GIB
     return (
@@ -86,4 +83,4 @@ def gpu_memory(given: float | None) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOUNDATION = {
+    "utils.commands",
     "utils.conversation",
     "utils.pictures",
     "utils.picture_damage",

@@ -1,19 +1,21 @@
-"""The flags of training: those of 2023 with their defaults, over all of transformers' `TrainingArguments`."""
+"""The flags of training: those of 2023 with their defaults, and those that came since.
+
+What takes seconds to import is imported where a flag's value needs it: `--help` needs none of it.
+`training.parser` adds all of transformers' `TrainingArguments`.
+"""
 
 import math
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import torch
-from transformers import TrainingArguments
+from typing import TYPE_CHECKING, Literal
 
 from training.arguments_zero import ZeroArguments
-from training.reporting import check_reporters
 from training.usage import UsageError
-from utils.distributed import cores, local_world_size
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _flag(default: object, text: str) -> object:
@@ -25,6 +27,8 @@ def _loader_workers() -> int:
 
     A core is left to each training process, so small machines have fewer, and two processes on two cores none.
     """
+    from utils.distributed import cores, local_world_size
+
     return max(0, min(4, cores() // local_world_size() - 1))
 
 
@@ -184,9 +188,9 @@ class DataArguments:
 
 
 @dataclass
-class VisualChatTrainingArguments(ZeroArguments, TrainingArguments):
-    """transformers' `TrainingArguments` with the published recipe as defaults, and the 2023 flags that it
-    lacks.
+class RunArguments(ZeroArguments):
+    """How to train: the published recipe as defaults of transformers' `TrainingArguments`, of which
+    `training.parser` makes this a part, and the 2023 flags that those lack.
     """
 
     output_dir: str | None = _flag("./output", "Folder for checkpoint-N, best and final.")
@@ -254,6 +258,10 @@ class VisualChatTrainingArguments(ZeroArguments, TrainingArguments):
     remove_unused_columns: bool = _flag(False, "Of no use here: the collator decides what the model gets.")
 
     def __post_init__(self) -> None:
+        import torch
+
+        from training.reporting import check_reporters
+
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self._settle_precision()
         if self.group_by_length:
@@ -293,12 +301,16 @@ class VisualChatTrainingArguments(ZeroArguments, TrainingArguments):
         return int(self.num_warmup_steps) or super().get_warmup_steps(num_training_steps)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         """The type in which weights are held and multiplied."""
+        import torch
+
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
 
     def _settle_precision(self) -> None:
         if self.precision == "auto" and not (self.bf16 or self.fp16 or self.use_cpu):
+            import torch
+
             self.bf16 = torch.cuda.is_bf16_supported()
             self.fp16 = not self.bf16
         elif self.precision != "auto":

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.ds_configs import Offload, zero_config
-from training.ds_configs.nvme_store import share_nvme_store
 from training.ds_configs.own_config import read_own_config
 from training.usage import UsageError
 
@@ -76,7 +75,7 @@ class ZeroArguments:
                 ' is there out of its checkpoints: set the device of offload_optimizer to "cpu"'
             )
         if weights == "nvme":
-            share_nvme_store()
+            _share_nvme_store()
         stage = zero.get("stage", 0)
         if self.zero_stage not in (0, stage):
             raise UsageError(
@@ -103,7 +102,13 @@ class ZeroArguments:
                 "offloading to nvme needs DeepSpeed's async_io, which needs libaio and a compiler: apt install"
                 " libaio-dev, or offload to cpu"
             )
-        share_nvme_store()
+        _share_nvme_store()
+
+
+def _share_nvme_store() -> None:
+    from training.ds_configs.nvme_store import share_nvme_store  # here: it imports torch
+
+    share_nvme_store()
 
 
 def has_async_io() -> bool:

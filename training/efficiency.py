@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from training.arguments import VisualChatTrainingArguments
 from training.flops import StepFlops
+from training.parser import VisualChatTrainingArguments
 from training.peak_flops import peak_flops
 from utils.distributed import get_logger
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
-from training.arguments import VisualChatTrainingArguments
+from training.parser import VisualChatTrainingArguments
 from training.sampling import GlobalBatchSampler, PaddedDataset
 from utils.data.lengths import measure
 from utils.data.packed import PackedDataset

@@ -26,13 +26,13 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from training.arguments import VisualChatTrainingArguments
 from training.bad_batches import BadBatches
 from training.ds_configs import gather_by_layer
 from training.efficiency import Efficiency
 from training.loaders import EpochSetter, Loaders
 from training.loss_by_dataset import LossByDataset
 from training.parameter_groups import parameter_groups
+from training.parser import VisualChatTrainingArguments
 from training.reporting import TensorBoard
 from training.saving import CheckpointWriter, SavingError
 from training.survival.signals import StopRequest

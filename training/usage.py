@@ -1,5 +1,5 @@
-"""The error of a wrong command line."""
+"""The error of a wrong command line, under the name by which training knows it."""
 
+from utils.commands import UsageError
 
-class UsageError(ValueError):
-    """A mistake in the command line; the message is one line and says what to do."""
+__all__ = ["UsageError"]

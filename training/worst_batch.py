@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import ProcessorMixin, TrainerCallback
 
-from training.arguments import DataArguments, VisualChatTrainingArguments
+from training.arguments import DataArguments
 from training.memory.batch import BatchShape, largest_batches, make_batch
 from training.memory.foretell import foretell
 from training.memory.live import LiveMemory, tensors_alive
 from training.memory.plan import MemoryPlan, Training
 from training.memory.report import GIB
 from training.memory.states import Sharding
+from training.parser import VisualChatTrainingArguments
 from training.survival.random_state import RandomState
 from training.usage import UsageError
 from utils.distributed import everyone, get_logger, is_main_process

@@ -3,18 +3,16 @@
 Everything works in a single process without a process group too, so callers need no special case.
 """
 
-import atexit
 import logging
 import os
 import random
 import socket
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -119,23 +117,6 @@ def shut_down() -> None:
     """End the process group, if there is one."""
     if _started():
         dist.destroy_process_group()
-
-
-def end_process(code: int) -> NoReturn:
-    """End this process with an exit code, for programs that have started a process group.
-
-    Python's own end takes its lock away from threads for ever. A thread of torch's communication that is about to free
-    a tensor then brings the process down with SIGABRT ("terminate called without an active exception"), and a run that
-    has ended well looks like one that failed. So everything that is due at the end is done, and the rest left out.
-    """
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
-            stream.flush()
-    os._exit(code)
 
 
 def get_logger(name: str) -> logging.Logger:

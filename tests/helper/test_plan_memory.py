@@ -4,7 +4,7 @@ import pytest
 from transformers import TrainingArguments
 
 from helper.plan_memory import add_flags, main
-from training.command_line import Parser, read_flags
+from training.command_line import read_flags
 from training.memory.from_flags import training_of
 
 TINY = ["--lm_model_name_or_path", "assets/tiny_llama", "--vision_model_name_or_path", "assets/tiny_clip"]
@@ -54,9 +54,8 @@ def test_automatic_values_of_a_configuration_are_those_of_transformers(tmp_path)
     path = tmp_path / "mine.json"
     names = ("reduce_bucket_size", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size")
     path.write_text(json.dumps({"zero_optimization": {"stage": 3, **dict.fromkeys(names, "auto")}}))
-    parser = Parser()
-    add_flags(parser)
-    flags = read_flags(parser, [*TINY, "--gpus", "2", "--deepspeed_config", str(path)])
+    words = [*TINY, "--gpus", "2", "--deepspeed_config", str(path)]
+    flags = read_flags(words, "python -m helper.plan_memory", add_flags=add_flags)
     training = training_of(flags, flags.gpus)
     width = training.config.text_config.hidden_size
     assert training.sharding.stage == 3 and training.sharding.reduce_bucket == width**2

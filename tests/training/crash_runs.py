@@ -26,7 +26,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 
 from tests.training.syscalls import Change, ProcessEndedError, Tracer
 from training.checkpoints import resumable_checkpoints, resume_folder
-from training.main import main as train
+from training.run import main as train
 from training.saving import CheckpointWriter
 from training.survival.leaving import RANK_LOST
 from utils.atomic import clear_leftovers

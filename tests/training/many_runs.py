@@ -16,7 +16,7 @@ from pathlib import Path
 
 from training.checkpoints import resumable_checkpoints
 from training.command_line import parse_arguments
-from training.main import train
+from training.run import train
 from training.saving import CheckpointWriter
 from training.survival.signals import StopRequest
 from utils.distributed import configure_logging, decided_by_main, rank, shut_down

@@ -2,15 +2,14 @@ import pytest
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-import training.arguments
-import training.command_line
+import utils.distributed
 from training.command_line import parse_arguments
 
 
 @pytest.fixture
 def parse(trainings, tmp_path, monkeypatch):
     """Read a command line without starting a process group, and leave no trace of ZeRO-3 in this process."""
-    monkeypatch.setattr(training.command_line, "initialise", lambda use_cpu: None)
+    monkeypatch.setattr(utils.distributed, "initialise", lambda use_cpu: None)
 
     def read(*words, **flags):
         return parse_arguments([*trainings.arguments(tmp_path, **flags), "--use_cpu", *words])
@@ -144,8 +143,8 @@ def test_data_of_ones_own_need_no_data_folder(parse, refuse):
 def test_pictures_are_decoded_beside_training_where_there_are_cores(
     parse, monkeypatch, cores, processes, workers
 ):
-    monkeypatch.setattr(training.arguments, "cores", lambda: cores)
-    monkeypatch.setattr(training.arguments, "local_world_size", lambda: processes)
+    monkeypatch.setattr(utils.distributed, "cores", lambda: cores)
+    monkeypatch.setattr(utils.distributed, "local_world_size", lambda: processes)
     assert parse(dataloader_num_workers=None)[2].dataloader_num_workers == workers
 
 

@@ -41,14 +41,14 @@ LEFT_OUT = {
 TRAINS_ONE_AFTER_THE_OTHER = """
 import json, sys, traceback
 from pathlib import Path
-import training.main
+import training.run
 
-training.main.shut_down = lambda: None  # one process group serves all: DeepSpeed keeps parts of the first
+training.run.shut_down = lambda: None  # one process group serves all: DeepSpeed keeps parts of the first
 codes = {}
 for name, command in json.loads(Path(sys.argv[1]).read_text()).items():
     print(f"=== {name}", flush=True)
     try:
-        codes[name] = training.main.main(command)
+        codes[name] = training.run.main(command)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         codes[name] = repr(error)

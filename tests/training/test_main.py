@@ -3,8 +3,8 @@
 import errno
 from types import SimpleNamespace
 
-import training.main
-from training.main import cut_by_all
+import training.run
+from training.run import cut_by_all
 from training.survival.leaving import MISTAKE
 from utils.data import CutCount
 
@@ -12,7 +12,7 @@ from utils.data import CutCount
 def test_what_other_processes_cut_counts_too(monkeypatch):
     learned = SimpleNamespace(cut=CutCount(2, 5))
     assert cut_by_all(learned) == CutCount(2, 5)
-    monkeypatch.setattr(training.main, "everyone", lambda mine: [(1, 3), mine, (0, 0)])
+    monkeypatch.setattr(training.run, "everyone", lambda mine: [(1, 3), mine, (0, 0)])
     assert cut_by_all(learned) == CutCount(3, 8)
 
 
@@ -23,10 +23,10 @@ def ended(monkeypatch, tmp_path, error):
         raise error
 
     arguments = SimpleNamespace(output_dir=str(tmp_path))
-    monkeypatch.setattr(training.main, "configure_logging", lambda: None)
-    monkeypatch.setattr(training.main, "parse_arguments", lambda argv: (None, None, arguments))
-    monkeypatch.setattr(training.main, "train", fail)
-    return training.main.main([])
+    monkeypatch.setattr(training.run, "configure_logging", lambda: None)
+    monkeypatch.setattr(training.run, "parse_arguments", lambda argv: (None, None, arguments))
+    monkeypatch.setattr(training.run, "train", fail)
+    return training.run.main([])
 
 
 def test_a_full_disk_is_one_line(monkeypatch, tmp_path, capsys):

@@ -133,7 +133,7 @@ def test_a_run_cannot_begin_with_another_kind(trainings, alone, tmp_path):
 
 STOPS_WHILE_SAVING = """
 import sys, time
-import training.main, training.trainer
+import training.run, training.trainer
 
 save = training.trainer.torch.save
 def stop_at_step_10(value, path, *args, **kwargs):
@@ -143,7 +143,7 @@ def stop_at_step_10(value, path, *args, **kwargs):
         time.sleep(120)
 
 training.trainer.torch.save = stop_at_step_10
-sys.exit(training.main.main())
+sys.exit(training.run.main())
 """
 
 

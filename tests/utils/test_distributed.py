@@ -141,7 +141,7 @@ def test_alone_everything_is_one_s_own():
 ENDS_WITH_THREADS = """
 import atexit, sys, threading, time
 import torch
-from utils.distributed import end_process
+from utils.commands import end_process
 
 def communicate():
     while True:

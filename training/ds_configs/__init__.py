@@ -4,9 +4,10 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
 
@@ -68,7 +69,7 @@ def zero_config(
     }
 
 
-def gather_by_layer(model: PreTrainedModel) -> None:
+def gather_by_layer(model: "PreTrainedModel") -> None:
     """Make layers of encoder and decoder (what transformers never splits) the units that ZeRO-3 gathers."""
     from deepspeed.utils import set_z3_leaf_modules  # here: importing it chooses the device
 

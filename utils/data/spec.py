@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from utils.commands import UsageError
 from utils.conversation import Conversation, ConversationError, Image
 
 FORMAT_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 """What reading a record's fields raises where they are not as published; `ConversationError` is among them."""
 
 
-class DataError(ValueError):
+class DataError(UsageError):
     """Data that cannot be used as asked for; the message says what was found and what to do."""
 
 

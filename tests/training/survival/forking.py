@@ -13,8 +13,8 @@ import time
 
 import deepspeed  # noqa: F401 - what takes long to import is imported before forking
 
-import training.main
-from utils.distributed import end_process
+import training.run
+from utils.commands import end_process
 
 
 def become_rank(number: int, of: int, port: int, flags: list[str], log: str) -> None:
@@ -31,7 +31,7 @@ def become_rank(number: int, of: int, port: int, flags: list[str], log: str) -> 
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    end_process(training.main.main(flags))
+    end_process(training.run.main(flags))
 
 
 def start(flags: list[str], ranks: int, log: str) -> list[int]:

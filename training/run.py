@@ -1,0 +1,291 @@
+"""A training from its flags to its last checkpoint; `training.main` is the command that starts it."""
+
+import errno
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from training.arguments import DataArguments, ModelArguments, UsageError
+from training.callbacks import ProgressReporter
+from training.checkpoints import ResumeError, resume_folder
+from training.command_line import parse_arguments
+from training.data import bad_records, make_rows, read_parts
+from training.debug import dump_samples
+from training.ds_configs.own_config import mismatches_named
+from training.output_lock import OutputInUseError, reserved
+from training.parser import VisualChatTrainingArguments
+from training.reporting import begin_wandb
+from training.run_report import close_run
+from training.saving import SavingError
+from training.survival.departures import end_after
+from training.survival.leaving import (
+    FINISHED,
+    INTERRUPTED,
+    MISTAKE,
+    STOPPED,
+    StoppedBySignal,
+    TrainingDivergedError,
+    last_checkpoint,
+)
+from training.survival.peers import PeerWatch
+from training.survival.signals import StopRequest
+from training.trainer import VisualChatTrainer
+from training.vision_features import store_features
+from training.worst_batch import WorstBatch, largest_of
+from utils.atomic import clear_leftovers
+from utils.conversation import ConversationError, ImageError
+from utils.data import (
+    BadDataError,
+    BadRecords,
+    Collator,
+    CutCount,
+    DataError,
+    Mixture,
+    PackedDataset,
+    TolerantDataset,
+)
+from utils.distributed import (
+    configure_logging,
+    decided_by_main,
+    everyone,
+    get_logger,
+    is_main_process,
+    seed_everything,
+    shut_down,
+    world_size,
+)
+from utils.model.building import LoraSettings, build_visual_chat
+from utils.model.liger import apply_liger
+from utils.model.loading import CheckpointError
+from utils.model.start_from import start_from
+
+logger = get_logger(__name__)
+
+USER_ERRORS = (
+    UsageError,
+    DataError,
+    ConversationError,
+    ImageError,
+    ResumeError,
+    OutputInUseError,
+    SavingError,
+    TrainingDivergedError,
+)
+
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What comes of writing where there is no room, or no leave: a person can do something about it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a training from its command line; returns an exit code of `training.survival.leaving`."""
+    configure_logging()
+    request = StopRequest()
+    model_arguments, data_arguments, arguments = parse_arguments(argv)
+    peers = PeerWatch(partial(end_after, output_dir=arguments.output_dir))
+    code, reason = FINISHED, ""
+    try:
+        with reserved(arguments.output_dir):
+            train(model_arguments, data_arguments, arguments, request)
+    except USER_ERRORS as error:
+        _report(error)
+        code = MISTAKE
+    except StoppedBySignal as stopped:
+        logger.info("%s", stopped)
+        code = STOPPED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:  # whatever it is, the other processes must not wait for this one
+        if world_size() > 1:
+            time.sleep(2)  # another process may be the reason: then `peers` ends this one, and says so
+        if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+            where = f"{error.strerror}: {error.filename or 'a file'}; {last_checkpoint(arguments.output_dir)}"
+            _report(UsageError(f"{where}; make room there, or name another folder"))
+            code = MISTAKE
+        else:
+            traceback.print_exc()
+            code = 1
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    peers.leave(code, reason)
+    if code in (FINISHED, STOPPED):
+        shut_down()
+    return code
+
+
+def train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: VisualChatTrainingArguments,
+    request: StopRequest,
+) -> None:
+    """The whole story: data, model, training, and what is left of it on the disk.
+
+    Raises `StoppedBySignal` where `request` ended it early.
+    """
+    if not (is_main_process() and sys.stderr.isatty()):
+        disable_progress_bar()  # transformers' bars for reading and writing weights
+    if not is_main_process():
+        set_verbosity_error()  # transformers' warnings once, not once a process
+    seed_everything(arguments.seed)
+    resumed = prepare_output(arguments)
+    bad = bad_records(data_arguments, arguments.output_dir)
+    if resumed:
+        bad.restore()  # what was found before the run was interrupted
+    if "wandb" in arguments.report_to:
+        output, name = arguments.output_dir, arguments.run_name
+        decided_by_main(lambda: begin_wandb(output, name, go_on=resumed is not None))
+    training_part, evaluation_part = load_data(data_arguments, arguments, bad)
+    model, processor = load_model(model_arguments, arguments, begin=resumed is None)
+    features = None
+    if data_arguments.cache_vision_features:
+        parts, workers = (training_part, evaluation_part), arguments.dataloader_num_workers
+        features = store_features(model, processor, parts, arguments.device, workers)
+
+    def rows(part: Mixture) -> TolerantDataset | PackedDataset:
+        return make_rows(part, processor, data_arguments, arguments.seed, features)
+
+    learned = rows(training_part)
+    if data_arguments.data_debug_path and is_main_process():
+        dump_samples(learned, data_arguments.data_debug_path, arguments.seed)
+    trainer = VisualChatTrainer(
+        model=model,
+        args=arguments,
+        processor=processor,
+        collator=Collator(pad_token_id=processor.tokenizer.pad_token_id),
+        train_dataset=learned,
+        dataset_names=data_arguments.dataset_names,
+        eval_dataset=rows(evaluation_part) if len(evaluation_part) else None,
+        callbacks=[ProgressReporter()],
+        bad_records=bad,
+        stop_request=request,
+    )
+    if arguments.dry_run_worst_batch:
+        trainer.add_callback(WorstBatch(trainer, largest_of(data_arguments, arguments, processor)))
+    with mismatches_named():
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.bad.exchange(arguments.device)
+    trainer.export(Path(arguments.output_dir, "final"))
+    summarise(trainer, learned)
+
+
+def prepare_output(arguments: VisualChatTrainingArguments) -> Path | None:
+    """Clear up the output folder after crashes, and find the checkpoint to go on from, if any."""
+    resumed = decided_by_main(lambda: _tidied(arguments))
+    if resumed:
+        logger.info("going on from %s", resumed)
+        arguments.eval_on_start = False
+    return resumed
+
+
+def _tidied(arguments: VisualChatTrainingArguments) -> Path | None:
+    """What the main process does for all: clear up the folder, and verify what is to be gone on from."""
+    output = Path(arguments.output_dir)
+    for name in clear_leftovers(output):
+        logger.info("removed a half-written %s from %s", name, output)
+    return resume_folder(output, arguments.resume_from_checkpoint)
+
+
+def load_data(
+    data_arguments: DataArguments, arguments: VisualChatTrainingArguments, bad: BadRecords
+) -> tuple[Mixture, Mixture]:
+    """The conversations to learn from and those to evaluate on; without the latter, evaluation is off.
+
+    Records that are not in their dataset's format go to `bad` instead, and its list is written.
+    """
+    try:
+        parts = read_parts(data_arguments, arguments.seed, bad)
+    finally:
+        if is_main_process():
+            bad.write()
+    if bad:
+        logger.info("left out: %s", bad.summary())
+    logger.info("%-24s %12s %12s", "dataset", "train", "evaluation")
+    counts = [part.records_per_dataset for part in parts]
+    for name in data_arguments.dataset_names:
+        logger.info("%-24s %12s %12s records", name, *(f"{count[name]:,}" for count in counts))
+    logger.info("%-24s %12s %12s conversations", "together", *(f"{len(part):,}" for part in parts))
+    if not len(parts[0]):
+        raise DataError(
+            f"there is nothing to train on: no record of {', '.join(data_arguments.dataset_names)} is left"
+        )
+    if not len(parts[1]):
+        arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
+        logger.info("nothing is left to evaluate on: no evaluation, and no best checkpoint")
+    return parts
+
+
+def load_model(
+    model_arguments: ModelArguments, arguments: VisualChatTrainingArguments, begin: bool = True
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Encoder, projector and decoder as one model with its processor; building logs what is trainable.
+
+    Without `begin` the weights are yet to come from the run's own checkpoint, whatever it began with.
+    """
+    lora = LoraSettings(
+        lang_dim=model_arguments.lang_lora_dim,
+        lang_module_name=model_arguments.lang_lora_module_name,
+        vis_dim=model_arguments.vis_lora_dim,
+        vis_module_name=model_arguments.vis_lora_module_name,
+        only_optimize_lora=model_arguments.only_optimize_lora,
+    )
+    logger.info("attention: %s, projector: %s", model_arguments.attention_name, model_arguments.projector)
+    try:
+        model, processor = build_visual_chat(
+            model_arguments.lm_model_name_or_path,
+            model_arguments.vision_model_name_or_path,
+            projector_type=model_arguments.projector,
+            attention=model_arguments.attention_name,
+            lora=lora or None,
+            dtype=arguments.dtype,
+        )
+        if model_arguments.init_from and begin:
+            start_from(model, model_arguments.init_from)
+        if arguments.use_liger_kernel:
+            apply_liger(model.model.language_model)
+        return model, processor
+    except CheckpointError as error:
+        raise UsageError(f"--init_from: {error}") from error
+    except (OSError, ValueError) as error:  # not found, no network, not a model of the kind that is needed
+        raise UsageError(f"the model cannot be built: {error}") from error
+
+
+def cut_by_all(learned: TolerantDataset | PackedDataset) -> CutCount:
+    """What `--max_seq_len` took away in all processes, each of which reads its own share; all call."""
+    counts = everyone((learned.cut.conversations, learned.cut.turns))
+    return CutCount(*(sum(each) for each in zip(*counts, strict=True)))
+
+
+def summarise(trainer: VisualChatTrainer, learned: TolerantDataset | PackedDataset) -> None:
+    """The last lines: what was left out, what was cut, and where the checkpoints are; all processes call."""
+    if trainer.bad.records:
+        logger.info("left out: %s", trainer.bad.records.summary())
+    cut = cut_by_all(learned)
+    if cut.conversations:
+        logger.info(
+            "--max_seq_len cut %s conversations, by %s turns, since this start (in each epoch anew)",
+            f"{cut.conversations:,}",
+            f"{cut.turns:,}",
+        )
+    output = Path(trainer.args.output_dir).resolve()
+    if is_main_process():
+        close_run(trainer.state, output)
+    if trainer.state.best_metric is not None:
+        logger.info("best checkpoint:  %s (evaluation loss %.4f)", output / "best", trainer.state.best_metric)
+    logger.info("final checkpoint: %s", output / "final")
+
+
+def _report(error: Exception) -> None:
+    # A loader worker sends its error with a traceback, of which the last line is the message.
+    message = str(error).strip().splitlines()[-1] if "Original Traceback" in str(error) else str(error)
+    if not is_main_process():
+        if isinstance(error, BadDataError | TrainingDivergedError):
+            return  # all processes come to this verdict together
+        # Mostly all processes meet the same mistake: the first says so, and the launcher ends the others.
+        time.sleep(3)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,99 @@
+"""How every command ends: with one line for a person, and with the exit code that a shell expects.
+
+A command reads its flags before it imports anything that takes long, so that `--help` and a mistake are answered at
+once; this module itself imports nothing but the standard library.
+"""
+
+import atexit
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import NoReturn, ParamSpec
+
+P = ParamSpec("P")
+
+FINISHED = 0
+MISTAKE = 2
+"""The exit code of what the user can mend: a wrong flag, a missing file, a folder that cannot be written."""
+INTERRUPTED = 130
+"""The exit code that shells give to what Ctrl-C ended."""
+
+
+class UsageError(ValueError):
+    """A mistake of the user; the message is one line and says what to do."""
+
+
+def command(main: Callable[P, int | None]) -> Callable[P, int]:
+    """Make of `main` a command: a function that always returns an exit code (None counts as success).
+
+    A mistake of the user (`UsageError`, or a file that the system refuses) and Ctrl-C, while libraries are being
+    imported too, cost one line on standard error.
+    """
+
+    @wraps(main)
+    def coded(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or FINISHED
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+                print("\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except UsageError as error:
+            return complain(error)
+        except OSError as error:
+            if error.filename is None or error.strerror is None:
+                raise
+            return complain(f"{error.filename}: {error.strerror}")
+
+    return coded
+
+
+def complain(error: Exception | str) -> int:
+    """Say in one line what is wrong; returns the exit code of the user's mistakes."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return MISTAKE
+
+
+def writable_folder(folder: Path, flag: str) -> Path:
+    """The folder, made where it is missing; `UsageError` naming `flag` where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = (
+            "a file is in the way"
+            if isinstance(error, FileExistsError | NotADirectoryError)
+            else error.strerror
+        )
+        raise UsageError(
+            f"{flag}: cannot write to the folder {folder}: {reason}; name another place"
+        ) from error
+    return folder
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with an exit code, also where a process group or threads of libraries are at work.
+
+    Python's own end takes its lock away from threads for ever. A thread of torch's communication that is about to free
+    a tensor then brings the process down with SIGABRT ("terminate called without an active exception"), and a run that
+    has ended well looks like one that failed. So everything that is due at the end is done, and the rest left out.
+    """
+    if code == INTERRUPTED:  # nobody waits for what still reads weights
+        if "multiprocessing" in sys.modules:
+            for child in sys.modules["multiprocessing"].active_children():
+                child.kill()
+    else:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(code)
