@@ -4,7 +4,8 @@ A conversation is a sequence of turns; a turn is a question, its answer and the 
 Images open lazily, so a conversation is cheap to build, to send to a loader worker and to count.
 """
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,35 @@ def _name_of(source: Source) -> str:
     return str(source)
 
 
+_DIGITS = re.compile("[0-9]+")
+
+
 @dataclass(frozen=True)
 class Turn:
-    """A question with the images that are new in it, and its answer (None where it is yet to be given)."""
+    """A question with the images that are new in it, and its answer (None where it is yet to be given).
+
+    `mentions` are the offsets in the question of the numbers by which it speaks of images ("compare image 1
+    with image 2"), where they were written for it and count through the conversation as the template does.
+    """
 
     question: str
     answer: str | None = None
     images: tuple[Image, ...] = ()
+    mentions: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images))
+
+    def behind(self, images: int) -> "Turn":
+        """The same turn behind so many more images: the numbers in its question go up by that."""
+        text, done, mentions = "", 0, []
+        for place in self.mentions:
+            number = _DIGITS.match(self.question, place)
+            text += self.question[done:place]
+            mentions.append(len(text))
+            text += str(int(number[0]) + images)
+            done = number.end()
+        return replace(self, question=text + self.question[done:], mentions=tuple(mentions))
 
 
 def _is_unicode(text: str) -> bool:
@@ -90,7 +110,9 @@ def _is_unicode(text: str) -> bool:
 @dataclass(frozen=True)
 class Conversation:
     """Turns in order, the record they came from (`source`, for messages) and the system text (None: the
-    template's).
+    template's; empty: none at all).
+
+    `repairs` say what an adapter left out or joined to make a conversation of the record.
 
     Raises `ConversationError` where there is no turn, where a question or an answer is empty or no Unicode, or
     where an answer other than the last is missing. A conversation whose last answer is None is a prompt.
@@ -99,6 +121,7 @@ class Conversation:
     turns: tuple[Turn, ...]
     source: str = ""
     system: str | None = None
+    repairs: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns))

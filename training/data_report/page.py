@@ -159,10 +159,11 @@ def _histograms(report: Report) -> list[Histogram]:
 
 
 def _left_out(report: Report) -> list[tuple[str, str, int]]:
-    """Of each dataset, what is left out and how much of it."""
+    """Of each dataset, what is left out or mended, and how much of it."""
     listed = []
     for name, account in (report.accounts or {}).items():
         listed += [(name, rule, count) for rule, count in account.left_out.items() if count]
+        listed += [(name, f"conversations with {repair}", count) for repair, count in account.repairs.items()]
         if account.absent_images:
             absent = (
                 "images that are named, but are not in the image store (the records are used without them)"

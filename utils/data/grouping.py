@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.conversation import Conversation
+from utils.conversation import Conversation, Turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +88,22 @@ def visit(members: np.ndarray, count: int, epoch: int, seed: Sequence[int]) -> n
 
 
 def join(conversations: Sequence[Conversation]) -> Conversation:
-    """One conversation of the turns of all, in order; the system text must be the same."""
+    """One conversation of the turns of all, in order; the system text must be the same.
+
+    Where a question speaks of its images by numbers that were written for it, they count on.
+    """
     first, *others = conversations
     if not others:
         return first
     if any(other.system != first.system for other in others):
         raise first.error("it cannot be joined with conversations of another system text")
+    turns: list[Turn] = []
+    images = 0
+    for conversation in conversations:
+        turns += [turn.behind(images) for turn in conversation.turns]
+        images += len(conversation.images)
     return Conversation(
-        turns=tuple(turn for conversation in conversations for turn in conversation.turns),
+        turns=tuple(turns),
         source=" + ".join(conversation.source for conversation in conversations),
         system=first.system,
     )

@@ -23,6 +23,7 @@ class Look:
     system: int = 0  # a fingerprint of the system text, 0 where there is none
     rule: str | None = None
     problem: str | None = None
+    repairs: tuple[str, ...] = ()  # what was left out or joined to make a conversation of it
 
 
 class Looks(Dataset):
@@ -51,6 +52,7 @@ class Looks(Dataset):
             absent=absent,
             picture=_fingerprint(self._first_picture(adapted)),
             system=0 if adapted.system is None else _fingerprint(adapted.system.encode()),
+            repairs=adapted.repairs,
         )
 
     def _first_picture(self, conversation: Conversation) -> bytes:

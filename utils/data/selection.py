@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class Account:
 
     `left_out` counts them by the rule that leaves them out; `not_asked` are those that a number of samples
     leaves over. `conversations` is what the used ones make before any concatenation, `absent_images` how many
-    pictures are named by records of an image store that does not have them.
+    pictures are named by records of an image store that does not have them, `repairs` of how many conversations
+    something was left out or joined, by what it was.
     """
 
     records: int
@@ -32,6 +33,7 @@ class Account:
     not_asked: int
     conversations: int
     absent_images: int
+    repairs: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,7 @@ def select(
         not_asked=int(own[candidates].sum() - own[asked].sum()),
         conversations=len(chosen),
         absent_images=int(known.absent.sum()),
+        repairs=known.repairs,
     )
     _log(records.spec.name, account)
     return Selection(chosen, account)
@@ -108,6 +111,8 @@ def _note(records: RecordSet, known: Survey, index: int, bad: BadRecords | None)
 def _log(name: str, account: Account) -> None:
     for rule, count in account.left_out.items():
         logger.info("%s: %d of %d records left out: %s", name, count, account.records, rule)
+    for repair, count in account.repairs.items():
+        logger.info("%s: %s conversations are used with %s", name, f"{count:,}", repair)
     if account.absent_images:
         logger.info("%s: %d images are named that are not in its image store", name, account.absent_images)
     if account.records and not (account.used or account.bad):

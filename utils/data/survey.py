@@ -6,7 +6,8 @@ change words, not images); the result is some bytes a record, in the cache besid
 """
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class Survey:
     systems: np.ndarray  # [n] uint64, equal where the system text is the same
     rules: tuple[str, ...]
     reasons: tuple[str, ...]
+    repairs: dict[str, int] = field(default_factory=dict)  # conversations of which something was mended
     identity: str = ""  # of files and adapters that it was made of
 
     def __len__(self) -> int:
@@ -67,16 +69,28 @@ def _make(records: RecordSet) -> Survey:
     pictures, systems = np.zeros(total, dtype=np.uint64), np.zeros(total, dtype=np.uint64)
     rules: dict[str, int] = {}
     reasons: list[str] = []
+    repairs: Counter[str] = Counter()
     looks = each_item(Looks(records, arrangement), f"looking through {records.spec.name} (once)")
     for number, look in enumerate(looks):
         image_counts[number], absent[number] = look.images, look.absent
         pictures[number], systems[number] = look.picture, look.system
+        repairs.update(look.repairs)
         if look.rule is not None:
             fates[number] = rules.setdefault(look.rule, len(rules) + 1)
         elif look.problem is not None:
             reasons.append(look.problem)
             fates[number] = -len(reasons)
-    return Survey(arrangement, fates, image_counts, absent, pictures, systems, tuple(rules), tuple(reasons))
+    return Survey(
+        arrangement,
+        fates,
+        image_counts,
+        absent,
+        pictures,
+        systems,
+        tuple(rules),
+        tuple(reasons),
+        dict(repairs),
+    )
 
 
 def _code() -> list[Path]:
@@ -102,7 +116,9 @@ def _write(made: Survey, folder: Path) -> None:
         pictures=made.pictures,
         systems=made.systems,
     )
-    (folder / _TEXTS).write_text(json.dumps({"rules": made.rules, "reasons": made.reasons}))
+    (folder / _TEXTS).write_text(
+        json.dumps({"rules": made.rules, "reasons": made.reasons, "repairs": made.repairs})
+    )
 
 
 def _read(entry: Path) -> Survey:
@@ -117,5 +133,6 @@ def _read(entry: Path) -> Survey:
             arrays["systems"],
             tuple(texts["rules"]),
             tuple(texts["reasons"]),
+            texts["repairs"],
             identity=f"{entry.parent.name}/{entry.name}",
         )

@@ -61,6 +61,20 @@ def test_several_pictures_come_in_order_of_their_tags() -> None:
     assert [turn.images for turn in conversation.turns] == [(picture("a"), picture("b")), (picture("c"),)]
 
 
+@pytest.mark.parametrize("end", [(), ("Is it alone?", "No.")])
+def test_an_end_without_an_answer_is_left_out(end: tuple[str, ...]) -> None:
+    whole = llava_dial(raw("<image>\nWhat?", "A dog.", *end))
+    cut = llava_dial(raw("<image>\nWhat?", "A dog.", *end, "Thanks!"))
+    assert (cut, cut.repairs, whole.repairs) == (whole, ("an unanswered end left out",), ())
+
+
+def test_an_image_under_another_key_is_named() -> None:
+    record = raw("What?", "A dog.", image=None)
+    record.fields["video"] = "42.mp4"
+    with pytest.raises(ConversationError, match="it has no image, but video; an image of a record stands"):
+        llava_dial(record)
+
+
 def test_a_record_without_a_picture_is_text_only() -> None:
     assert llava(raw("Who are you?", "A model.", image=None)).images == ()
 

@@ -9,7 +9,7 @@ under "annotations", invented here in the published shape, and what becomes of i
          (Image("cc_sbu_align/image/17.jpg"),))
 
 COCO captions in Karpathy's file (Karpathy and Fei-Fei 2015, https://arxiv.org/abs/1412.2306). A record of the
-list under "images"; one of its captions is drawn::
+list under "images"; one of its captions is drawn ("sentences" may also be a single one)::
 
     {"filename": "COCO_val2014_000000000042.jpg", "split": "train", "sentences": [
         {"raw": "A shoe on a shelf."}, {"raw": "Somebody put a shoe away."}]}
@@ -60,6 +60,7 @@ def minigpt4(record: RawRecord) -> Conversation:
 def coco_caption(record: RawRecord) -> Conversation:
     """One of a picture's captions, drawn, and asked for in a way that is drawn too."""
     sentences = record.fields["sentences"]
+    sentences = [sentences] if isinstance(sentences, dict) else sentences
     if not sentences:
         raise record.error("it has no caption")
     return _described(record, record.fields["filename"], pick(sentences, record.rng)["raw"])

@@ -15,13 +15,13 @@ makes one::
     Turn("Is it alone?", "No, a cat lies beside it.")
 
 `image` may also be a list: the tags then stand for its pictures in order. A record without `image` is text
-only.
+only. Rounds that are complete are used: an end without an answer is left out.
 """
 
 from dataclasses import replace
 
 from utils.conversation import Conversation, Turn
-from utils.data.adapters.texts import TAG, one_line
+from utils.data.adapters.texts import TAG, UNANSWERED, media_key, one_line
 from utils.data.spec import RawRecord
 
 
@@ -32,24 +32,29 @@ def llava(record: RawRecord) -> Conversation:
 
 
 def llava_dial(record: RawRecord) -> Conversation:
-    """All rounds of a record; each tag brings the next picture into the round that holds it.
+    """All complete rounds of a record; each tag brings the next picture into the round that holds it.
 
-    The tag goes, and a line break inside a question becomes a space, so that the question stays one line of
-    the template.
+    The tag goes, and a line break inside a question becomes a space.
     """
     messages = record.fields["conversations"]
     roles = [message["from"] for message in messages]
-    if not roles or roles != ["human", "gpt"] * (len(roles) // 2):
+    rounds = len(roles) // 2
+    if not rounds or roles != (["human", "gpt"] * (rounds + 1))[: len(roles)]:
         raise record.error(f"expected human and gpt in turn, found {', '.join(roles) or 'no message'}")
     pictures = record.fields.get("image") or []
     names = [pictures] if isinstance(pictures, str) else list(pictures)
     tags = [message["value"].count(TAG) for message in messages[::2]]
     if sum(tags) != len(names):
         raise record.error(f"it lists {len(names)} images, but its questions hold {sum(tags)} {TAG} tags")
+    if not names and (
+        key := media_key({name: record.fields[name] for name in record.fields if name != "image"})
+    ):
+        raise record.error(f"it has no image, but {key}; an image of a record stands under image")
 
     images = iter([record.image(name) for name in names])
     turns = []
-    for human, gpt, count in zip(messages[::2], messages[1::2], tags, strict=True):
+    for human, gpt, count in zip(messages[::2], messages[1::2], tags, strict=False):
         question = one_line(human["value"].replace(TAG, "\n"))
         turns.append(Turn(question, gpt["value"].strip(), tuple(next(images) for _ in range(count))))
-    return Conversation(tuple(turns), source=record.source)
+    repairs = (UNANSWERED,) if len(roles) % 2 else ()
+    return Conversation(tuple(turns), source=record.source, repairs=repairs)

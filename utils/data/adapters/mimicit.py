@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.conversation import Conversation, Image, Turn
-from utils.data.adapters.texts import one_line
+from utils.data.adapters.texts import TAG, one_line
 from utils.data.spec import Arrangement, LeftOut, RawRecord
 
 _CGD_PREFIX = len("CGD_IMG_")
@@ -108,7 +108,7 @@ def _conversation(record: RawRecord, images: Sequence[Image]) -> Conversation:
 
 def _turn(record: RawRecord) -> Turn:
     question, answer = record.fields["instruction"], record.fields["answer"]
-    return Turn(one_line(question), answer.strip())
+    return Turn(one_line(question.replace(TAG, "\n")), answer.strip())  # the pictures stand before it
 
 
 def _image_ids(record: RawRecord) -> list[str]:

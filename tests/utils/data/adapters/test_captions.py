@@ -42,6 +42,10 @@ def test_one_caption_of_a_picture(raw: Raw, folders: tuple[Path, Path]) -> None:
     assert drawn == {"A shoe on a shelf.", "Une chaussure à NASA", "Somebody put a shoe away"}
 
 
+def test_a_single_caption_need_not_stand_in_a_list(raw: Raw) -> None:
+    assert coco_caption(raw(KARPATHY | {"sentences": {"raw": "A shoe."}})).turns[0].answer == "A shoe."
+
+
 def test_draws_depend_on_the_seed_alone(raw: Raw) -> None:
     first, again = ([coco_caption(raw(KARPATHY, seed)) for seed in range(20)] for _ in range(2))
     assert first == again

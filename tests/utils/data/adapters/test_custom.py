@@ -1,4 +1,4 @@
-"""Own data in its three shapes, worked out by hand; what does not fit is named with what was found."""
+"""Own data in its three shapes, worked out by hand; what does not fit is mended, or named with what was found."""
 
 import base64
 import io
@@ -10,7 +10,9 @@ import PIL.Image
 import pytest
 
 from utils.conversation import Conversation, ConversationError, Image, Turn
-from utils.data.adapters.custom import custom
+from utils.data.adapters.custom import GREETING, JOINED, custom
+from utils.data.adapters.texts import UNANSWERED
+from utils.data.grouping import join
 from utils.data.spec import RawRecord
 
 Raw = Callable[..., RawRecord]
@@ -42,7 +44,7 @@ def png() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "tagged", ["<image>\nWhat lies here?", "What lies here?\n<image>", "<image>What\nlies here?"]
+    "tagged", ["<image>\nWhat lies here?", "What lies here?\n<image>", "<image>What lies here?"]
 )
 @pytest.mark.parametrize("image", ["desk.jpg", ["desk.jpg"]])
 def test_llava(raw: Raw, folders: tuple[Path, Path], tagged: str, image: object) -> None:
@@ -66,7 +68,7 @@ def test_sharegpt(raw: Raw, folders: tuple[Path, Path]) -> None:
     first, second = Image(folders[0] / "a.png"), Image(folders[0] / "sub/b.png")
     assert conversation == Conversation(
         (
-            Turn("Compare please.", "One is a cat.", (first, second)),
+            Turn("Compare\nplease.", "One is a cat.", (first, second)),
             Turn("And this?", "A dog.", (first,)),
         ),
         source="set/file.json#7",
@@ -90,7 +92,7 @@ def test_openai(raw: Raw, folders: tuple[Path, Path], png: bytes) -> None:
     desk, embedded = conversation.turns[0].images
     assert conversation.system == "Be brief."
     assert [(turn.question, turn.answer) for turn in conversation.turns] == [
-        ("What lies here, and here?", "A pen.\nA cup."),
+        ("What lies here,\nand here?", "A pen.\nA cup."),
         ("Sure?", "Yes."),
     ]
     assert desk == Image(folders[0] / "desk.jpg")
@@ -138,7 +140,150 @@ def test_parts_without_a_source_take_the_listed_pictures(raw: Raw, folders: tupl
 )
 def test_text_only(raw: Raw, extra: dict) -> None:
     conversation = custom(raw({"conversations": said("Who\nare you?", "A model."), **extra}))
-    assert conversation == Conversation((Turn("Who are you?", "A model."),), source="set/file.json#7")
+    assert conversation == Conversation((Turn("Who\nare you?", "A model."),), source="set/file.json#7")
+
+
+def test_a_line_break_stays_as_it_would_be_asked(raw: Raw) -> None:
+    asked = "Which?\n\nA. a pen\n\tB. a cup  \r\nC. none"
+    conversation = custom(raw({"image": "a", "conversations": said(f"<image>\n{asked}", "A.")}))
+    assert conversation.turns[0].question == asked
+
+
+# A question with n tags, and what is learnt of it.
+TAGGED = [
+    ("compare <image> with <image> please", 2, "compare image 1 with image 2 please"),
+    ("Compare <image> with <image>", 2, "Compare image 1 with image 2"),
+    ("Compare this with <image>", 1, "Compare this with image 1"),
+    ("<image> and <image>: what differs?", 2, "Image 1 and image 2: what differs?"),
+    ("Left: <image>. Right:<image>. Which?", 2, "Left: image 1. Right: image 2. Which?"),
+    ("<image>\nIs it like <image>?", 2, "Is it like image 2?"),
+    ("What is in <image><image>, NASA?", 2, "What is in image 1, image 2, NASA?"),
+    ("Is<image>it?", 1, "Is image 1 it?"),
+    ("<image><image> What differs?", 2, "What differs?"),
+    ("what is it <image>", 1, "what is it"),
+    ("What is it? <image>", 1, "What is it?"),
+    ("Look. <image> What is it?", 1, "Look. What is it?"),
+    ("First line\n<image>\n \n<image> \nlast line", 2, "First line\nlast line"),
+]
+
+
+@pytest.mark.parametrize(("tagged", "images", "expected"), TAGGED)
+def test_a_tag_within_a_sentence_becomes_the_name_of_its_image(
+    raw: Raw, tagged: str, images: int, expected: str
+) -> None:
+    names = [f"{number}.png" for number in range(images)]
+    for fields in (
+        {"image": names, "conversations": said(tagged, "A.")},
+        {"images": names, "messages": messages([text(tagged)], "A.")},
+    ):
+        (turn,) = custom(raw(fields)).turns
+        assert (turn.question, len(turn.images)) == (expected, images)
+
+
+def test_images_are_named_by_their_numbers_in_the_whole_dialogue(raw: Raw) -> None:
+    shown_first = said("<image>\nWhat?", "A pen.", "Is <image> older?", "Yes.")
+    conversation = custom(raw({"images": ["a", "b"], "conversations": shown_first}))
+    assert [turn.question for turn in conversation.turns] == ["What?", "Is image 2 older?"]
+    other = custom(raw({"images": ["c"], "conversations": said("What is on <image>, image 1?", "A cup.")}))
+    joined = join([conversation, other, conversation])
+    assert [turn.question for turn in joined.turns] == [
+        *("What?", "Is image 2 older?", "What is on image 3, image 1?", "What?", "Is image 5 older?")
+    ]
+    assert join([other, joined]).turns[2].question == "Is image 3 older?"
+
+
+GREETED = [{"from": "gpt", "value": "Hello."}]
+ROUND = (("What?", "A pen."),)
+
+
+@pytest.mark.parametrize(
+    ("said", "rounds", "repairs"),
+    [
+        (said("What?", "A pen."), ROUND, ()),
+        (GREETED + said("What?", "A pen."), ROUND, (GREETING,)),
+        (said("What?", "A pen.", "Thanks."), ROUND, (UNANSWERED,)),
+        (said("Look.") + said("What?", "Red."), (("Look.\nWhat?", "Red."),), (JOINED,)),
+        ([*said("What?", "A pen."), said("", "A cup.")[1]], (("What?", "A pen.\nA cup."),), (JOINED,)),
+        (
+            GREETED * 2 + said("What?", "A pen.", "More?") + said("Thanks."),
+            ROUND,
+            (JOINED, GREETING, UNANSWERED),
+        ),
+    ],
+)
+def test_rounds_that_are_complete_are_used(
+    raw: Raw, said: list[dict], rounds: tuple, repairs: tuple[str, ...]
+) -> None:
+    for system in ([], [{"from": "system", "value": "Be brief."}]):
+        conversation = custom(raw({"conversations": system + said}))
+        assert tuple((turn.question, turn.answer) for turn in conversation.turns) == rounds
+        assert conversation.repairs == repairs
+        assert conversation.system == ("Be brief." if system else None)
+
+
+def test_images_of_joined_and_of_dropped_questions_stay_with_their_tags(raw: Raw) -> None:
+    asked = [*said("<image>\nLook.")[:1], *said("Like <image>?", "No.", "<image> Old?")]
+    conversation = custom(raw({"images": ["a", "b", "c"], "conversations": asked}))
+    (turn,) = conversation.turns
+    assert turn.question == "Look.\nLike image 2?"
+    assert [Path(image.source).name for image in turn.images] == ["a", "b"]
+
+
+@pytest.mark.parametrize("system", ["", " \n"])
+def test_an_empty_system_message_asks_for_no_system_text(raw: Raw, system: str) -> None:
+    said_first = [{"role": "system", "content": system}]
+    assert custom(raw({"messages": said_first + messages("What?", "A pen.")})).system == ""
+
+
+def test_system_messages_at_the_beginning_are_joined(raw: Raw) -> None:
+    said_first = [{"role": role, "content": text} for role, text in [("system", "A."), ("developer", "B.")]]
+    assert custom(raw({"messages": said_first + messages("What?", "A pen.")})).system == "A.\nB."
+
+
+@pytest.mark.parametrize("key", ["image_path", "img", "image_files", "image_url", "pictures"])
+def test_other_keys_are_read_where_there_is_no_image_otherwise(
+    raw: Raw, folders: tuple[Path, Path], key: str
+) -> None:
+    asked = said("<image>\nWhat?", "A pen.")
+    desk = Image(folders[0] / "desk.jpg")
+    assert custom(raw({key: "desk.jpg", "conversations": asked})).images == (desk,)
+    assert custom(raw({"image": "desk.jpg", key: "other.jpg", "conversations": asked})).images == (desk,)
+    in_message = messages([shown("desk.jpg"), text("What?")], "A pen.")
+    assert custom(raw({key: "other.jpg", "messages": in_message})).images == (desk,)
+    with pytest.raises(ConversationError, match=f"lists 1 images under {key}, but its questions hold 0"):
+        custom(raw({key: "desk.jpg", "conversations": said("What?", "A pen.")}))
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        ({"video": "v.mp4"}, "video"),
+        ({"videos": [{"path": "v.mp4"}]}, "videos"),
+        ({"audio": {"bytes": b"x"}}, "audio"),
+        ({"image_id": 42}, "image_id"),
+        ({"imageId": 42}, "imageId"),
+        ({"image_1": "a", "image_2": "b"}, "image_1"),
+        ({"file": "photos/a.JPG"}, "file"),
+        ({"frames": ["a"]}, "frames"),
+    ],
+)
+def test_media_under_keys_that_are_not_read_make_a_bad_record(raw: Raw, extra: dict, key: str) -> None:
+    with pytest.raises(ConversationError, match=f"#7: it has {key}, which is not read: images of a record"):
+        custom(raw({**extra, "conversations": said("What?", "A pen.")}))
+    with pytest.raises(ConversationError, match=f"message 1 has {key}, which is not read"):
+        custom(raw({"messages": [{"role": "user", "content": "?", **extra}, *messages("", "A.")[1:]]}))
+
+
+def test_a_video_beside_images_is_named(raw: Raw) -> None:
+    fields = {"image": "a.jpg", "conversations": said("<image> and <video>", "A.")}
+    with pytest.raises(ConversationError, match="it has video"):
+        custom(raw(fields | {"video": "v.mp4"}))
+    assert custom(raw(fields)).images  # it speaks of HTML
+
+
+def test_keys_that_hold_no_image_are_none_of_them(raw: Raw) -> None:
+    fields = {"id": "a.jpg", "has_image": False, "num_images": 0, "video": None, "imagery": "vivid"}
+    assert custom(raw({**fields, "conversations": said("What?", "A pen.")})).images == ()
 
 
 def test_absolute_paths_stay(raw: Raw) -> None:
@@ -172,6 +317,10 @@ def test_absolute_paths_stay(raw: Raw) -> None:
             "message 1 is from 'tool'; the roles are user, human",
         ),
         ({"messages": [{"role": "user", "content": None}]}, "message 1 has no text"),
+        (
+            {"messages": messages("How many?", 3)},
+            r"message 2 has no text, but 3 \(a number\) under content; write it in quotes",
+        ),
         ({"messages": ["What?", "A."]}, "message 1 is no object"),
         ({"messages": messages([{"type": "audio"}], "A.")}, "message 1 holds a part of type 'audio'"),
         ({"messages": messages([{"type": "text"}], "A.")}, "message 1 holds a part of type 'text' without"),

@@ -178,3 +178,9 @@ def test_a_line_break_in_a_question_becomes_a_space() -> None:
     }
     (turn,) = otter_mimicit(raw(fields, store={"A": b""})).turns
     assert (turn.question, turn.answer) == ("Which one, NASA's?", "This.\n\nNo.")
+
+
+@pytest.mark.parametrize("text", ["<image>Which one?", "Which one?\n<image><image>", "Which <image> one?"])
+def test_a_tag_in_an_instruction_goes(text: str) -> None:
+    (turn,) = otter_mimicit(raw({**instruction("1", ["A"]), "instruction": text}, store={"A": b""})).turns
+    assert turn.question == "Which one?"
