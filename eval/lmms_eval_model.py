@@ -143,7 +143,7 @@ def dialogue_of(messages: Sequence[dict[str, Any]], name: str) -> EvalDialogue:
 
 def _image(source: Any, name: str) -> Image:
     if isinstance(source, PIL.Image.Image):
-        return Image(source.convert("RGB"), f"{name}: an image")
+        return Image(source, f"{name}: an image")
     return Image(source)
 
 

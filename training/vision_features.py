@@ -37,7 +37,7 @@ from utils.model.vision import encode_images, vision_family
 logger = get_logger(__name__)
 
 _BATCH = 32  # pictures that go through the encoder together
-_FORM = 1  # of what is stored, and of the preprocessing's own code
+_FORM = 2  # of what is stored, and of the preprocessing's own code
 
 
 def store_features(

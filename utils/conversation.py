@@ -45,7 +45,7 @@ class Image:
         return hash(self.name)
 
     def open(self) -> PIL.Image.Image:
-        """Decode the picture: upright (EXIF orientation applied), mode RGB.
+        """Decode the image: upright (EXIF orientation applied), mode RGB, transparency put on white.
 
         Raises `ImageError` for a file that is missing, unreadable, truncated or larger than is accepted.
         """

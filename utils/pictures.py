@@ -1,4 +1,8 @@
-"""Reading pictures: upright and in RGB whatever the file holds, damage found and named, JPEGs at a fraction.
+"""Reading images: upright and in RGB whatever the file holds, damage found and named, JPEGs at a fraction.
+
+All that training, chat, server and evaluation show the model is read here, and looks as an image processor of
+transformers would see the file: transparency is put on white. Two things are better than that: EXIF's orientation
+is applied, and greys of more than 8 bits are scaled, where the processor cuts them off at 255.
 
 A JPEG is decoded by simplejpeg where its pixels are asked for, which spares the copies that Pillow makes on the
 way; both stand on libjpeg-turbo and agree bit for bit. Most of the time goes into the entropy decoding; only the
@@ -30,7 +34,18 @@ MAX_ASPECT = 200
 
 _FRACTIONS = (8, 4, 2)  # those that the inverse cosine transform does quickly
 _ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
+_WITH_ALPHA = ("LA", "PA", "RGBA")
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_SIXTEEN_BITS = (("I", "PNG"), ("I", "PPM"))  # modes and formats of 16-bit greys that Pillow calls 32-bit
 _START_OF_SCAN, _METADATA = 0xDA, 0xE1  # the kinds of a JPEG's segments: the coded picture; EXIF or XMP
+_OTHER_KINDS = {
+    rb"(?s)....ftypavi[fs]": f": AVIF, for which Pillow {PIL.__version__} has no decoder; install Pillow 11.3 or later",
+    rb"(?s)....ftyp(hei|hev|mif)": ": HEIC, as telephones save it; save it as JPEG",
+    rb"\s*(<\?xml[^>]*>\s*)?<svg": ": an SVG drawing; save it as PNG",
+    rb"\s*<": ": a web page or XML, mostly an error message saved under the image's name; fetch it again",
+    rb"version https://git-lfs": ": a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
+}
+"""What is found under an image's name and no image that is read, by how it begins."""
 
 
 class ImageError(ValueError):
@@ -49,19 +64,16 @@ Source = str | Path | bytes | EncodedPicture | PIL.Image.Image
 
 
 def read_picture(source: Source, name: str) -> PIL.Image.Image:
-    """The picture upright (EXIF orientation applied), mode RGB.
-
-    Other modes are converted as transformers' own image loading does (transparency is dropped), so a picture
-    looks the same to the model whichever of the two reads it; 16-bit greys are scaled to 8 bits, not clipped.
+    """The image upright (EXIF orientation applied), mode RGB, transparency put on white, deep greys scaled.
 
     Raises `ImageError` for a file that is missing, unreadable, truncated or larger than `MAX_PIXELS`.
     """
     with _named_errors(name):
         if isinstance(source, PIL.Image.Image):
-            return _upright_rgb(_accepted(source, name)).copy()
+            return _upright_rgb(_accepted(source, name), name).copy()
         encoded = _encoded(source)
         opened = _opened(encoded, name)
-        upright = _upright_rgb(opened)
+        upright = _upright_rgb(opened, name)
         refuse_lost_data(encoded, opened.format)
         return upright
 
@@ -70,11 +82,12 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
     """The same as RGB [H, W, 3] uint8, and the picture's full width and height.
 
     A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size at which no side is shorter than
-    `least_side`, rounded up.
+    `least_side`, rounded up; one that has to be turned only where nothing is to be rounded.
     """
     with _named_errors(name):
         if isinstance(source, PIL.Image.Image):
-            return np.array(_upright_rgb(_accepted(source, name))), _upright_size(source)
+            upright = _upright_rgb(_accepted(source, name), name)
+            return np.array(upright), upright.size
         encoded = _encoded(source)
         size = _size_of_plain_jpeg(encoded)
         if size is not None:
@@ -83,13 +96,15 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
             if pixels is not None:
                 return pixels, size
         opened = _opened(encoded, name)
-        size = _upright_size(opened)
+        size = None
         if opened.format == "JPEG" and opened.mode in ("RGB", "L"):
-            divisor = _divisor(size, least_side)
+            orientation = _orientation(opened)
+            size = opened.size[::-1] if orientation in _ON_ITS_SIDE else opened.size
+            divisor = _divisor(size, least_side, exact=orientation != 1)
             opened.draft(None, tuple(side // divisor for side in opened.size))
-        pixels = np.array(_upright_rgb(opened))
+        upright = _upright_rgb(opened, name)
         refuse_lost_data(encoded, opened.format)
-        return pixels, size
+        return np.array(upright), size or upright.size
 
 
 def encoded_bytes(source: str | Path | bytes | EncodedPicture, name: str) -> bytes:
@@ -105,8 +120,14 @@ def _encoded(source: str | Path | bytes | EncodedPicture) -> bytes:
 
 
 def _opened(encoded: bytes, name: str) -> PIL.Image.Image:
-    """The picture with its size known and its pixels not yet decoded."""
-    return _accepted(PIL.Image.open(io.BytesIO(encoded)), name)
+    """The image with its size known and its pixels not yet decoded."""
+    try:
+        return _accepted(PIL.Image.open(io.BytesIO(encoded)), name)
+    except PIL.UnidentifiedImageError as error:
+        kind = next((each for start, each in _OTHER_KINDS.items() if re.match(start, encoded)), None)
+        raise ImageError(
+            f"{name}: not an image, or of a format that Pillow does not read{kind or ''}"
+        ) from error
 
 
 def _accepted(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
@@ -143,8 +164,12 @@ def _size_of_plain_jpeg(encoded: bytes) -> tuple[int, int] | None:
     return (width, height) if colours in ("YCbCr", "RGB", "Gray") else None
 
 
-def _divisor(size: tuple[int, int], least_side: int) -> int:
-    return next((each for each in _FRACTIONS if min(size) >= each * least_side), 1)
+def _divisor(size: tuple[int, int], least_side: int, exact: bool = False) -> int:
+    """`exact`: no last column or row may stand for less than a whole one, for turned it would be the first."""
+    for divisor in _FRACTIONS:
+        if min(size) >= divisor * least_side and not (exact and any(side % divisor for side in size)):
+            return divisor
+    return 1
 
 
 def _decoded(encoded: bytes, size: tuple[int, int], divisor: int) -> np.ndarray | None:
@@ -163,17 +188,40 @@ def _orientation(picture: PIL.Image.Image) -> int:
     return picture.getexif().get(PIL.ExifTags.Base.Orientation, 1)
 
 
-def _upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
-    return picture.size[::-1] if _orientation(picture) in _ON_ITS_SIDE else picture.size
-
-
-def _upright_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    picture.load()
+def _upright_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    picture.load()  # by which a TIFF is turned already
+    sixteen_bits = picture.mode.startswith("I;16") or (picture.mode, picture.format) in _SIXTEEN_BITS
     if _orientation(picture) != 1:
         picture = PIL.ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        picture = picture.point(lambda value: value / 257).convert("L")
+    if sixteen_bits or picture.mode in ("I", "F"):
+        return _eight_bits(picture, sixteen_bits, name).convert("RGB")
+    if picture.mode in _PREMULTIPLIED:
+        picture = picture.convert(_PREMULTIPLIED[picture.mode])
+    if picture.mode in _WITH_ALPHA or picture.info.get("transparency") is not None:
+        white = PIL.Image.new("RGBA", picture.size, "white")
+        picture = PIL.Image.alpha_composite(white, picture.convert("RGBA"))
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _eight_bits(picture: PIL.Image.Image, sixteen_bits: bool, name: str) -> PIL.Image.Image:
+    """Greys of 16 or 32 bits, or of floats, as mode L: scaled by what is white in them, not cut off.
+
+    Of 16 bits white is 65,535. Others do not say: it is the least of 1 (of floats), 255 and 65,535 that no pixel
+    exceeds. Raises `ImageError` where there is none, and for a pixel that is less than black.
+    """
+    values = np.asarray(picture)
+    low, high = float(values.min()), float(values.max())
+    whites = (65535,) if sixteen_bits else (1, 255, 65535) if picture.mode == "F" else (255, 65535)
+    white = next((each for each in whites if high <= each), None)
+    if white is None or low < 0:
+        raise ImageError(
+            f"{name}: its greys (Pillow's mode {picture.mode}) reach from {low:g} to {high:g}, which does not say what"
+            " is black and what is white; save it with 8 or 16 bits"
+        )
+    scaled = values if white == 255 else np.rint(values * np.float32(255 / white))
+    clear = picture.info.get("transparency")  # the grey that stands for nothing
+    scaled = scaled if clear is None else np.where(values == clear, 255, scaled)
+    return PIL.Image.fromarray(scaled.astype(np.uint8))
 
 
 @contextmanager
@@ -192,8 +240,6 @@ def _named_errors(name: str) -> Iterator[None]:
         raise ImageError(
             f"{name}: {claimed}, more than the {MAX_PIXELS:,} that are accepted; scale the image down"
         ) from error
-    except PIL.UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image, or of a format that Pillow does not read") from error
     except OSError as error:
         if error.errno is None:  # Pillow's own
             raise ImageError(f"{name}: the image is damaged ({error})") from error

@@ -30,7 +30,8 @@ def picture_key(image: Image) -> bytes:
     """The same for the same encoded bytes, wherever they lie; raises `ImageError` where they cannot be read."""
     source = image.source
     if isinstance(source, PIL.Image.Image):
-        content = f"{source.mode} {source.size}".encode() + source.tobytes()
+        upright = image.open()  # in its own mode, a palette and an orientation would be missing
+        content = f"{upright.size}".encode() + upright.tobytes()
     else:
         content = encoded_bytes(source, image.name)
     return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
