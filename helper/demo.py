@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
 CAPTIONS, PICTURES = Path("llava/detail_23k.json"), Path("coco/train2017")  # in the world's folder
 DIALOGUE_SEED = 2
+OWN = ".demonstration"
+"""A file that marks an output folder as written by this program."""
 console = Console(highlight=False)
 
 
@@ -53,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         with _step("3/5  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
             places = {"DATA_PATH": arguments.data, "OUTPUT_DIR": arguments.output, "PYTHON": sys.executable}
             given = {"INIT_FROM": fitted, **os.environ, **places}
-            _run("bash", ROOT / "training" / "training_scripts" / "run_tiny.sh", environment=given)
+            again = ("--overwrite_output_dir", "true") if _is_own(arguments.output) else ()
+            script = ROOT / "training" / "training_scripts" / "run_tiny.sh"
+            _run("bash", script, *again, environment=given)
         with _step("4/5  Evaluate on held-out scenes: several pictures, several rounds"):
             questions, results = arguments.data / "eval" / "miniature.json", arguments.output / "evaluation"
             of_what = ("--checkpoint_path", final, "--eval_data", questions, "--output_filename", results)
@@ -101,6 +105,17 @@ def hold_dialogue(checkpoint: Path, folder: Path) -> None:
         console.print(
             f"  [bold]Question[/bold]  {turn.question}\n  [bold]Answer[/bold]    {answer}   {verdict}"
         )
+
+
+def _is_own(output: Path) -> bool:
+    """Whether a run in `output` is an earlier demonstration's, and may be replaced; a person's own may not."""
+    from training.checkpoints import results_in
+
+    mark = output / OWN
+    if not mark.exists() and not results_in(output):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    return mark.exists()
 
 
 @contextmanager

@@ -194,6 +194,9 @@ class RunArguments(ZeroArguments):
     """
 
     output_dir: str | None = _flag("./output", "Folder for checkpoint-N, best and final.")
+    overwrite_output_dir: bool = _flag(
+        False, "Train into a folder that holds an earlier run, whose checkpoints, best and final are deleted."
+    )
     per_device_train_batch_size: int = _flag(2, "Conversations per device and micro-step.")
     per_device_eval_batch_size: int = _flag(2, "Conversations per device and evaluation step.")
     learning_rate: float = _flag(1e-3, "Peak learning rate.")
@@ -260,6 +263,7 @@ class RunArguments(ZeroArguments):
     def __post_init__(self) -> None:
         import torch
 
+        from training.checkpoints import NOT_RESUMED
         from training.reporting import check_reporters
 
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -273,6 +277,11 @@ class RunArguments(ZeroArguments):
         for flag in ("max_skipped_steps", "stall_timeout"):
             if getattr(self, flag) < 0:
                 raise UsageError(f"--{flag} {getattr(self, flag):g}: give 0 or more")
+        if self.overwrite_output_dir and self.resume_from_checkpoint not in NOT_RESUMED:
+            raise UsageError(
+                f"--overwrite_output_dir deletes what --resume_from_checkpoint {self.resume_from_checkpoint} goes on"
+                " from: give one of the two"
+            )
         if self.num_warmup_steps and self.warmup_steps:
             raise UsageError("--num_warmup_steps and --warmup_steps: give one of the two")
         if self.push_to_hub:

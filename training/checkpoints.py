@@ -23,7 +23,10 @@ SCHEDULER = "scheduler.pt"
 LATEST = "latest"
 """In {output_dir} the name of the newest checkpoint, in a checkpoint that of DeepSpeed's folder."""
 
-_YES, _NO = (True, "True", "true", "latest"), (None, False, "", "False", "false")
+_STEP = re.compile(r"checkpoint-(\d+)")
+NOT_RESUMED = (None, False, "", "False", "false")
+"""Values of --resume_from_checkpoint that begin a new run."""
+_NEWEST = (True, "True", "true", "latest")
 
 
 class ResumeError(ValueError):
@@ -68,6 +71,47 @@ class Run:
         return written
 
 
+def results_in(output_dir: str | Path) -> list[str]:
+    """The names of what an earlier run has left there that another would replace: checkpoint-N, best, final."""
+    output = Path(output_dir)
+    checkpoints = [folder for folder in output.glob("checkpoint-*") if _STEP.fullmatch(folder.name)]
+    checkpoints.sort(key=lambda folder: int(_STEP.fullmatch(folder.name)[1]))
+    return [folder.name for folder in (*checkpoints, output / "best", output / "final") if folder.is_dir()]
+
+
+def require_free(output_dir: str | Path, resumed: Path | None, may_begin: bool) -> None:
+    """Refuse to train over the results of another run.
+
+    Args:
+        output_dir: where this run is to write.
+        resumed: the checkpoint that it goes on from; None where it begins.
+        may_begin: `--resume_from_checkpoint auto`: a run that has no checkpoint yet may begin again, so a `best` of
+            its first evaluation is no obstacle.
+
+    Raises `ResumeError`, which names what is there and the ways on.
+    """
+    found = results_in(output_dir)
+    if resumed is not None and resumed.parent.resolve() == Path(output_dir).resolve():
+        return
+    if not found or (may_begin and found == ["best"]):
+        return
+    shown = found if len(found) < 6 else [*found[:2], "...", *found[-3:]]
+    going_on = any(_STEP.fullmatch(name) for name in found) and not may_begin
+    raise ResumeError(
+        f"{output_dir} holds the results of an earlier run ({', '.join(shown)}): give"
+        + (" --resume_from_checkpoint auto to go on with it," if going_on and resumed is None else "")
+        + " another --output_dir, or --overwrite_output_dir true to delete them"
+    )
+
+
+def remove_results(output_dir: str | Path) -> None:
+    """Delete what `results_in` names, and what belongs to it."""
+    output = Path(output_dir)
+    for name in results_in(output):
+        remove_directory(output / name)
+    (output / LATEST).unlink(missing_ok=True)
+
+
 def checkpoint_name(step: int) -> str:
     """The folder of the checkpoint after `step` optimizer steps."""
     return f"checkpoint-{step}"
@@ -85,9 +129,9 @@ def resume_folder(output_dir: str | Path, wanted: str | bool | None) -> Path | N
     written, or a folder. Every file is read and compared with the manifest; a damaged checkpoint is named in
     the log and the one before it taken. Raises `ResumeError` where there is nothing to go on from.
     """
-    if wanted in _NO:
+    if wanted in NOT_RESUMED:
         return None
-    if wanted not in (*_YES, "auto"):
+    if wanted not in (*_NEWEST, "auto"):
         return _named(Path(wanted))
     sound, damaged = _sorted_out(output_dir)
     for folder in reversed(sound):
@@ -125,7 +169,7 @@ def _sorted_out(output_dir: str | Path) -> tuple[list[Path], dict[Path, list[str
     """Checkpoints by their files' sizes: the complete ones, oldest first, and what is wrong with the others."""
     complete, damaged = [], {}
     for folder in sorted(Path(output_dir).glob("checkpoint-*")):
-        step = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        step = _STEP.fullmatch(folder.name)
         if not (step and folder.is_dir()):
             continue
         found = damage(folder, contents=False) or _not_resumable(folder)

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from training.arguments import DataArguments, ModelArguments, UsageError
 from training.callbacks import ProgressReporter
-from training.checkpoints import ResumeError, resume_folder
+from training.checkpoints import ResumeError, remove_results, require_free, resume_folder
 from training.command_line import parse_arguments
 from training.data import bad_records, make_rows, read_parts
 from training.debug import dump_samples
@@ -32,6 +32,7 @@ from training.survival.leaving import (
     STOPPED,
     StoppedBySignal,
     TrainingDivergedError,
+    end_now,
     last_checkpoint,
 )
 from training.survival.peers import PeerWatch
@@ -88,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     request = StopRequest()
     model_arguments, data_arguments, arguments = parse_arguments(argv)
+    request.leave = partial(_leave_at_once, arguments.output_dir)
     peers = PeerWatch(partial(end_after, output_dir=arguments.output_dir))
-    code, reason = FINISHED, ""
+    code, reason, has_stopped = FINISHED, "", False
     try:
         with reserved(arguments.output_dir):
             train(model_arguments, data_arguments, arguments, request)
@@ -98,8 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = MISTAKE
     except StoppedBySignal as stopped:
         logger.info("%s", stopped)
-        code = STOPPED
+        code, has_stopped = stopped.code, True
     except KeyboardInterrupt:
+        logger.info("stopped by Ctrl-C before the first step; %s", last_checkpoint(arguments.output_dir))
         code = INTERRUPTED
     except Exception as error:  # whatever it is, the other processes must not wait for this one
         if world_size() > 1:
@@ -112,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             code = 1
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    peers.leave(code, reason)
-    if code in (FINISHED, STOPPED):
+    peers.leave(STOPPED if has_stopped else code, reason)  # all have stopped together
+    if code == FINISHED or has_stopped:
         shut_down()
     return code
 
@@ -167,6 +170,8 @@ def train(
     )
     if arguments.dry_run_worst_batch:
         trainer.add_callback(WorstBatch(trainer, largest_of(data_arguments, arguments, processor)))
+    if arguments.overwrite_output_dir:  # not before all that could go wrong with flags, data and model
+        decided_by_main(lambda: remove_results(arguments.output_dir))
     with mismatches_named():
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.bad.exchange(arguments.device)
@@ -175,7 +180,10 @@ def train(
 
 
 def prepare_output(arguments: VisualChatTrainingArguments) -> Path | None:
-    """Clear up the output folder after crashes, and find the checkpoint to go on from, if any."""
+    """Clear up the output folder after crashes, and find the checkpoint to go on from, if any.
+
+    Raises `ResumeError` where there is none to go on from, and where a new run would replace another's results.
+    """
     resumed = decided_by_main(lambda: _tidied(arguments))
     if resumed:
         logger.info("going on from %s", resumed)
@@ -188,7 +196,10 @@ def _tidied(arguments: VisualChatTrainingArguments) -> Path | None:
     output = Path(arguments.output_dir)
     for name in clear_leftovers(output):
         logger.info("removed a half-written %s from %s", name, output)
-    return resume_folder(output, arguments.resume_from_checkpoint)
+    resumed = resume_folder(output, arguments.resume_from_checkpoint)
+    if not arguments.overwrite_output_dir:
+        require_free(output, resumed, may_begin=arguments.resume_from_checkpoint == "auto")
+    return resumed
 
 
 def load_data(
@@ -280,11 +291,16 @@ def summarise(trainer: VisualChatTrainer, learned: TolerantDataset | PackedDatas
     logger.info("final checkpoint: %s", output / "final")
 
 
+def _leave_at_once(output_dir: str) -> None:
+    said = f"stopped at once by Ctrl-C, without saving; {last_checkpoint(output_dir)}"
+    end_now(INTERRUPTED, said if is_main_process() else "")
+
+
 def _report(error: Exception) -> None:
     # A loader worker sends its error with a traceback, of which the last line is the message.
     message = str(error).strip().splitlines()[-1] if "Original Traceback" in str(error) else str(error)
     if not is_main_process():
-        if isinstance(error, BadDataError | TrainingDivergedError):
+        if isinstance(error, BadDataError | OutputInUseError | ResumeError | TrainingDivergedError):
             return  # all processes come to this verdict together
         # Mostly all processes meet the same mistake: the first says so, and the launcher ends the others.
         time.sleep(3)

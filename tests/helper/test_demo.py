@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoProcessor
 
 import utils.model  # noqa: F401 (registers the processor)
+from helper import demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +22,7 @@ def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
     sizes = {"descriptions": 120, "reasoning": 4, "conversations": 24, "eval_dialogues": 3}
     options = [word for name, count in sizes.items() for word in (f"--{name}", str(count))]
     environment = {**os.environ, "MAX_STEPS": "2", "GLOBAL_BATCH": "8", "BATCH": "4", "OMP_NUM_THREADS": "1"}
-    demo = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "helper.demo", "--data", world, "--output", output, *options],
         cwd=ROOT,
         env=environment,
@@ -29,9 +30,23 @@ def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
         text=True,
         timeout=1200,
     )
-    assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert demo.stdout.count("Question") >= 4
-    assert "overall" in demo.stdout
-    assert str(output / "final") in demo.stdout.replace("\n", "")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("Question") >= 4
+    assert "overall" in ended.stdout
+    assert str(output / "final") in ended.stdout.replace("\n", "")
     assert AutoProcessor.from_pretrained(output / "final").image_seq_length == 5
     assert (output / "evaluation.csv").exists()
+
+
+@pytest.mark.parametrize("earlier", ["nothing", "a demonstration", "a run of one's own"])
+def test_demo_replaces_its_own_run_and_nobody_elses(tmp_path: Path, monkeypatch, earlier: str) -> None:
+    commands = []
+    monkeypatch.setattr(demo.subprocess, "run", lambda command, **how: commands.append(command))
+    monkeypatch.setattr(demo, "hold_dialogue", lambda checkpoint, folder: None)
+    if earlier == "a demonstration":
+        demo.main(["--output", str(tmp_path)])
+    if earlier != "nothing":
+        (tmp_path / "final").mkdir()
+    assert demo.main(["--output", str(tmp_path)]) == 0
+    [training] = [command for command in commands if command[0] == "bash"][-1:]
+    assert ("--overwrite_output_dir" in training) == (earlier != "a run of one's own")

@@ -7,6 +7,8 @@ from training.checkpoints import (
     Run,
     next_order,
     point_to,
+    remove_results,
+    require_free,
     resumable_checkpoints,
     resume_folder,
     rotate,
@@ -116,6 +118,35 @@ def test_another_kind_of_run_is_refused(tmp_path):
         ResumeError, match=r"128 conversations a step, this run takes 64.*times 4 processes is 128"
     ):
         Run(4, 3, "bfloat16", 64).check(folder)
+
+
+@pytest.mark.parametrize(
+    "there", [["checkpoint-2", "checkpoint-10"], ["final"], ["best"], ["checkpoint-1", "best"]]
+)
+def test_a_run_is_not_trained_over(tmp_path, there):
+    for name in there:
+        (tmp_path / name).mkdir()
+    require_free(tmp_path / "elsewhere", None, may_begin=False)
+    with pytest.raises(ResumeError, match="--overwrite_output_dir true") as refused:
+        require_free(tmp_path, None, may_begin=False)
+    named = ", ".join(there)
+    assert f"{tmp_path} holds the results of an earlier run ({named}): give" in str(refused.value)
+    assert ("--resume_from_checkpoint auto" in str(refused.value)) == there[0].startswith("checkpoint")
+    assert "another --output_dir" in str(refused.value)
+    with pytest.raises(ResumeError):  # going on from elsewhere would replace these too
+        require_free(tmp_path, tmp_path / "elsewhere" / "checkpoint-1", may_begin=False)
+    require_free(tmp_path, tmp_path / "checkpoint-10", may_begin=False)
+    remove_results(tmp_path)
+    require_free(tmp_path, None, may_begin=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_begins_again_before_the_first_checkpoint_but_replaces_no_finished_run(tmp_path):
+    (tmp_path / "best").mkdir()  # of the evaluation before the first step
+    require_free(tmp_path, None, may_begin=True)
+    (tmp_path / "final").mkdir()
+    with pytest.raises(ResumeError, match=r"\(best, final\): give another --output_dir, or"):
+        require_free(tmp_path, None, may_begin=True)
 
 
 def test_what_is_written_about_a_run_can_be_read_by_people(tmp_path):

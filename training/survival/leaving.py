@@ -19,7 +19,7 @@ RANK_LOST = 76
 STALLED = 77
 """Nothing moved for --stall_timeout seconds; the message says where each process stood."""
 INTERRUPTED = 130
-"""Ctrl-C; nothing is saved."""
+"""Ctrl-C: the checkpoint is on the disk as after a signal, unless it was pressed before the first step, or twice."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -27,7 +27,14 @@ class TrainingDivergedError(RuntimeError):
 
 
 class StoppedBySignal(Exception):  # noqa: N818 - nothing went wrong
-    """Training ended because a signal asked for it; the message says where it can go on."""
+    """Training ended because a signal asked for it; the message says where it can go on.
+
+    code: the exit code, `STOPPED`, or `INTERRUPTED` where a person pressed Ctrl-C.
+    """
+
+    def __init__(self, message: str, code: int = STOPPED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def last_checkpoint(output_dir: str | Path) -> str:

@@ -13,7 +13,9 @@ from transformers import TrainerCallback, TrainerState
 from training.checkpoints import checkpoint_name, resumable_checkpoints
 from training.survival.flags import SharedFlags
 from training.survival.leaving import (
+    INTERRUPTED,
     STALLED,
+    STOPPED,
     StoppedBySignal,
     TrainingDivergedError,
     end_now,
@@ -21,7 +23,7 @@ from training.survival.leaving import (
 )
 from training.survival.losses import LossGuard
 from training.survival.random_state import RandomState
-from training.survival.signals import StopRequest
+from training.survival.signals import CTRL_C, StopRequest
 from training.survival.stalls import StallWatch
 from utils.data.origins import Origin
 from utils.distributed import decided_by_main, everyone, is_main_process, rank, world_size
@@ -213,7 +215,8 @@ class Survival(TrainerCallback):
         trainer = self.trainer
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         where = decided_by_main(lambda: last_checkpoint(trainer.args.output_dir))
-        raise StoppedBySignal(f"stopped after step {trainer.state.global_step} by {by}: {where}")
+        code = INTERRUPTED if CTRL_C in reasons else STOPPED
+        raise StoppedBySignal(f"stopped after step {trainer.state.global_step} by {by}: {where}", code)
 
     def _stalled(self, place: str) -> None:
         """In the watchdog's thread; the others stall too, and are given the time to say where."""

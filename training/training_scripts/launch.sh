@@ -210,4 +210,6 @@ if [ "$DRY_RUN" = 1 ]; then
 fi
 cd "$ROOT"
 trap '' USR1  # a scheduler's warning reaches every process: launchers would die of it, training.main saves and ends
+# The outermost process of DeepSpeed would end at Ctrl-C at once, with a traceback, while the others still save.
+[ "$LAUNCHER" != deepspeed ] || trap '' INT
 exec "${START[@]}" "$@"

@@ -11,8 +11,10 @@ import threading
 from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""The first comes from launchers and schedulers that end a job, the second from schedulers that warn of it."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""From launchers and schedulers that end a job, from schedulers that warn of it, and from Ctrl-C, which a terminal
+sends to all processes.
+"""
 
 
 def shielded(workers: int) -> dict[str, Any]:
@@ -26,7 +28,8 @@ def shield_worker(worker: int) -> None:
 
     From its birth until here `shielded_context` sees to that.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ from training.survival.signals import StopRequest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_leaves_a_note(number):
     before = signal.getsignal(number)
     request = StopRequest()
@@ -22,10 +23,26 @@ def test_a_signal_leaves_a_note(number):
     try:
         assert request.reason is None
         os.kill(os.getpid(), number)
-        assert request.reason == signal.Signals(number).name
+        assert request.reason == ("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
     finally:
         request.ignore()
     assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_leaves_at_once(capfd):
+    left = threading.Event()
+    request = StopRequest()
+    request.leave = left.set
+    request.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # DeepSpeed's launcher sends it after Ctrl-C
+        assert not left.wait(1) and request.reason == "Ctrl-C"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert left.wait(30)
+    finally:
+        request.ignore()
+    assert "once more leaves at once" in capfd.readouterr().err
 
 
 RANK = """

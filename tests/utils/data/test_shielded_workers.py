@@ -34,7 +34,7 @@ def test_workers_of_a_loader_outlive_a_launchers_signal(shield):
     workers = set(psutil.Process().children()) - others
     assert len(workers) == 2
     for worker in workers:  # not by their parent: by a launcher, which is another process
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             subprocess.run(
                 [sys.executable, "-c", f"import os; os.kill({worker.pid}, {int(number)})"], check=True
             )
