@@ -5,6 +5,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,17 @@ def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
         slots=parsed.slots,
         key=os.environ.get(KEY_VARIABLE) or None,
         hosts=LOOPBACK_NAMES if parsed.host in LOOPBACK else None,
+        origins=tuple(parsed.allow_origins),
+        lenient=parsed.lenient,
     )
+
+
+def _origin(text: str) -> str:
+    """The origin of a web page as browsers name it, as argparse takes it."""
+    origin = text.removesuffix("/").lower()
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin: give https://app.example.org, or *")
+    return origin
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,6 +112,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_sampling_arguments(answers, seed=None)  # each request has its own
     add_image_store_arguments(parser)
+    requests = parser.add_argument_group("requests")
+    requests.add_argument(
+        "--lenient",
+        action="store_true",
+        help="ignore fields that the server does not know; else they are refused",
+    )
+    requests.add_argument(
+        "--allow_origins",
+        nargs="+",
+        type=_origin,
+        default=[],
+        metavar="ORIGIN",
+        help="web pages that may ask (CORS): https://app.example.org ..., or * for all",
+    )
     limits = parser.add_argument_group("limits of a request")
     ours = Limits()
     limits.add_argument("--max_images", type=positive, default=MAX_IMAGES, help="of a dialogue")

@@ -1,4 +1,4 @@
-"""The server's routes."""
+"""The server's routes, and what stands around them."""
 
 import asyncio
 import time
@@ -7,50 +7,79 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from chat.serving.desk import Desk, Serving
+from chat.serving.documentation import COMPLETION, NOT_FOUND, describe, page
 from chat.serving.errors import ApiError
 from chat.serving.guard import Guard
-from chat.serving.responses import model, models
+from chat.serving.monitoring import Account, Metrics, Monitor
+from chat.serving.responses import Model, ModelList, model, models
 from chat.session import ChatSession
+
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def build_app(session: ChatSession, serving: Serving) -> FastAPI:
     """The application: the model, the images and the lengths that it allows are those of `session`."""
     desk = Desk(session, serving)
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(desk.close)
 
-    # Without the pages of documentation: they load scripts from other servers.
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title=f"VisualChat: {serving.name}",
+        description="Chat completions with images, as OpenAI's clients ask for them.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from other servers
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
     started = int(time.time())
+    schema: dict[str, Any] = {}
 
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
+    @app.get("/health", summary="that the server is up, and how busy it is; needs no key")
+    async def health() -> dict[str, str | int]:
         return {"status": "ok", **desk.load()}
 
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
+    @app.get("/metrics", summary="counts for Prometheus", response_class=PlainTextResponse)
+    async def show_metrics() -> Response:
+        return Response(metrics.text(desk.load()), headers={"Content-Type": _METRICS})
+
+    @app.get("/v1/models", summary="the model, as a list")
+    async def list_models() -> ModelList:
         return models(serving.name, started)
 
-    @app.get("/v1/models/{name:path}")
-    async def show_model(name: str) -> dict[str, Any]:
+    @app.get("/v1/models/{name:path}", summary="the model", responses=NOT_FOUND)
+    async def show_model(name: str) -> Model:
         desk.check_model(name)
         return model(serving.name, started)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", summary="an answer, whole or as a stream", **COMPLETION)
     async def complete(request: Request) -> Response:
         return await desk.complete(request)
 
+    @app.get("/openapi.json", include_in_schema=False)
+    async def show_schema() -> Response:
+        return JSONResponse(schema)
+
+    @app.get("/docs", include_in_schema=False)
+    async def show_page() -> Response:
+        return HTMLResponse(page(schema))
+
+    schema.update(describe(app))
+
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> Response:
-        return JSONResponse(error.body, error.status, error.headers)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        Account.of(request.scope).mistake = error.message
+        return error.response
 
     @app.exception_handler(ClientDisconnect)
     async def nobody_there(_: Request, error: ClientDisconnect) -> Response:
@@ -58,13 +87,21 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        mistake = ApiError(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}")
-        return JSONResponse(mistake.body, mistake.status, error.headers)
+        asked = f"{request.method} {request.url.path[:100]}"
+        where = "; /docs says what there is" if error.status_code == 404 else ""
+        response = ApiError(error.status_code, f"{asked}: {error.detail}{where}").response
+        response.headers.update(error.headers or {})
+        return response
 
-    @app.exception_handler(Exception)
-    async def failure(_: Request, error: Exception) -> Response:
-        mistake = ApiError(500, "the server failed; its log says why", "server_error")
-        return JSONResponse(mistake.body, mistake.status)
-
+    # The last one stands outermost: what a browser asks beforehand needs no key, and errors are readable to pages.
     app.add_middleware(Guard, key=serving.key, hosts=serving.hosts)
+    if serving.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=serving.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Monitor, metrics=metrics)
     return app

@@ -15,11 +15,13 @@ from starlette.types import Receive, Scope, Send
 from chat.sampling import Sampling
 from chat.serving.dialogue import read_dialogue
 from chat.serving.engine import Asked, Engine, Event, Job
-from chat.serving.errors import ApiError, invalid
+from chat.serving.errors import ApiError, invalid, shortened
+from chat.serving.fields import ignored_fields
 from chat.serving.limits import CHARACTERS_PER_TOKEN, Limits
+from chat.serving.monitoring import Account
 from chat.serving.pictures import Pictures, Sources
 from chat.serving.responses import DONE, Completion, event, finish_reason
-from chat.serving.schema import CompletionRequest, read_request, shortened
+from chat.serving.schema import CompletionRequest, read_request
 from chat.session import ChatSession, RoundStatistics
 
 _READERS = 16
@@ -34,7 +36,8 @@ _DRAINED = 4
 @dataclass(frozen=True)
 class Serving:
     """How a model is served. `sampling` and `max_new_tokens` hold where a request does not say (each then has a
-    seed of its own); `key` None: no key is needed; `hosts` None: the server goes by any name."""
+    seed of its own); `key` None: no key is needed; `hosts` None: the server goes by any name; `origins` of web
+    pages that may ask ("*": all); `lenient`: fields that nobody knows are ignored."""
 
     name: str
     limits: Limits
@@ -44,6 +47,8 @@ class Serving:
     slots: int = 4  # answers at once; each is a session, which keeps its last dialogue
     key: str | None = None
     hosts: tuple[str, ...] | None = None
+    origins: tuple[str, ...] = ()
+    lenient: bool = False
 
 
 class Desk:
@@ -83,13 +88,14 @@ class Desk:
                 429, "too many requests at once; try again in a moment", "queue_full", retry_after=1
             )
         self._taken += 1
+        account = Account.of(request.scope)
         answer: _Answer | None = None
         streaming = False
         try:
             body = await _body(request, self._serving.limits)
-            read = asyncio.get_running_loop().run_in_executor(self._readers, self._read, body)
+            read = asyncio.get_running_loop().run_in_executor(self._readers, self._read, body, account)
             asked, options = await read
-            answer = _Answer(self._engine, asked, request.receive)
+            answer = _Answer(self._engine, asked, request.receive, account)
             completion = Completion(self._serving.name)
             if not options.stream:
                 pieces = [piece async for piece in answer.pieces()]
@@ -109,9 +115,10 @@ class Desk:
         if answer is not None:
             answer.close()
 
-    def _read(self, body: bytes) -> tuple[Asked, CompletionRequest]:
-        request = read_request(body, self._serving.limits)
-        self.check_model(request.model)
+    def _read(self, body: bytes, account: Account) -> tuple[Asked, CompletionRequest]:
+        limits = self._serving.limits
+        request = read_request(body, limits)
+        account.ignored = ignored_fields(request.model_extra or {}, self._serving.lenient)
         dialogue = read_dialogue(
             request.messages,
             self._first.processor.tokenizer,
@@ -119,7 +126,8 @@ class Desk:
             max_images=self._first.max_images,
             max_characters=CHARACTERS_PER_TOKEN * self._first.max_seq_len,
         )
-        length = request.answer_tokens or min(self._serving.max_new_tokens, self._serving.limits.max_tokens)
+        account.images = sum(len(each.images) for each in (*dialogue.turns, dialogue))
+        length = min(request.answer_tokens or self._serving.max_new_tokens, limits.max_tokens)
         return Asked(dialogue, self._sampling(request), length, tuple(request.stop)), request
 
     def _sampling(self, request: CompletionRequest) -> Sampling:
@@ -131,7 +139,7 @@ class Desk:
         return Sampling(
             temperature=either(request.temperature, ours.temperature),
             top_p=either(request.top_p, ours.top_p),
-            top_k=either(request.top_k, ours.top_k),
+            top_k=max(either(request.top_k, ours.top_k), 0),  # -1: all, as 0
             repetition_penalty=either(request.repetition_penalty, ours.repetition_penalty),
             seed=either(request.seed, secrets.randbits(63)),
         )
@@ -140,30 +148,39 @@ class Desk:
 class _Answer:
     """A job's events as they come, for as long as its client is there."""
 
-    def __init__(self, engine: Engine, asked: Asked, receive: Receive) -> None:
+    def __init__(self, engine: Engine, asked: Asked, receive: Receive, account: Account) -> None:
         loop = asyncio.get_running_loop()
-        self.statistics: RoundStatistics | None = None
+        self._account = account
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._engine = engine
         self._job = Job(asked, partial(loop.call_soon_threadsafe, self._events.put_nowait))
         self._gone = asyncio.create_task(_disconnected(receive))
         engine.submit(self._job)
 
+    @property
+    def statistics(self) -> RoundStatistics | None:
+        """None until all pieces have come."""
+        return self._account.statistics
+
     async def pieces(self) -> AsyncIterator[str]:
         """The answer's text; then `statistics` are known. Raises `ApiError`, `ClientDisconnect`."""
         while True:
             told = asyncio.ensure_future(self._events.get())
-            await asyncio.wait({told, self._gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not told.done():
-                told.cancel()
-                raise ClientDisconnect
+            try:
+                await asyncio.wait({told, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not told.done():
+                    raise ClientDisconnect
+            finally:
+                told.cancel()  # where it is not done: nobody waits for it any more
             match told.result():
                 case str(piece):
+                    self._account.note_piece()
                     yield piece
                 case ApiError() as error:
+                    self._account.mistake = error.message
                     raise error
                 case RoundStatistics() as statistics:
-                    self.statistics = statistics
+                    self._account.statistics = statistics
                     return
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -37,52 +38,56 @@ def read_dialogue(
 ) -> Dialogue:
     """Read the messages; `open_picture` gets an image's URL and its place in the request.
 
-    User messages that follow each other are one question. The images of a question stand before its text, in
-    their order. Raises `ApiError` (400) for messages that are no dialogue, or too much of one.
+    Messages of one role that follow each other are one: the texts of the system, a question, an answer. The
+    images of a question stand before its text, in their order; where there is no text, they are to be described.
+    A greeting, an assistant's message before the first question, is left out: no question led to it.
+
+    Raises `ApiError` (400) for messages that are no dialogue, or too much of one.
     """
     _refuse_disorder(messages)
     _refuse_surplus(messages, max_images, max_characters)
     system: str | None = None
     turns: list[Turn] = []
-    texts: list[str] = []
-    images: list[OpenedImage] = []
-    for number, message in enumerate(messages):
-        if message.role in ("system", "developer"):
-            system = message.text
-        elif message.role == "user":
-            texts.append(message.text)
-            images += [
+    question: str | None = None
+    images: tuple[OpenedImage, ...] = ()
+    for role, run in groupby(enumerate(messages), key=lambda numbered: _role(numbered[1])):
+        numbered = list(run)
+        text = "\n".join(message.text for _, message in numbered if message.text)
+        if role == "system":
+            system = text
+        elif role == "user":
+            images = tuple(
                 open_picture(part.image_url.url, f"messages[{number}].content[{place}].image_url.url")
+                for number, message in numbered
                 for place, part in enumerate(message.content)
                 if isinstance(part, ImagePart)
-            ]
-        else:
-            turns.append(Turn(_joined(texts), recordable(message.text, tokenizer), tuple(images)))
-            texts, images = [], []
-    return Dialogue(tuple(turns), _joined(texts), tuple(images), system)
+            )
+            question = text if text.strip() else _DESCRIBE.get(min(len(images), 2), "")
+        elif question is not None:
+            turns.append(Turn(question, recordable(text, tokenizer), images))
+    return Dialogue(tuple(turns), question or "", images, system)
 
 
-def _joined(texts: list[str]) -> str:
-    return "\n".join(text for text in texts if text)
+_DESCRIBE = {1: "Describe the image.", 2: "Describe the images."}
+"""Asked for one image, or several, that came without a word: the model knows no turn without a question."""
+
+
+def _role(message: Message) -> str:
+    return "system" if message.role == "developer" else message.role
 
 
 def _refuse_disorder(messages: list[Message]) -> None:
-    before = None
-    for number, message in enumerate(messages):
+    roles = [_role(message) for message in messages]
+    begun = False
+    for number, (role, message) in enumerate(zip(roles, messages, strict=True)):
         place = f"messages[{number}]"
-        if message.role in ("system", "developer"):
-            if number:
-                raise invalid(f"{place}: a system message stands first or not at all", place)
-        elif message.role == "assistant":
-            if before != "user":
-                raise invalid(f"{place}: an assistant's message must follow a user's", place)
-            if any(isinstance(part, ImagePart) for part in message.content):
-                raise invalid(f"{place}: images belong in a user's message", place)
-        before = message.role
-    if before != "user":
+        if role == "system" and begun:
+            raise invalid(f"{place}: system messages stand first or not at all", place)
+        begun = begun or role != "system"
+        if role != "user" and message.has_images:
+            raise invalid(f"{place}: images belong in a user's message", place)
+    if roles[-1] != "user":
         raise invalid("the last message must be a user's", f"messages[{len(messages) - 1}]")
-    if any(isinstance(part, ImagePart) for part in messages[0].content) and messages[0].role != "user":
-        raise invalid("messages[0]: images belong in a user's message", "messages[0]")
 
 
 def _refuse_surplus(messages: list[Message], max_images: int, max_characters: int) -> None:

@@ -3,6 +3,22 @@
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.responses import JSONResponse
+from typing_extensions import TypedDict
+
+
+class Error(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """https://platform.openai.com/docs/guides/error-codes"""
+
+    error: Error
+
 
 @dataclass(eq=False)  # not frozen: Python writes a traceback into it
 class ApiError(Exception):
@@ -18,14 +34,14 @@ class ApiError(Exception):
     retry_after: int | None = None  # seconds
 
     @property
-    def body(self) -> dict[str, Any]:
-        """https://platform.openai.com/docs/guides/error-codes"""
+    def body(self) -> ErrorBody:
         kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+    def response(self) -> JSONResponse:
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return JSONResponse(self.body, self.status, headers)
 
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -34,3 +50,10 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that cannot be answered as it is."""
     return ApiError(400, message, code, param)
+
+
+def shortened(value: Any, longest: int = 60) -> str:
+    """A value that a client sent, fit to be shown."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= longest else text[: longest - 3] + "..."

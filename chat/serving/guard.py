@@ -4,15 +4,18 @@ import hmac
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chat.serving.errors import ApiError, invalid
+from chat.serving.monitoring import Account
 
 KEY_VARIABLE = "VISUALCHAT_API_KEY"
 """The environment variable that sets a key for the server or the page."""
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+_OPEN = ("/health", "/docs", "/openapi.json")
+"""Routes that need no key: they tell no secrets, and those who ask, orchestrators and browsers, can bring none."""
 
 
 class Guard:
@@ -28,15 +31,16 @@ class Guard:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._mistake(Headers(scope=scope))):
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+        if scope["type"] == "http" and (error := self._mistake(Headers(scope=scope), scope["path"])):
+            Account.of(scope).mistake = error.message
+            await error.response(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _mistake(self, headers: Headers) -> ApiError | None:
+    def _mistake(self, headers: Headers, path: str) -> ApiError | None:
         if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
             return invalid("the server does not go by this host name", code="unknown_host")
-        if self._key is None:
+        if self._key is None or path in _OPEN:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key):

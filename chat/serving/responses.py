@@ -4,25 +4,79 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from chat.session import RoundStatistics
 
 
-def usage(statistics: RoundStatistics) -> dict[str, Any]:
+class PromptDetails(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict):
     """What an answer took; `cached_tokens` of the prompt had been computed for an earlier request."""
-    prompt, answer = statistics.prompt_tokens, statistics.generated_tokens
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class AnswerMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Choice(TypedDict):
+    index: int
+    message: AnswerMessage
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(TypedDict):
+    """An answer that is sent whole."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Model(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+def cached_tokens(statistics: RoundStatistics) -> int:
+    """Tokens of the prompt that had been computed for an earlier request."""
     uncomputed = 0 if statistics.end == "eos" else 1  # the last token: nothing follows from it
-    cached = prompt + answer - uncomputed - statistics.computed_tokens
+    tokens = statistics.prompt_tokens + statistics.generated_tokens
+    return tokens - uncomputed - statistics.computed_tokens
+
+
+def usage(statistics: RoundStatistics) -> Usage:
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": answer,
-        "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens": statistics.prompt_tokens,
+        "completion_tokens": statistics.generated_tokens,
+        "total_tokens": statistics.prompt_tokens + statistics.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens(statistics)},
     }
 
 
-def finish_reason(statistics: RoundStatistics) -> str:
+def finish_reason(statistics: RoundStatistics) -> Literal["stop", "length"]:
     return "length" if statistics.end == "length" else "stop"
 
 
@@ -34,8 +88,8 @@ class Completion:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, statistics: RoundStatistics) -> dict[str, Any]:
-        choice = {
+    def whole(self, text: str, statistics: RoundStatistics) -> ChatCompletion:
+        choice: Choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None,
@@ -56,7 +110,6 @@ class Completion:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
             "choices": choices,
         }
 
@@ -69,9 +122,9 @@ def event(body: dict[str, Any]) -> str:
 DONE = "data: [DONE]\n\n"
 
 
-def models(name: str, created: int) -> dict[str, Any]:
+def models(name: str, created: int) -> ModelList:
     return {"object": "list", "data": [model(name, created)]}
 
 
-def model(name: str, created: int) -> dict[str, Any]:
+def model(name: str, created: int) -> Model:
     return {"id": name, "object": "model", "created": created, "owned_by": "visualchat"}

@@ -2,29 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from chat.serving.errors import ApiError, invalid
+from chat.serving.errors import ApiError, invalid, shortened
 from chat.serving.limits import JSON_VALUES, Limits
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-}
-"""Fields that ask for what this server does not do; null and these values ask for nothing."""
-
-IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-"""Fields that have no bearing on an answer."""
 
 _TOLERANT = ConfigDict(strict=True, extra="ignore")
 
@@ -40,10 +21,17 @@ class ImageUrl(BaseModel):
     url: str
 
 
+def _url(image: Any) -> Any:
+    return {"url": image} if isinstance(image, str) else image
+
+
 class ImagePart(BaseModel):
     model_config = _TOLERANT
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(_url, json_schema_input_type=ImageUrl | str)]
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 def _parts(content: Any) -> Any:
@@ -58,8 +46,8 @@ class Message(BaseModel):
     model_config = _TOLERANT
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
-        BeforeValidator(_parts),
+        list[Part],
+        BeforeValidator(_parts, json_schema_input_type=str | list[Part] | None),
         Field(max_length=256),
     ]
 
@@ -67,37 +55,62 @@ class Message(BaseModel):
     def text(self) -> str:
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
+    @property
+    def has_images(self) -> bool:
+        return any(isinstance(part, ImagePart) for part in self.content)
+
 
 class StreamOptions(BaseModel):
     model_config = _TOLERANT
     include_usage: bool = False
 
 
+def _stops(stop: Any) -> Any:
+    """As a list; an empty text stops nothing."""
+    stops = stop if isinstance(stop, list) else [stop]
+    return [each for each in stops if each is not None and each != ""]
+
+
+Stop = Annotated[str, Field(max_length=100)]
+
+
 class CompletionRequest(BaseModel):
-    """What is asked for. Fields that would change the answer in a way that is not built are refused."""
+    """What is asked for. Other fields are kept as they are, for `ignored_fields` to judge."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default=[], max_length=4)
-    stream: bool | None = None
+    model: str | None = Field(None, description="any name: there is one model")
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="tokens of the answer at most; more than the server allows is taken for as many as it does",
+    )
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="the same by its newer name, which goes first"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0: always the most likely token"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="only the likeliest tokens of this total"
+    )
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = Field(
+        None, description="only this many of the likeliest tokens; 0 and -1: all"
+    )
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="above 1: fewer repetitions"
+    )
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
+        None, description="the same seed and request give the same answer; without one it is drawn anew"
+    )
+    stop: Annotated[list[Stop], BeforeValidator(_stops, json_schema_input_type=str | list[Stop] | None)] = (
+        Field([], max_length=4, description="texts at which the answer ends, themselves left out")
+    )
+    stream: bool | None = Field(None, description="the answer in pieces, as server-sent events")
     stream_options: StreamOptions | None = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _listed(cls, stop: Any) -> Any:
-        return [stop] if isinstance(stop, str) else stop or []
 
     @property
     def answer_tokens(self) -> int | None:
-        """The length asked for; the newer of the two names goes first."""
+        """The length asked for."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -109,32 +122,11 @@ def read_request(body: bytes, limits: Limits) -> CompletionRequest:
         request = CompletionRequest.model_validate_json(body)
     except ValidationError as error:
         raise _first_mistake(error) from None
-    for field, value in (request.model_extra or {}).items():
-        if field in IGNORED or value is None or _is_one_of(value, NEUTRAL.get(field, ())):
-            continue
-        known = field in NEUTRAL
-        raise invalid(
-            f"{field}={shortened(value)} is not supported here"
-            if known
-            else f"unknown field {shortened(field)}",
-            shortened(field),
-            "unsupported_parameter" if known else "unknown_parameter",
-        )
     if len(request.messages) > limits.messages:
         raise invalid(
             f"{len(request.messages)} messages, more than the {limits.messages} allowed", "messages"
         )
-    if (request.answer_tokens or 0) > limits.max_tokens:
-        name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
-        raise invalid(
-            f"{name} is {request.answer_tokens}, more than the {limits.max_tokens} allowed", name, "too_large"
-        )
     return request
-
-
-def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """True and 1 are equal to Python, but not to JSON."""
-    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral)
 
 
 def _first_mistake(error: ValidationError) -> ApiError:
@@ -150,10 +142,3 @@ def _first_mistake(error: ValidationError) -> ApiError:
         elif not (isinstance(before, int) and part in ("text", "image_url")):  # which kind of part it was
             place += f".{part}" if place else part
     return invalid(f"{place or 'the body'}: {shortened(first['msg'], 300)}", place or None)
-
-
-def shortened(value: Any, longest: int = 60) -> str:
-    """A value that a client sent, fit to be shown."""
-    text = value if isinstance(value, str) else repr(value)
-    text = text.encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -73,6 +73,7 @@ class Server:
     url: str
     client: httpx.Client
     pid: int
+    log: Path | None = None  # of a process of its own
 
     def ask(self, **body: Any) -> httpx.Response:
         return self.client.post("/v1/chat/completions", json={"model": "tiny", "max_tokens": LENGTH, **body})
@@ -170,23 +171,24 @@ def server_process(checkpoint: Path, folder: Path, *flags: str) -> Iterator[tupl
         *flags,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}"
+    url, log = f"http://127.0.0.1:{port}", folder.with_suffix(".log")
     try:
+        with log.open("w") as stderr:
+            process = subprocess.Popen(command, env=environment, cwd=folder, stderr=stderr)
         with httpx.Client(base_url=url, timeout=120) as client:
-            server = Server(url, client, process.pid)
+            server = Server(url, client, process.pid, log)
             while True:
                 try:
                     client.get("/health")
                     break
                 except httpx.ConnectError:
-                    assert process.poll() is None, process.stderr.read()
+                    assert process.poll() is None, log.read_text()
                     time.sleep(0.2)
             yield server, process
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

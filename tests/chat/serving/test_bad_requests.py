@@ -49,12 +49,7 @@ HAND_MADE: dict[str, bytes] = {
     "many values": b'{"model": "tiny", "messages": [' + b"0," * 200_000 + b"0]}",
     "half a character": b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
     "a zero byte in json": b'{"model": "tiny"\x00}',
-    "no model": json.dumps({key: GOLDEN[key] for key in GOLDEN if key != "model"}).encode(),
-    "model is null": body(model=None),
     "model is a number": body(model=5),
-    "another model": body(model="gpt-4o"),
-    "a path for a model": body(model="../../etc/passwd"),
-    "a long model": body(model="x" * 100_000),
     "messages is null": body(messages=None),
     "messages is a text": body(messages="What?"),
     "no messages": body(messages=[]),
@@ -67,9 +62,7 @@ HAND_MADE: dict[str, bytes] = {
     "content is an object": messages({"role": "user", "content": {"type": "text", "text": "What?"}}),
     "an empty question": messages(user("")),
     "a blank question": messages(user(" \n\t ")),
-    "the answer first": messages(assistant("red"), user("What?")),
     "the answer last": messages(user("What?"), assistant("red")),
-    "two answers": messages(user("What?"), assistant("red"), assistant("red"), user("And?")),
     "system in the middle": messages(user("What?"), {"role": "system", "content": "Be brief."}),
     "system alone": messages({"role": "system", "content": "Be brief."}),
     "an image of the system": messages({**user("Be brief.", PICTURE), "role": "system"}, user("What?")),
@@ -82,7 +75,6 @@ HAND_MADE: dict[str, bytes] = {
     "a text beyond the context": messages(user("many words " * 3000)),
     "a text far beyond it": messages(user("many words " * 300_000)),
     "an image without url": image({}),
-    "an image that is a text": image(PICTURE),
     "an image that is a number": image({"url": 5}),
     "an empty url": image({"url": ""}),
     "a data url without data": image({"url": "data:image/png;base64,"}),
@@ -95,8 +87,6 @@ HAND_MADE: dict[str, bytes] = {
     "tokens less than none": body(max_tokens=-5),
     "half a token": body(max_tokens=1.5),
     "tokens in words": body(max_tokens="5"),
-    "too many tokens": body(max_tokens=10**6),
-    "more than any number": body(max_tokens=10**400),
     "temperature below 0": body(temperature=-0.1),
     "temperature above 2": body(temperature=2.1),
     "temperature in words": body(temperature="hot"),
@@ -104,20 +94,18 @@ HAND_MADE: dict[str, bytes] = {
     "temperature without end": body(temperature=float("inf")),
     "top_p of 0": body(top_p=0),
     "top_p above 1": body(top_p=1.1),
-    "top_k below 0": body(top_k=-1),
+    "top_k below -1": body(top_k=-2),
     "a penalty of 0": body(repetition_penalty=0),
     "a seed in words": body(seed="x"),
     "a seed of 64 bits and more": body(seed=2**63),
     "stream in words": body(stream="yes"),
     "stream options in words": body(stream_options="usage"),
     "five stops": body(stop=["a", "b", "c", "d", "e"]),
-    "an empty stop": body(stop=[""]),
     "a stop that is a number": body(stop=5),
     "two answers at once": body(n=2),
     "n is true": body(n=True),
     "tools": body(tools=[{"type": "function", "function": {"name": "f"}}]),
     "a format": body(response_format={"type": "json_object"}),
-    "a penalty": body(frequency_penalty=0.5),
     "probabilities": body(logprobs=True),
     "a field of its own": body(colour="red"),
 }  # fmt: skip
@@ -147,11 +135,10 @@ def test_after_all_of_them_the_golden_answer_is_golden(server, golden):
         ("no role", "messages[0].role: Field required"),
         ("a part without its text", "messages[0].content[0].text: Field required"),
         ("an image without url", "messages[0].content[0].image_url.url: Field required"),
-        ("too many tokens", "max_tokens is 1000000, more than the 1024 allowed"),
         ("a field of its own", "unknown field colour"),
         ("two answers at once", "n=2 is not supported here"),
         ("a text beyond the context", "leaves no room for an answer"),
-        ("system in the middle", "messages[1]: a system message stands first"),
+        ("system in the middle", "messages[1]: system messages stand first"),
         ("a reserved word", "'<image>'"),
     ],
 )
@@ -164,7 +151,7 @@ def test_what_is_wrong_with_a_request_around_its_body(server, golden):
     client = server.client
     for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS"):
         assert_error(client.request(method, url), 405)
-    for route in ("/", "/v1", "/docs", "/openapi.json", "/v1/chat/completions/", "/v1/../health/x", "/%00"):
+    for route in ("/", "/v1", "/v1/responses", "/v1/chat/completions/", "/v1/../health/x", "/%00"):
         assert_error(client.post(route), 404)
     assert_error(client.get("/v1/models/a/b"), 404)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):

@@ -8,7 +8,7 @@ import pytest
 
 from chat.served_session import listening_socket
 from chat.serving import __main__ as command
-from tests.chat.serving.conftest import GOLDEN, server_process
+from tests.chat.serving.conftest import GOLDEN, data_url, png, server_process, user
 
 
 @pytest.mark.slow
@@ -34,7 +34,18 @@ def test_told_to_stop_it_finishes_what_is_in_flight(checkpoint, tmp_path):
         waiting.join()
         assert said[-2] == "data: [DONE]" and results == [expected]
         assert process.wait(timeout=120) == -signal.SIGTERM
-        assert "Traceback" not in process.stderr.read()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_its_address_and_its_requests_are_in_its_log(own_process):
+    response = own_process.ask(messages=[user("What?", data_url(png(1)))], max_tokens=2)
+    assert response.status_code == 200
+    own_process.client.get("/health")
+    log = own_process.log.read_text().splitlines()
+    assert log.count(f"serving tiny at {own_process.url}/v1") == 1
+    (line,) = [line for line in log if response.headers["x-request-id"] in line]
+    assert line.startswith("POST /v1/chat/completions 200 in ") and "images 1" in line
+    assert not any("/health" in line for line in log)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +79,14 @@ def test_what_is_no_port_is_told(capsys, port):
         command.main(["--checkpoint_path", "nowhere", f"--port={port}"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("is not a port: give a number from 0 to 65535")
+
+
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/path", "https://", "", "a b"])
+def test_what_is_no_origin_is_told(capsys, origin):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--checkpoint_path", "nowhere", "--allow_origins", origin])
+    assert ended.value.code == 2
+    assert "is no origin: give https://app.example.org, or *" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_it_listens_on_this_machine_only_and_takes_its_key_from_the_environment(monkeypatch):

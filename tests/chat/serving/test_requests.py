@@ -1,0 +1,250 @@
+"""Requests in all the shapes in which clients send them: messages, images, fields and their values."""
+
+import base64
+import textwrap
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import count
+from typing import Any
+
+import numpy as np
+import openai
+import PIL.features
+import PIL.Image
+import pytest
+
+from chat.serving.fields import FIELDS
+from chat.serving.limits import Limits
+from chat.session import ChatSession
+from tests.chat.serving.conftest import Server, assert_error, assistant, data_url, png, user
+from utils.conversation import Image, Turn
+
+ONE, TWO = data_url(png(11)), data_url(png(12))
+FIRST, SECOND = Image(png(11)), Image(png(12))
+
+
+def said(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+SYSTEM = said("system", "Be brief.")
+ASKED = ("What?", ())
+TALK = [Turn("What?", "red", ())]
+
+# name: the messages; then, by hand, what a session is asked: the turns before, the system's text, question, images
+SHAPES: dict[str, tuple[list[dict[str, Any]], list[Turn], str | None, tuple[str, tuple[Image, ...]]]] = {
+    "a text": ([said("user", "What?")], [], None, ASKED),
+    "parts": ([said("user", [{"type": "text", "text": "What?"}])], [], None, ASKED),
+    "two parts": (
+        [said("user", [{"type": "text", "text": "What?"}, {"type": "text", "text": "Why?"}])],
+        [], None, ("What?\nWhy?", ()),
+    ),
+    "two questions": (
+        [user("What?", ONE), {**said("user", "Why?"), "name": "me"}], [], None, ("What?\nWhy?", (FIRST,)),
+    ),
+    "an image without a text": (
+        [said("user", user("", ONE)["content"][:1])], [], None, ("Describe the image.", (FIRST,)),
+    ),
+    "an image and a blank": ([user(" \n", ONE)], [], None, ("Describe the image.", (FIRST,))),
+    "images without a text": ([user("", ONE, TWO)], [], None, ("Describe the images.", (FIRST, SECOND))),
+    "the text in another message": ([user("", ONE), user("What?")], [], None, ("What?", (FIRST,))),
+    "the text before the image": (
+        [said("user", user("What?", ONE)["content"][::-1])], [], None, ("What?", (FIRST,)),
+    ),
+    "an image without a text before": (
+        [user("", ONE), assistant("red"), user("What?", TWO)],
+        [Turn("Describe the image.", "red", (FIRST,))], None, ("What?", (SECOND,)),
+    ),
+    "url as a text": (
+        [said("user", [{"type": "image_url", "image_url": ONE}, {"type": "text", "text": "What?"}])],
+        [], None, ("What?", (FIRST,)),
+    ),
+    "a system": ([SYSTEM, said("user", "What?")], [], "Be brief.", ASKED),
+    "a developer": ([said("developer", "Be brief."), said("user", "What?")], [], "Be brief.", ASKED),
+    "two systems": ([SYSTEM, said("system", "Be kind."), said("user", "What?")], [], "Be brief.\nBe kind.", ASKED),
+    "a system and a developer": (
+        [SYSTEM, said("developer", [{"type": "text", "text": "Be kind."}]), said("user", "What?")],
+        [], "Be brief.\nBe kind.", ASKED,
+    ),
+    "a greeting": ([assistant("Hello!"), said("user", "What?")], [], None, ASKED),
+    "two greetings behind a system": (
+        [SYSTEM, assistant("Hello!"), assistant("Ask me."), said("user", "What?")], [], "Be brief.", ASKED,
+    ),
+    "two answers": (
+        [said("user", "What?"), assistant("red"), assistant("or blue"), said("user", "Why?")],
+        [Turn("What?", "red\nor blue", ())], None, ("Why?", ()),
+    ),
+    "an answer in parts": (
+        [said("user", "What?"), said("assistant", [{"type": "text", "text": "red"}]), said("user", "Why?")],
+        TALK, None, ("Why?", ()),
+    ),
+    "an answer that is null": (
+        [said("user", "What?"), said("assistant", None), said("user", "Why?")],
+        [Turn("What?", "(no answer)", ())], None, ("Why?", ()),
+    ),
+    "an answer and an empty one": (
+        [said("user", "What?"), assistant("red"), assistant(""), said("user", "Why?")], TALK, None, ("Why?", ()),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_messages_mean_what_a_session_is_asked(server, model_and_processor, name):
+    messages, turns, system, (question, images) = SHAPES[name]
+    session = ChatSession(*model_and_processor, max_new_tokens=3)
+    session.load(turns, system)
+    expected = "".join(session.ask(question, images))
+    body = {"model": "tiny", "messages": messages, "temperature": 0, "max_tokens": 3}
+    answer = server.ask(**body).json()
+    assert answer["choices"][0]["message"]["content"] == expected
+    assert answer["usage"]["prompt_tokens"] == session.statistics[-1].prompt_tokens
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    pieces = client.chat.completions.create(**body, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
+
+
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP"]
+AVIF = pytest.param(
+    "AVIF", marks=pytest.mark.skipif(not PIL.features.check_module("avif"), reason="an older Pillow")
+)
+
+
+def telling_image(kind: str) -> bytes:
+    """An image in whose base64 all stands that the forms of it differ in: +, / and =."""
+    for seed in count(100):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        file = BytesIO()
+        PIL.Image.fromarray(pixels).save(file, kind)
+        content = file.getvalue() + bytes(seed % 3) * (
+            kind == "BMP"
+        )  # its size is fixed, and a multiple of 3
+        if all(letter in base64.b64encode(content) for letter in b"+/="):
+            return content
+
+
+def forms(content: bytes) -> Iterator[str]:
+    """The base64 of an image in the ways in which programs write it."""
+    plain, safe = base64.b64encode(content).decode(), base64.urlsafe_b64encode(content).decode()
+    yield plain
+    yield "\n".join(textwrap.wrap(plain, 76)) + "\n"
+    yield "\r\n".join(textwrap.wrap(plain, 64))
+    yield plain.rstrip("=")
+    yield safe
+    yield safe.rstrip("=")
+    yield plain.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, AVIF])
+def test_images_of_all_kinds_in_all_forms(server, model_and_processor, kind):
+    content = telling_image(kind)
+    session = ChatSession(*model_and_processor, max_new_tokens=2)
+    expected = "".join(session.ask("What?", content))
+    heads = [f"data:image/{kind.lower()};base64,", "data:;base64,", "DATA:image/png;charset=utf-8;BASE64,"]
+    written = list(forms(content))
+    assert len(set(written)) == 7
+    for url in [*(heads[0] + each for each in written), *(head + written[0] for head in heads[1:])]:
+        assert server.text(messages=[user("What?", url)], temperature=0, max_tokens=2) == expected, url[:40]
+
+
+@pytest.mark.parametrize("broken", ["@@@@", "A", "", "AAAA=AAA", "AAAA%ZZ"])
+def test_base64_that_is_broken(server, broken):
+    error = assert_error(server.ask(messages=[user("What?", f"data:image/png;base64,{broken}")]), 400)
+    assert (error["code"], error["param"]) == ("invalid_image", "messages[0].content[0].image_url.url")
+
+
+NEUTRAL = {
+    "n": [1], "best_of": [1], "min_p": [0, 0.0], "top_k": [-1, 0], "stop": ["", [], [""], None], "echo": [False],
+    "length_penalty": [1, 1.0], "ignore_eos": [False], "skip_special_tokens": [True], "extra_body": [{}],
+    "parallel_tool_calls": [True, False], "stop_token_ids": [[]], "frequency_penalty": [0], "presence_penalty": [0.0],
+    "logprobs": [False, None], "top_logprobs": [0], "logit_bias": [{}, None], "tools": [[], None],
+    "tool_choice": ["none", "auto"], "functions": [[]], "response_format": [{"type": "text"}], "modalities": [["text"]],
+    "user": ["me"], "metadata": [{"a": "b"}], "store": [True, False], "service_tier": ["auto"], "seed": [None],
+    "repeat_penalty": [1], "repetition_penalty": [1], "add_generation_prompt": [True], "typical_p": [1],
+    "chat_template_kwargs": [{}, {"enable_thinking": False}], "unheard_of": [None, False, "", [], {}],
+    "max_tokens": [10**6, 10**400], "model": ["gpt-4o", "", "x" * 1000, None], "stream": [None],
+}  # fmt: skip
+TUNING = {
+    "frequency_penalty": 0.5, "presence_penalty": -1, "logit_bias": {"5": -100}, "min_p": 0.05, "typical_p": 0.9,
+    "best_of": 3, "length_penalty": 0.8, "reasoning_effort": "low", "verbosity": "low", "no_repeat_ngram_size": 3,
+    "num_beams": 4, "mirostat": 2,
+}  # fmt: skip
+CHANGING = {
+    "n": 2, "logprobs": True, "top_logprobs": 2, "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "required", "response_format": {"type": "json_object"}, "modalities": ["text", "audio"],
+    "audio": {"voice": "alloy"}, "echo": True, "ignore_eos": True, "stop_token_ids": [5], "skip_special_tokens": False,
+    "continue_final_message": True, "add_generation_prompt": False, "guided_choice": ["yes", "no"],
+    "chat_template": "{{ messages }}", "web_search_options": {}, "functions": [{"name": "f"}],
+}  # fmt: skip
+UNKNOWN = {"temprature": 0.5, "colour": "red", "zero": 0}
+
+
+@pytest.fixture(scope="module")
+def lenient(serve) -> Iterator[Server]:
+    """A server that ignores what it does not know, whose answers are short."""
+    with serve(lenient=True, limits=Limits(max_tokens=3)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def strict(serve) -> Iterator[Server]:
+    with serve(limits=Limits(max_tokens=3)) as server:
+        yield server
+
+
+BODY = {"messages": [user("What?")], "temperature": 0, "max_tokens": 5}
+
+
+@pytest.fixture(params=["strict", "lenient"])
+def either(request) -> Server:
+    return request.getfixturevalue(request.param)
+
+
+def test_values_that_ask_for_nothing(strict, caplog):
+    caplog.set_level("INFO", "chat")
+    plain = strict.text(**BODY)
+    for name, values in NEUTRAL.items():
+        for value in values:
+            assert strict.text(**{**BODY, name: value}) == plain, (name, str(value)[:50])
+    assert "ignored" not in caplog.text
+
+
+def test_fields_that_tune_are_ignored_and_the_log_says_so(either, caplog):
+    caplog.set_level("INFO", "chat")
+    plain = either.text(**BODY)
+    for name, value in TUNING.items():
+        assert either.text(**{**BODY, name: value}) == plain
+        assert f"ignored {name} [" in caplog.messages[-1]
+    assert either.text(**BODY, **TUNING) == plain
+    assert f"ignored {', '.join(TUNING)} [" in caplog.messages[-1]
+
+
+def test_fields_that_change_the_meaning_are_refused(either):
+    for name, value in CHANGING.items():
+        error = assert_error(either.ask(**{**BODY, name: value}), 400)
+        assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+        assert error["message"].startswith(f"{name}=") and "is not supported here" in error["message"]
+
+
+def test_fields_that_nobody_knows(strict, lenient, caplog):
+    caplog.set_level("INFO", "chat")
+    plain = lenient.text(**BODY)
+    for name, value in UNKNOWN.items():
+        error = assert_error(strict.ask(**{**BODY, name: value}), 400)
+        assert (error["param"], error["code"]) == (name, "unknown_parameter")
+        assert lenient.text(**{**BODY, name: value}) == plain
+        assert f"ignored {name} [" in caplog.messages[-1]
+
+
+def test_each_kind_of_field_is_asked_for_above():
+    for effect, tried in {"tunes": TUNING, "changes": CHANGING}.items():
+        assert all(FIELDS[name].effect == effect for name in tried)
+    assert not UNKNOWN.keys() & FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("asked, given", [(2, 2), (3, 3), (4, 3), (1024, 3), (10**9, 3)])
+def test_an_answer_is_as_long_as_is_allowed(strict, name, asked, given):
+    body = {"model": "tiny", "messages": [user("What?")], "temperature": 0, name: asked}
+    answer = strict.client.post("/v1/chat/completions", json=body).json()
+    assert answer["usage"]["completion_tokens"] == given
+    assert answer["choices"][0]["finish_reason"] == "length"
