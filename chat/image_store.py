@@ -168,7 +168,7 @@ class ImageStore:
     @torch.inference_mode()
     def _compute(self, images: Sequence[OpenedImage]) -> list[ImageStates]:
         pixels = self._processor.pixel_values(images).to(self.maker.device, self._model.dtype)
-        return self.maker.compute(self._model.get_image_features(pixels).to(self._model.dtype))
+        return self.maker.compute(self._model.get_image_features(pixels).pooler_output.to(self._model.dtype))
 
 
 def store_if_possible(
