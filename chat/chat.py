@@ -4,13 +4,14 @@ At a terminal it is a conversation with editing, history and commands. Otherwise
 those of `--prompt`, are asked one after the other, and the answers go to standard output.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from chat.checkpoint_arguments import (
     add_checkpoint_arguments,
@@ -19,44 +20,42 @@ from chat.checkpoint_arguments import (
     positive,
 )
 from chat.image_store_arguments import add_image_store_arguments, store_settings
-from chat.sampling import Sampling, SamplingError
-from chat.session import MAX_IMAGES, MAX_NEW_TOKENS, ChatSession
-from chat.terminal.commands import Leave
-from chat.terminal.lines import EditedLines, default_history
-from chat.terminal.screens import ColourScreen, JsonScreen, PlainScreen, Screen
-from chat.terminal.talk import MISTAKES, Talk
-from utils.distributed import configure_logging
-from utils.model import CheckpointError
+from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
+from utils.commands import INTERRUPTED, command, end_process
+
+if TYPE_CHECKING:
+    from chat.terminal.screens import Screen
+    from chat.terminal.talk import Talk
 
 WELCOME = "Ask about images: /image FILE brings one, /help lists what else there is, /quit leaves."
 
-INTERRUPTED = 130
-"""The exit status that shells give to what Ctrl-C ended."""
 
-
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
+    # Here, not above: they take seconds, which --help need not wait for.
+    from chat.sampling import Sampling
+    from chat.session import ChatSession
+    from chat.terminal.lines import EditedLines, default_history
+    from chat.terminal.talk import MISTAKES, Talk
+    from utils.distributed import configure_logging
+
     configure_logging(logging.WARNING)
-    try:
-        model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
-        session = ChatSession(
-            model,
-            processor,
-            max_images=parsed.max_images,
-            max_new_tokens=parsed.generation_length_per_round,
-            max_seq_len=parsed.max_seq_len,
-            sampling=Sampling(
-                parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
-            ),
-            system=parsed.system,
-            **store_settings(parsed, model, processor),
-        )
-    except (CheckpointError, SamplingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    sampling = Sampling(
+        parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
+    )
+    model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
+    session = ChatSession(
+        model,
+        processor,
+        max_images=parsed.max_images,
+        max_new_tokens=parsed.generation_length_per_round,
+        max_seq_len=parsed.max_seq_len,
+        sampling=sampling,
+        system=parsed.system,
+        **store_settings(parsed, model, processor),
+    )
     person = not parsed.prompt and not parsed.json and sys.stdin.isatty() and sys.stdout.isatty()
     talk = Talk(session, _screen(parsed.json, person))
     try:
@@ -73,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _screen(as_json: bool, person: bool) -> Screen:
+    from rich.console import Console
+
+    from chat.terminal.screens import ColourScreen, JsonScreen, PlainScreen
+
     if as_json:
         return JsonScreen()
     return ColourScreen(Console(highlight=False)) if person else PlainScreen()
@@ -80,6 +83,8 @@ def _screen(as_json: bool, person: bool) -> Screen:
 
 def _answer_all(talk: Talk, prompts: Sequence[str]) -> int:
     """One line after the other; Ctrl-C ends them all."""
+    from chat.terminal.commands import Leave
+
     if prompts:
         questions = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
         steps = (partial(talk.question, question) for question in questions)
@@ -129,4 +134,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

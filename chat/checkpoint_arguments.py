@@ -1,19 +1,23 @@
 """Command line flags that name a checkpoint and how to load it, for the chat and the evaluation alike."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import BitsAndBytesConfig
+from chat.limits import MAX_SEQ_LEN
+from utils.commands import UsageError
+from utils.hub import checkpoint_folder
 
-from utils.distributed import get_logger
-from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
-from utils.model.checkpoint import load_checkpoint
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
-logger = get_logger(__name__)
+    from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
+
+logger = logging.getLogger(__name__)
 
 PROJECTORS_OF_2023 = {"baseline": "linear"}
 """Names of projectors that changed; the others kept theirs."""
@@ -42,6 +46,9 @@ def quantisation(arguments: argparse.Namespace) -> BitsAndBytesConfig | None:
     """What --load_in_8bit and --load_in_4bit ask for; encoder, projector and head keep their precision."""
     if not (arguments.load_in_8bit or arguments.load_in_4bit):
         return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
     return BitsAndBytesConfig(
         load_in_8bit=arguments.load_in_8bit,
         load_in_4bit=arguments.load_in_4bit,
@@ -57,10 +64,10 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint_path",
         required=True,
-        help="folder of a checkpoint (it brings its own models and processor)",
+        help="a checkpoint: its folder, the folder of a run (its best, else its final), or a name on the hub",
     )
     parser.add_argument(
-        "--max_seq_len", type=positive, default=4096, help="tokens of a dialogue, images included"
+        "--max_seq_len", type=positive, default=MAX_SEQ_LEN, help="tokens of a dialogue, images included"
     )
     described = parser.add_argument_group(
         "what the checkpoint says itself",
@@ -102,21 +109,30 @@ def add_sampling_arguments(parser: argparse._ActionsContainer, seed: int | None)
 def load_named_checkpoint(
     arguments: argparse.Namespace, folder: str | Path
 ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
-    """The checkpoint in `folder`, loaded as the flags say; those that contradict it are pointed out.
+    """The checkpoint at `folder` (see `utils.hub`), loaded as the flags say; those that contradict it are pointed out.
 
-    Raises `CheckpointError` where the folder is not a whole checkpoint.
+    Raises `UsageError` where that is not a whole checkpoint, or a base model that a flag names is not there.
     """
+    found = checkpoint_folder(folder)
+    if found != Path(folder):
+        logger.warning("note: the checkpoint is %s", found)
     bases = {
         "language_model": arguments.lm_model_name_or_path,
         "vision_model": arguments.vision_model_name_or_path,
     }
-    model, processor = load_checkpoint(
-        folder,
-        device_map=arguments.device_map,
-        dtype=arguments.dtype,
-        base_models={part: path for part, path in bases.items() if path},
-        **_placement(arguments),
-    )
+    from utils.model import CheckpointError
+    from utils.model.checkpoint import load_checkpoint
+
+    try:
+        model, processor = load_checkpoint(
+            found,
+            device_map=arguments.device_map,
+            dtype=arguments.dtype,
+            base_models={part: path for part, path in bases.items() if path},
+            **_placement(arguments),
+        )
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
     for line in contradictions(arguments, model.config):
         logger.warning("note: %s", line)
     return model, processor

@@ -1,14 +1,19 @@
 """Command line flags of the image store: how much it may keep, and where."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from transformers import PreTrainedModel
-from transformers.processing_utils import ProcessorMixin
+from chat.limits import GIB, Limits
+from utils.commands import writable_folder
 
-from chat.image_store import ImageStore, store_if_possible
-from chat.state_tiers import GIB, Limits
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.processing_utils import ProcessorMixin
+
+    from chat.image_store import ImageStore
 
 
 class StoreSettings(TypedDict):
@@ -46,6 +51,10 @@ def store_settings(
     """What the flags ask for, where the model allows it."""
     if parsed.no_image_store:
         return {"image_store": None, "keep_images": False}
+    from chat.image_store import store_if_possible
+
+    if parsed.image_store_folder:
+        writable_folder(parsed.image_store_folder, "--image_store_folder")
     limits = Limits(
         device=int(parsed.image_store_gpu_gb * GIB),
         memory=int(parsed.image_store_gb * GIB),

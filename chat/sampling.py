@@ -13,8 +13,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from utils.commands import UsageError
 
-class SamplingError(ValueError):
+
+class SamplingError(UsageError):
     """A setting that makes no sense; the message names it."""
 
 

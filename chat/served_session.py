@@ -1,12 +1,21 @@
 """What page and server start with alike: where they listen, and a session over the checkpoint."""
 
+from __future__ import annotations
+
 import argparse
 import errno
 import socket
+from typing import TYPE_CHECKING
 
 from chat.checkpoint_arguments import load_named_checkpoint
 from chat.image_store_arguments import store_settings
-from chat.session import ChatSession
+from utils.commands import UsageError
+
+if TYPE_CHECKING:
+    from chat.session import ChatSession
+
+KEY_VARIABLE = "VISUALCHAT_API_KEY"
+"""The environment variable that sets a key for the server or the page."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -26,7 +35,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-class AddressError(ValueError):
+class AddressError(UsageError):
     """An address at which this machine cannot listen; the message names it and says what to do."""
 
 
@@ -52,8 +61,10 @@ def listening_socket(host: str, port: int) -> socket.socket:
 def load_session(parsed: argparse.Namespace) -> ChatSession:
     """A session over the checkpoint that the command line names, with its image store.
 
-    Raises `CheckpointError` where it cannot be loaded.
+    Raises `UsageError` where it cannot be loaded.
     """
+    from chat.session import ChatSession
+
     model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
     return ChatSession(
         model,

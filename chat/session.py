@@ -13,17 +13,13 @@ from transformers.processing_utils import ProcessorMixin
 from chat.answers import TextStream, recordable
 from chat.decoding import TokenSource
 from chat.image_store import ImageStore, store_if_possible
+from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN
 from chat.opened_images import ImageSource, OpenedImage, open_image
 from chat.prefix_cache import PrefixCache
 from chat.reading import readings
 from chat.sampling import Sampling
 from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.model.checkpoint import load_checkpoint
-from utils.model.decoder import longest_dialogue
-
-MAX_IMAGES = 8
-MAX_SEQ_LEN = 4096
-MAX_NEW_TOKENS = 256
 
 
 class ChatError(ValueError):
@@ -90,7 +86,8 @@ class ChatSession:
         self.processor = processor
         self.max_images = max_images
         self.max_new_tokens = max_new_tokens
-        self.max_seq_len = longest_dialogue(model.config, max_seq_len)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_seq_len = min(max_seq_len, positions or max_seq_len)
         self.system = system
         self.turns: tuple[Turn, ...] = ()
         self.statistics: tuple[RoundStatistics, ...] = ()

@@ -2,30 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
+from chat.limits import Limits
 from utils.model.image_states import ImageStates
 
-GIB = 1 << 30
 Tier = Literal["device", "memory"]
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many bytes each place may hold; an image of 256 tokens takes 134 MB with a 7B decoder in bfloat16.
-
-    Where the model runs on the CPU, `device` counts for nothing. Without a `folder` nothing goes to the disk.
-    """
-
-    device: int = 2 * GIB
-    memory: int = 4 * GIB
-    folder: Path | None = None
-    disk: int = 64 * GIB
 
 
 class StateTiers:

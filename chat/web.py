@@ -1,15 +1,17 @@
 """The web page: `python -m chat.web --checkpoint_path FOLDER`, then open http://127.0.0.1:7860."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chat.checkpoint_arguments import (
     add_checkpoint_arguments,
@@ -17,23 +19,22 @@ from chat.checkpoint_arguments import (
     positive,
 )
 from chat.image_store_arguments import add_image_store_arguments
-from chat.sampling import Sampling, SamplingError
+from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from chat.served_session import (
+    KEY_VARIABLE,
     LOOPBACK,
-    AddressError,
     add_address_arguments,
     listening_socket,
     load_session,
 )
-from chat.serving.engine import Engine
-from chat.serving.guard import KEY_VARIABLE
 from chat.serving.limits import Limits
-from chat.serving.pictures import Pictures, Sources
-from chat.session import MAX_IMAGES, MAX_NEW_TOKENS, ChatSession
-from utils.distributed import configure_logging, get_logger
-from utils.model import CheckpointError
+from utils.commands import command, end_process
 
-logger = get_logger(__name__)
+if TYPE_CHECKING:
+    from chat.sampling import Sampling
+    from chat.session import ChatSession
+
+logger = logging.getLogger("chat.web")  # __name__ is __main__ where this file is the program
 
 PICTURES = Path(__file__).resolve().parent.parent / "eval" / "eval_data" / "image"
 EXAMPLES = (
@@ -43,23 +44,21 @@ EXAMPLES = (
 )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
+    # Here, not above: they take seconds, which --help need not wait for.
+    from chat.sampling import Sampling
+    from utils.distributed import configure_logging
+
     configure_logging(logging.INFO)
-    try:
-        with listening_socket(parsed.host, parsed.port) as free:  # told before the model is loaded
-            parsed.port = free.getsockname()[1]
-        sampling = Sampling(
-            parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
-        )
-        session = load_session(parsed)
-    except (CheckpointError, SamplingError, AddressError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted while loading", file=sys.stderr)
-        return 130
+    with listening_socket(parsed.host, parsed.port) as free:  # told before the model is loaded
+        parsed.port = free.getsockname()[1]
+    sampling = Sampling(
+        parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
+    )
+    session = load_session(parsed)
     with tempfile.TemporaryDirectory(prefix="visualchat-") as folder:
         serve(session, parsed, sampling, Path(folder))
     return 0
@@ -71,6 +70,8 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "uploads"))
     from chat.page.layout import STYLE, THEME, build_page
     from chat.page.visitor import House, Wishes
+    from chat.serving.engine import Engine
+    from chat.serving.pictures import Pictures, Sources
 
     limits = Limits()
     engine = Engine([session, *(session.another() for _ in range(parsed.slots - 1))])
@@ -134,4 +135,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

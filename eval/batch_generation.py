@@ -9,17 +9,15 @@ interruption, it goes on where it was. Several GPUs share the dialogues: `torchr
 eval.batch_generation ...`.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
-from rich.console import Console
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from chat.checkpoint_arguments import (
     add_checkpoint_arguments,
@@ -28,26 +26,32 @@ from chat.checkpoint_arguments import (
     positive,
 )
 from chat.image_store_arguments import add_image_store_arguments, store_settings
-from chat.sampling import Sampling, SamplingError
-from eval.dialogues import ROOT, EvalDataError, EvalDialogue, load_dialogues
-from eval.generation import DialogueRunner, GenerationSettings
-from eval.parts import Parts, key_of
-from eval.results import rows_of, score_table, scores_of_rows, write_csv, write_results
-from utils import distributed
-from utils.conversation import ConversationError, ImageError
-from utils.distributed import configure_logging
-from utils.model import CheckpointError
+from utils.commands import command, complain, end_process, writable_folder
+from utils.hub import checkpoint_folder
 
-RESULTS = ROOT / "eval" / "results"
+if TYPE_CHECKING:
+    from eval.dialogues import EvalDialogue
+    from eval.generation import GenerationSettings
+
+RESULTS = Path(__file__).resolve().parent / "results"
 BATCHES_PER_PART = 8
 """So many batches are lost at most by an interruption, and shared out at a time among processes."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
-    configure_logging(logging.WARNING)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    # Here, not above: they take seconds, which --help need not wait for.
+    import torch.distributed as dist
+
+    from chat.sampling import Sampling
+    from eval.dialogues import load_dialogues
+    from eval.generation import GenerationSettings
+    from utils import distributed
+    from utils.conversation import ConversationError, ImageError
+
+    distributed.configure_logging(logging.WARNING)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         # They meet at the end of each checkpoint only, which may be hours away for those that are done first.
@@ -65,27 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for checkpoint, output in _runs(parsed):
             _run(checkpoint, output, dialogues, settings, parsed)
-    except (CheckpointError, EvalDataError, SamplingError, ConversationError, ImageError) as error:
-        if distributed.is_main_process():
-            errors.print(f"error: {error}", style="red", markup=False)
-        return 1
+    except (ConversationError, ImageError) as error:
+        return complain(error)
     finally:
         distributed.shut_down()
     return 0
 
 
 def _runs(parsed: argparse.Namespace) -> list[tuple[Path, Path]]:
-    """Each checkpoint with the file, less its ending, that its results go to."""
+    """Each checkpoint with the file, less its ending, that its results go to; both are looked at before any work."""
     root = Path(parsed.checkpoint_path)
     output = Path(parsed.output_filename or RESULTS / Path(parsed.eval_data).stem)
     output = output.with_suffix("") if output.suffix == ".csv" else output
-    if not parsed.checkpoint_names:
-        return [(root, output)]
-    if len(parsed.checkpoint_names) == 1:
-        return [(root / parsed.checkpoint_names[0], output)]
+    writable_folder(output.parent, "--output_filename")
+    names = parsed.checkpoint_names
+    if not names:
+        return [(checkpoint_folder(root), output)]
+    if len(names) == 1:
+        return [(checkpoint_folder(root / names[0]), output)]
     return [
-        (root / name, output.with_name(f"{output.name}_{name.replace('/', '_')}"))
-        for name in parsed.checkpoint_names
+        (checkpoint_folder(root / name), output.with_name(f"{output.name}_{name.replace('/', '_')}"))
+        for name in names
     ]
 
 
@@ -96,6 +100,15 @@ def _run(
     settings: GenerationSettings,
     parsed: argparse.Namespace,
 ) -> None:
+    import torch
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from eval.generation import DialogueRunner
+    from eval.parts import Parts, key_of
+    from eval.results import rows_of, score_table, scores_of_rows, write_csv, write_results
+    from utils import distributed
+
     console = Console(highlight=False)
     if distributed.world_size() > 1 and parsed.device_map == "auto" and torch.accelerator.is_available():
         parsed.device_map = {"": distributed.local_rank()}
@@ -180,4 +193,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    distributed.end_process(main())
+    end_process(main())

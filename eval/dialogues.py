@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.image_paths import ImagePathError, split_image_paths
+from utils.commands import UsageError
 from utils.conversation import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ IMAGE_FOLDERS = ("", "image", "images")
 """Where, beside the JSON file, images are looked for; then come the working directory and the repository."""
 
 
-class EvalDataError(ValueError):
+class EvalDataError(UsageError):
     """An evaluation file that cannot be used; the message names the file, the dialogue and the turn."""
 
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from chat.checkpoint_arguments import positive
 from eval.report_page.pictures import picture_url
 from eval.results import ResultsError, Row, read_results, scores_of_rows, write_results
+from utils.commands import command, complain, end_process
 
 PROMPT = Path(__file__).parent / "judge_prompt.md"
 MARKS = (1, 10)
@@ -103,6 +103,7 @@ def parse_mark(reply: str) -> float:
     raise JudgementError(f"no mark from {MARKS[0]} to {MARKS[1]} in the judge's reply: {reply!r:.200}")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 1 where some answers could not be judged."""
     parser = _parser()
@@ -120,9 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         judge = Judge(client, parsed.model, prompt, parsed.with_images)
         settings = {**settings, "judge": parsed.model, "judge_sees_images": parsed.with_images}
         failed = _judge_all(judge, parsed, settings, rows)
-    except (OSError, ResultsError) as error:
-        errors.print(f"error: {error}", style="red", markup=False)
-        return 1
+    except OSError as error:
+        return complain(error)
     marks = [row.judged for row in rows if row.judged is not None]
     if marks:
         Console(highlight=False).print(
@@ -196,4 +196,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -7,7 +7,6 @@ sets come one after the other. The page needs nothing else: no network, no files
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from eval.report_page.pictures import picture_url
 from eval.results import ResultsError, Row, read_results, scores_of_rows
 from eval.scores import Score, Scores
 from utils.atomic import atomic_write
+from utils.commands import command, end_process, writable_folder
 
 _PAGE = Path(__file__).parent / "report_page"
 
@@ -90,6 +90,7 @@ class Section:
         return sum(len(dialogue.turns) for dialogue in self.dialogues)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -110,18 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--names has {len(parsed.names)} names for {len(parsed.results)} results: give one each"
         )
     output = parsed.output or parsed.results[0].with_suffix(".html")
-    try:
-        names = parsed.names or [None] * len(parsed.results)
-        write_report(
-            output,
-            [_read(path, name) for path, name in zip(parsed.results, names, strict=True)],
-            parsed.title,
-        )
-    except ResultsError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"error: {error}", style="red", markup=False
-        )
-        return 1
+    writable_folder(output.parent, "--output")
+    names = parsed.names or [None] * len(parsed.results)
+    write_report(
+        output,
+        [_read(path, name) for path, name in zip(parsed.results, names, strict=True)],
+        parsed.title,
+    )
     console.print(f"the report: {output}", markup=False)
     return 0
 
@@ -230,4 +226,4 @@ def _tags(answers: Sequence[Answer]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

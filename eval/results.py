@@ -15,6 +15,7 @@ from eval.dialogues import EvalDialogue
 from eval.metrics import is_correct
 from eval.scores import Score, Scored, Scores, scores_of
 from utils.atomic import atomic_write
+from utils.commands import UsageError
 
 COLUMNS = ("test_name", "image_path", "question", "answer")
 """The CSV of 2023; `image_path` is empty where a turn has no new image."""
@@ -23,7 +24,7 @@ REFERENCE_COLUMNS = ("reference", "kind", "correct")
 """They follow where the set has reference answers; `correct` is 1 or 0, and empty without a reference."""
 
 
-class ResultsError(ValueError):
+class ResultsError(UsageError):
     """A file of results that cannot be used; the message names it and says what to do."""
 
 

@@ -8,7 +8,6 @@ Writes docs/comparison.md and docs/images/comparison.png.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from helper.comparison.training import records_in, shared_out, train_and_score
 from helper.miniature.world import WorldSize, write_world
 from training.run_report.summary import as_text
 from utils.atomic import atomic_write
+from utils.commands import command, complain, end_process, writable_folder
 
 SEEDS = (1, 2, 3)
 _SHARES = (8, 4, 2, 1)  # of the world: an eighth, ..., all
@@ -28,26 +28,27 @@ _WORLD_SEED = 1234
 console = Console(highlight=False, soft_wrap=True)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 where a training failed or cannot begin."""
     parsed = _parser().parse_args(argv)
     try:
         _compare(parsed)
     except (ComparisonError, FileExistsError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        complain(error)
         return 1
     return 0
 
 
 def _compare(parsed: argparse.Namespace) -> None:
     data, output, docs = (path.resolve() for path in (parsed.data, parsed.output, parsed.docs))
+    writable_folder(output, "--output")
     if not (data / "world.json").is_file():
         write_world(data, WorldSize(), _WORLD_SEED)
     sizes = parsed.samples or [sum(records_in(data)) // share for share in _SHARES]
     for samples in sizes:
         shared_out(samples, data)  # a wrong number is told now, not after hours
     cells = grid(parsed.attentions, sizes, parsed.seeds)
-    output.mkdir(parents=True, exist_ok=True)
     outcomes = Outcomes(output / "outcomes.json", settings_of(data))
     for number, cell in enumerate(cells, start=1):
         place = f"{number}/{len(cells)}  {cell}"
@@ -91,4 +92,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

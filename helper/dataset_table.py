@@ -1,10 +1,17 @@
 """The table of datasets in README.md, made of the registry's rows: `python -m helper.dataset_table`."""
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.atomic import atomic_write
-from utils.data import DATASETS
-from utils.data.spec import DatasetSpec, Part
+from utils.commands import command, end_process
+
+if TYPE_CHECKING:
+    from utils.data.spec import DatasetSpec, Part
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -15,6 +22,8 @@ _INDENT = "   "  # the table stands in an item of a list
 
 def dataset_table() -> str:
     """The rows of all datasets as a Markdown table: names, files under the data folder, where to get them."""
+    from utils.data.registry import DATASETS
+
     rows = [_row(spec) for _, spec in sorted(DATASETS.items())]
     return "\n".join(["| dataset | files | from |", "|---|---|---|", *rows])
 
@@ -27,8 +36,10 @@ def with_table(readme: str) -> str:
     return f"{before}{_BEGIN}{lines}{_INDENT}{_END}{after}"
 
 
-def main() -> None:
+@command
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the table into README.md."""
+    argparse.ArgumentParser(prog="python -m helper.dataset_table", description=__doc__).parse_args(argv)
     atomic_write(README, with_table(README.read_text(encoding="utf-8")))
 
 
@@ -51,4 +62,4 @@ def _shown(path: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    end_process(main())

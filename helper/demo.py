@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+
+from utils.commands import INTERRUPTED, command, end_process, writable_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
@@ -29,15 +32,20 @@ OWN = ".demonstration"
 console = Console(highlight=False)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m helper.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "miniature")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "tiny")
     arguments, world_options = parser.parse_known_args(argv)
     final = arguments.output / "final"
     begun = time.monotonic()
+    writable_folder(arguments.output, "--output")
+    writable_folder(arguments.data.parent, "--data")
     try:
         with _step("1/5  Draw the miniature world"):
             _module("helper.make_tiny_world", "--output", arguments.data, *world_options)
@@ -66,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         with _step("5/5  Talk about three pictures it has never seen"):
             hold_dialogue(final, arguments.output / "dialogue")
     except subprocess.CalledProcessError as error:
+        if error.returncode in (INTERRUPTED, -signal.SIGINT):
+            return INTERRUPTED  # the step has said so
         console.print(
             f"demo: this step failed with exit code {error.returncode}; its message is above", style="red"
         )
@@ -146,4 +156,4 @@ def _shown(path: str | Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

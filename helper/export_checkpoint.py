@@ -9,125 +9,27 @@ compute the same as its source before it gets its name; --push_to_hub uploads it
 """
 
 import argparse
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from PIL import Image
-
-from helper.adapter_folders import check_adapters, write_adapters
-from helper.training_record import training_record
-from utils.atomic import atomic_directory
-from utils.manifest import MANIFEST, damage, write_manifest
-from utils.model import (
-    CheckpointError,
-    VisualChatForConditionalGeneration,
-    VisualChatProcessor,
-    load_checkpoint,
-    save_full,
-    save_trained_only,
-)
-from utils.model.model_card import readable_size
+from utils.commands import command, complain, end_process, writable_folder
+from utils.hub import checkpoint_folder
 
 FORMS = ("full", "trained", "adapter")
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How much logits may differ, root mean square of root mean square: merging rounds adapted weights once more."""
 
 
-@dataclass(frozen=True)
-class Export:
-    """What to make of which checkpoint. base_models: places of the frozen ones, where they have moved."""
-
-    source: Path
-    output: Path
-    form: str
-    base_models: dict[str, str]
-    dtype: str = "auto"
-    device_map: str = "cpu"
-
-
-def export(task: Export) -> str:
-    """Write the new form and return what the comparison found, in a line.
-
-    Raises `CheckpointError` where the source is damaged, does not hold what the form needs, or where the new
-    form computes something else.
-    """
-    if task.output.exists():
-        raise CheckpointError(f"{task.output} is there already; give another --output, or remove it")
-    if (task.source / MANIFEST).exists():
-        damaged = damage(task.source)
-        if damaged:
-            raise CheckpointError(f"{task.source} is damaged: {'; '.join(damaged)}")
-    model, processor = _load(task, task.source)
-    with atomic_directory(task.output) as folder:
-        if task.form == "adapter":
-            write_adapters(model, folder)
-            found = check_adapters(model, folder)
-        else:
-            save = save_full if task.form == "full" else save_trained_only
-            if task.base_models and model.config.frozen_from:
-                model.config.frozen_from |= task.base_models
-            save(model, processor, folder)
-            expected = _logits(model, processor)
-            dtype = model.dtype
-            del model  # two at a time need not fit
-            found = _compare(expected, _logits(*_load(task, folder)), dtype)
-            card = folder / "README.md"
-            card.write_text(card.read_text(encoding="utf-8") + training_record(task.source), encoding="utf-8")
-        write_manifest(folder)
-    return found
-
-
-def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload a folder to a hub repository, made where it is missing; returns its address."""
-    api = HfApi()
-    name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-    return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {folder.name}"))
-
-
-def _load(task: Export, folder: Path) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
-    return load_checkpoint(
-        folder, device_map=task.device_map, dtype=task.dtype, base_models=task.base_models or None
-    )
-
-
-def _logits(model: VisualChatForConditionalGeneration, processor: VisualChatProcessor) -> torch.Tensor:
-    """Logits [1, S, V] of a dialogue over two drawn pictures and of its answer, in float32."""
-    generator = torch.Generator().manual_seed(0)
-    content = []
-    for _ in range(2):
-        pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=generator)
-        content.append({"type": "image", "image": Image.fromarray(pixels.numpy()).resize((256, 256))})
-    content.append({"type": "text", "text": "What differs between image 1 and image 2?"})
-    messages = [
-        {"role": "user", "content": content},
-        {"role": "assistant", "content": [{"type": "text", "text": "One is bright, the other is dark."}]},
-    ]
-    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-    with torch.no_grad():
-        return model.eval()(**inputs.to(model.device)).logits.float().cpu()
-
-
-def _compare(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> str:
-    difference = ((expected - found).norm() / expected.norm()).item()
-    if not difference <= TOLERANCE[dtype]:  # not a number is no agreement either
-        raise CheckpointError(
-            f"the new form computes something else than its source: logits differ by {difference:.1%};"
-            " are the base models the ones it was trained over? Nothing was written"
-        )
-    same = (expected.argmax(-1) == found.argmax(-1)).float().mean().item()
-    return f"logits differ by {difference:.1e} of their size; {same:.1%} of the likeliest tokens are the same"
-
-
+@command
 def main(argv: list[str] | None = None) -> int:
     """Export as the command line says; returns the exit code: 0, or 2 for a mistake."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m helper.export_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint_path", type=Path, required=True, help="checkpoint-N, best or final")
+    parser.add_argument(
+        "--checkpoint_path",
+        required=True,
+        help="checkpoint-N, best or final, a run's folder, or a name on the hub",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--form", choices=FORMS, default="full")
     parser.add_argument(
@@ -141,18 +43,24 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     bases = {"language_model": given.lm_model_name_or_path, "vision_model": given.vision_model_name_or_path}
     bases = {part: path for part, path in bases.items() if path}
-    task = Export(given.checkpoint_path, given.output, given.form, bases, given.dtype, given.device_map)
+    source = checkpoint_folder(given.checkpoint_path)
+    writable_folder(given.output.parent, "--output")
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from helper.checkpoint_forms import Export, export, push
+    from utils.model.model_card import readable_size
+
+    task = Export(source, given.output, given.form, bases, given.dtype, given.device_map)
     try:
         print(export(task))
         size = sum(file.stat().st_size for file in given.output.rglob("*") if file.is_file())
         print(f"{given.output}: {given.form}, {readable_size(size)}")
         if given.push_to_hub:
             print(f"uploaded: {push(given.output, given.push_to_hub, given.private)}")
-    except (CheckpointError, ValueError, OSError, HfHubHTTPError, HFValidationError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError, HfHubHTTPError, HFValidationError) as error:
+        return complain(error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -11,46 +11,13 @@ safetensors or in pickled shards, and runs none of the model's own code. What it
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import re
-import sys
 from pathlib import Path
 
-import torch
-from huggingface_hub import save_torch_state_dict
-from transformers import CLIPImageProcessor
-from transformers.utils import cached_file
-
-from helper.sharded_weights import ShardedWeights
-from utils.atomic import atomic_directory
-from utils.model import QwenVisionConfig, QwenVisionModel
-
-PREFIX = "transformer.visual."
-NOT_TAKEN = "proj"
-_HEAD_WIDTH = 128  # of the resampler, in all published sizes
-_NAMES = (
-    (r"conv1\.", "embeddings.patches."),
-    (r"positional_embedding$", "embeddings.positions"),
-    (r"ln_pre\.", "embeddings.norm."),
-    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.", r"encoder.layers.\1.layer_norm\2."),
-    (r"transformer\.resblocks\.(\d+)\.attn\.", r"encoder.layers.\1.self_attn."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"encoder.layers.\1.mlp.fc1."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"encoder.layers.\1.mlp.fc2."),
-    (r"attn_pool\.query$", "resampler.queries"),
-    (r"attn_pool\.pos_embed$", "resampler.positions"),
-    (r"attn_pool\.kv_proj\.", "resampler.project."),
-    (r"attn_pool\.ln_kv\.", "resampler.norm_tokens."),
-    (r"attn_pool\.ln_q\.", "resampler.norm_queries."),
-    (r"attn_pool\.attn\.", "resampler.attention."),
-    (r"ln_post\.", "resampler.norm."),
-)
+from utils.commands import command, complain, end_process, writable_folder
+from utils.hub import require_model
 
 
-class ExtractionError(ValueError):
-    """The model is not a Qwen-VL as it was published; the message is one line and says what differs."""
-
-
+@command
 def main(argv: list[str] | None = None) -> int:
     """Extract from the command line; returns 0, or 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
@@ -67,11 +34,14 @@ def main(argv: list[str] | None = None) -> int:
         " is brought to 448 x 448, as Qwen-VL was trained",
     )
     arguments = parser.parse_args(argv)
+    writable_folder(arguments.output.parent, "--output")
+    require_model("--model", arguments.model)
+    from helper.qwen_vl_encoder import extract
+
     try:
         config = extract(arguments.model, arguments.output, arguments.center_crop)
     except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return complain(error)
     print(
         f"{arguments.output}: Qwen-VL's encoder, {config.query_grid**2} tokens of width {config.output_size} for"
         f" a picture of {config.image_size} pixels; use it with --vision_model_name_or_path {arguments.output}"
@@ -79,101 +49,5 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def extract(model: str, output: Path, center_crop: bool = False) -> QwenVisionConfig:
-    """Write the encoder of `model` (a folder or hub name) to the new folder `output`.
-
-    Raises `ExtractionError` where the model differs from the published one, `FileExistsError` where `output`
-    is there already, and `OSError` where a file is missing.
-    """
-    if output.exists():
-        raise FileExistsError(f"{output} exists already: remove it, or name another folder")
-    shape = _published_shape(model)
-    state = {}
-    for name, tensor in ShardedWeights.of(model).read(lambda name: name.startswith(PREFIX)):
-        if name != PREFIX + NOT_TAKEN:
-            state |= _renamed(name.removeprefix(PREFIX), tensor, shape["heads"])
-    config = _config(shape, state)
-    _refuse_misfits(model, config, state)
-    with atomic_directory(output) as folder:
-        save_torch_state_dict(state, str(folder), filename_pattern="model{suffix}.safetensors")
-        config.dtype = next(iter(state.values())).dtype
-        config.architectures = [QwenVisionModel.__name__]
-        config.save_pretrained(folder)
-        image_processor(config.image_size, center_crop).save_pretrained(folder)
-    return config
-
-
-def image_processor(side: int, center_crop: bool) -> CLIPImageProcessor:
-    """CLIP's mean, deviation and bicubic scaling, at the encoder's size."""
-    square = {"height": side, "width": side}
-    return CLIPImageProcessor(
-        size={"shortest_edge": side} if center_crop else square, do_center_crop=center_crop, crop_size=square
-    )
-
-
-def _published_shape(model: str) -> dict[str, float]:
-    path = cached_file(model, "config.json")
-    fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    wanted = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio", "output_dim")
-    shape = fields.get("visual") or {}
-    if missing := [name for name in wanted if name not in shape]:
-        raise ExtractionError(
-            f"{model} is no Qwen-VL: its config.json describes no visual encoder with {', '.join(missing)}"
-        )
-    return shape
-
-
-def _renamed(name: str, tensor: torch.Tensor, heads: int) -> dict[str, torch.Tensor]:
-    """One published tensor under our names; queries, keys and values, published in one, apart."""
-    ours = name
-    for pattern, replacement in _NAMES:
-        ours, hits = re.subn("^" + pattern, replacement, name)
-        if hits:
-            break
-    if ".in_proj" not in ours:
-        return {ours: tensor}
-    layer, kind = re.split(r"in_proj[._]", ours)
-    if ours.startswith("encoder."):  # each head's query, key and value stand together
-        parts = tensor.unflatten(0, (heads, 3, -1)).unbind(1)
-        parts = [part.flatten(0, 1) for part in parts]
-    else:
-        parts = tensor.chunk(3)
-    return {f"{layer}{part}_proj.{kind}": each.clone() for part, each in zip("qkv", parts, strict=True)}
-
-
-def _config(shape: dict[str, float], state: dict[str, torch.Tensor]) -> QwenVisionConfig:
-    grids = {}
-    for field, name in (("position_grid", "embeddings.positions"), ("query_grid", "resampler.queries")):
-        if name in state:  # where it is missing, that is told with all that is
-            grids[field] = math.isqrt(state[name].shape[0])
-    return QwenVisionConfig(
-        image_size=shape["image_size"],
-        patch_size=shape["patch_size"],
-        hidden_size=shape["width"],
-        intermediate_size=int(shape["width"] * shape["mlp_ratio"]),
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        output_size=shape["output_dim"],
-        resampler_heads=shape["output_dim"] // _HEAD_WIDTH,
-        **grids,
-    )
-
-
-def _refuse_misfits(model: str, config: QwenVisionConfig, state: dict[str, torch.Tensor]) -> None:
-    """`ExtractionError` naming what is missing, unknown or of another shape than the configuration says."""
-    with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in QwenVisionModel(config).state_dict().items()}
-    found = {
-        "missing": wanted.keys() - state.keys(),
-        "unknown": state.keys() - wanted.keys(),
-        "of another shape": {
-            name for name in wanted.keys() & state.keys() if wanted[name] != state[name].shape
-        },
-    }
-    told = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in found.items() if names]
-    if told:
-        raise ExtractionError(f"the visual tensors of {model} are not Qwen-VL's: {'; '.join(told)}")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -13,15 +13,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from utils.commands import command, end_process, writable_folder
 
-from helper.miniature.decoder import DecoderRecipe, pretrain_decoder
-from helper.miniature.encoder import EncoderRecipe, caption_tokenizer, picture_processor, pretrain_encoder
-from helper.miniature.tokenizer import train_tokenizer
+if TYPE_CHECKING:
+    import torch
 
-STORED_DTYPE = torch.float16  # as LLaMA-2's own files; half the size in the repository
+    from helper.miniature.decoder import DecoderRecipe
+    from helper.miniature.encoder import EncoderRecipe
 
 
 def make_decoder(
@@ -31,6 +31,13 @@ def make_decoder(
 
     It is saved with every line of its log.
     """
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from helper.miniature.decoder import pretrain_decoder
+    from helper.miniature.tokenizer import train_tokenizer
+
+    stored_dtype = torch.float16  # as LLaMA-2's own files; half the size in the repository
     decoder = None
     if first_lesson > 1:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -41,8 +48,8 @@ def make_decoder(
 
     def save(decoder: torch.nn.Module) -> None:
         decoder.generation_config.do_sample = False
-        state = {name: tensor.to(STORED_DTYPE) for name, tensor in decoder.state_dict().items()}
-        decoder.config.dtype = STORED_DTYPE
+        state = {name: tensor.to(stored_dtype) for name, tensor in decoder.state_dict().items()}
+        decoder.config.dtype = stored_dtype
         decoder.save_pretrained(folder, state_dict=state)
 
     _, accuracy = pretrain_decoder(recipe, tokenizer, seed, log, save, decoder, first_lesson)
@@ -51,16 +58,30 @@ def make_decoder(
 
 def make_encoder(folder: Path, recipe: EncoderRecipe, seed: int, log: Callable[[str], None]) -> None:
     """Trains the CLIP into `folder`, with its image processor and caption tokenizer."""
+    import torch
+
+    from helper.miniature.encoder import caption_tokenizer, picture_processor, pretrain_encoder
+
     model, accuracy = pretrain_encoder(recipe, seed, log)
-    model.to(STORED_DTYPE).save_pretrained(folder)
+    model.to(torch.float16).save_pretrained(folder)
     picture_processor().save_pretrained(folder)
     caption_tokenizer().save_pretrained(folder)
     log(f"own caption picked among four that differ in one detail, held-out scenes: {accuracy:.3f}")
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = _parse(argv)
-    torch.set_num_threads(arguments.threads)
+    writable_folder(arguments.output, "--output")
+    import torch
+
+    from helper.miniature.decoder import DecoderRecipe
+    from helper.miniature.encoder import EncoderRecipe
+
+    if argv is None:  # the program: small gradients slow a CPU down, and this holds for the whole process
+        torch.set_flush_denormal(True)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     changes = {"steps": arguments.steps} if arguments.steps else {}
     if arguments.only in (None, "encoder"):
         folder = arguments.output / "tiny_clip"
@@ -110,11 +131,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--first_lesson", type=int, default=1, help="go on with the decoder in --output from here"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    # Small gradients of what is learnt slow a CPU down. This holds for the whole process: it is the program's affair.
-    torch.set_flush_denormal(True)
-    main()
+    end_process(main())

@@ -10,19 +10,22 @@ The same options and seed always give the same files; a world already there is k
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 
-from helper.miniature.published import write_layouts
 from helper.miniature.world import WorldSize, write_world
+from utils.commands import command, complain, end_process, writable_folder
 
 _FOLDERS = {"llava": Path("data/miniature"), "all": Path("data/layouts")}
 
 
-def main(argv: list[str] | None = None) -> None:
+@command
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m helper.make_tiny_world",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--layouts", choices=tuple(_FOLDERS), default="llava")
     parser.add_argument("--output", type=Path, help="default: data/miniature, or data/layouts for all")
@@ -33,15 +36,19 @@ def main(argv: list[str] | None = None) -> None:
     arguments = vars(parser.parse_args(argv))
     layouts, seed, records = (arguments.pop(name) for name in ("layouts", "seed", "records"))
     root = arguments.pop("output") or _FOLDERS[layouts]
+    writable_folder(root.parent, "--output")
     try:
         if layouts == "all":
+            from helper.miniature.published import write_layouts  # takes seconds: the library datasets
+
             written = write_layouts(root, records, seed)
         else:
             written = write_world(root, WorldSize(**arguments), seed)
     except (FileExistsError, ValueError) as error:
-        sys.exit(f"make_tiny_world: {error}")
+        return complain(error)
     print(f"{root}: {'drawn' if written else 'already there, kept'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    end_process(main())

@@ -14,6 +14,7 @@ FOUNDATION = {
     "utils.pictures",
     "utils.picture_damage",
     "utils.distributed",
+    "utils.hub",
     "utils.atomic",
     "utils.manifest",
     "utils.image_bytes",

@@ -40,7 +40,7 @@ def command(main: Callable[P, int | None]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs) or FINISHED
         except KeyboardInterrupt:
-            if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+            if _is_first():
                 print("\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr)
             return INTERRUPTED
         except UsageError as error:
@@ -54,8 +54,9 @@ def command(main: Callable[P, int | None]) -> Callable[P, int]:
 
 
 def complain(error: Exception | str) -> int:
-    """Say in one line what is wrong; returns the exit code of the user's mistakes."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    """Say in one line what is wrong, in the first of several processes; returns the exit code of a user's mistakes."""
+    if _is_first():
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return MISTAKE
 
 
@@ -97,3 +98,7 @@ def end_process(code: int) -> NoReturn:
         with suppress(OSError, ValueError):  # closed, or nobody reads it any more
             stream.flush()
     os._exit(code)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

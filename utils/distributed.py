@@ -12,23 +12,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import ModuleType
 from typing import TypeVar
-
-import numpy as np
-import torch
-import torch.distributed as dist
 
 T = TypeVar("T")
 
 
 def rank() -> int:
     """This process's number among all; until the group has started, the launcher's environment tells."""
-    return dist.get_rank() if _started() else int(os.environ.get("RANK", "0"))
+    return _group().get_rank() if _started() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if _started() else int(os.environ.get("WORLD_SIZE", "1"))
+    return _group().get_world_size() if _started() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
@@ -56,7 +53,7 @@ def is_main_process() -> bool:
 def barrier() -> None:
     """Wait for all processes; nothing to wait for where there is one."""
     if _started() and world_size() > 1:
-        dist.barrier()
+        _group().barrier()
 
 
 def everyone(value: T) -> list[T]:
@@ -64,7 +61,7 @@ def everyone(value: T) -> list[T]:
     if not _started() or world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size()
-    dist.all_gather_object(values, value)
+    _group().all_gather_object(values, value)
     return values
 
 
@@ -101,6 +98,8 @@ def initialise(use_cpu: bool = False, timeout: timedelta = timedelta(minutes=30)
     Has to happen before transformers' `TrainingArguments` are made: on a CPU those would start a group that
     DeepSpeed does not know of.
     """
+    import torch
+
     if use_cpu or not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in _single_process_environment().items():
@@ -116,7 +115,7 @@ def initialise(use_cpu: bool = False, timeout: timedelta = timedelta(minutes=30)
 def shut_down() -> None:
     """End the process group, if there is one."""
     if _started():
-        dist.destroy_process_group()
+        _group().destroy_process_group()
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -148,6 +147,9 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, numpy's and torch's global generators, with the same seed in every process."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -163,8 +165,13 @@ class _RankFilter(logging.Filter):
         return False
 
 
+def _group() -> ModuleType:
+    return sys.modules["torch.distributed"]
+
+
 def _started() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    """Whether there is a process group: where nobody has imported torch, there is none."""
+    return "torch.distributed" in sys.modules and _group().is_available() and _group().is_initialized()
 
 
 def _single_process_environment() -> dict[str, str]:

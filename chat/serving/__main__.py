@@ -1,16 +1,16 @@
 """Serve a checkpoint to OpenAI's clients: `python -m chat.serving --checkpoint_path FOLDER`."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import ipaddress
 import logging
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import uvicorn
+from typing import TYPE_CHECKING
 
 from chat.checkpoint_arguments import (
     add_checkpoint_arguments,
@@ -18,34 +18,35 @@ from chat.checkpoint_arguments import (
     positive,
 )
 from chat.image_store_arguments import add_image_store_arguments
-from chat.remote_images import RemoteImages
-from chat.sampling import Sampling, SamplingError
-from chat.served_session import LOOPBACK, add_address_arguments, listening_socket, load_session
-from chat.serving.app import build_app
-from chat.serving.desk import Serving
-from chat.serving.guard import KEY_VARIABLE, LOOPBACK_NAMES
+from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
+from chat.served_session import KEY_VARIABLE, LOOPBACK, add_address_arguments, listening_socket, load_session
 from chat.serving.limits import MEBIBYTE, Limits
-from chat.serving.pictures import Sources
-from chat.session import MAX_IMAGES, MAX_NEW_TOKENS
-from utils.distributed import configure_logging, get_logger
-from utils.model import CheckpointError
+from utils.commands import UsageError, command, end_process
 
-logger = get_logger(__name__)
+if TYPE_CHECKING:
+    from chat.sampling import Sampling
+    from chat.serving.desk import Serving
+
+logger = logging.getLogger("chat.serving")  # __name__ is __main__ where this file is the program
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
+    # Here, not above: they take seconds, which --help need not wait for.
+    import uvicorn
+
+    from chat.sampling import Sampling
+    from chat.serving.app import build_app
+    from utils.distributed import configure_logging
+
     configure_logging(logging.INFO)
-    try:
-        sampling = Sampling(parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty)
-        serving = _serving(parsed, sampling)
-        listening = listening_socket(parsed.host, parsed.port)  # before the model: it takes its time
-        session = load_session(parsed)
-    except (CheckpointError, SamplingError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    sampling = Sampling(parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty)
+    serving = _serving(parsed, sampling)
+    listening = listening_socket(parsed.host, parsed.port)  # before the model: it takes its time
+    session = load_session(parsed)
     if serving.key is None and parsed.host not in LOOPBACK:
         logger.warning("note: anybody who reaches %s may use this server; set %s", parsed.host, KEY_VARIABLE)
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
@@ -69,11 +70,19 @@ def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
         max_tokens=parsed.max_tokens,
         queue=parsed.queue,
     )
-    networks = [ipaddress.ip_network(each) for each in parsed.allow_networks]
+    from chat.remote_images import RemoteImages
+    from chat.serving.desk import Serving
+    from chat.serving.guard import LOOPBACK_NAMES
+    from chat.serving.pictures import Sources
+
+    try:
+        networks = [ipaddress.ip_network(each) for each in parsed.allow_networks]
+    except ValueError as error:
+        raise UsageError(f"--allow_networks: {error}") from error
     remote = RemoteImages(limits.image_bytes, networks=networks)
     folder = None if parsed.allow_images_in is None else Path(parsed.allow_images_in)
     if folder is not None and not folder.is_dir():
-        raise ValueError(f"--allow_images_in {folder}: there is no such folder")
+        raise UsageError(f"--allow_images_in {folder}: there is no such folder")
     return Serving(
         name=parsed.model_name or Path(parsed.checkpoint_path).resolve().name,
         limits=limits,
@@ -155,4 +164,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -9,9 +9,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from chat.serving.errors import ApiError, invalid
 from chat.serving.monitoring import Account
 
-KEY_VARIABLE = "VISUALCHAT_API_KEY"
-"""The environment variable that sets a key for the server or the page."""
-
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 _OPEN = ("/health", "/docs", "/openapi.json")

@@ -6,12 +6,13 @@ each.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import PIL.Image
 
 from eval.pictures import documents, puzzles, scenes
+from utils.commands import command, end_process, writable_folder
 
 FOLDER = Path(__file__).resolve().parent.parent / "eval_data" / "image"
 
@@ -55,14 +56,16 @@ def make(folder: Path) -> list[Path]:
     return paths
 
 
-def main() -> None:
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="where the PNG files go (default: %(default)s)"
     )
-    paths = make(parser.parse_args().folder)
+    paths = make(writable_folder(parser.parse_args(arguments).folder, "--folder"))
     print(f"drew {len(paths)} pictures, {sum(path.stat().st_size for path in paths) / 1024:.0f} KiB in all")
 
 
 if __name__ == "__main__":
-    main()
+    end_process(main())

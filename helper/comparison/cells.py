@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.atomic import atomic_write
+from utils.commands import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "training" / "training_scripts"
@@ -34,7 +35,7 @@ _VALUE = re.compile(r'^(?:\[ -n "\$\{(\w+):-\}" \] \|\| )?: "\$\{(\w+):=(.*?)\}"
 """A line of a script that gives a name its value, some of them only where another name has none."""
 
 
-class ComparisonError(Exception):
+class ComparisonError(UsageError):
     """A comparison that cannot go on; the message is one line and says what to do."""
 
 

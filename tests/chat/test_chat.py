@@ -11,6 +11,7 @@ import pytest
 
 from chat import chat
 from chat.checkpoint_arguments import contradictions, quantisation
+from chat.session import ChatSession
 from utils.model.checkpoint import save_trained_only
 
 ROOT = Path(chat.__file__).resolve().parent.parent
@@ -66,7 +67,7 @@ def test_mistakes_in_a_pipe(monkeypatch, capsys, checkpoint):
 
 
 def test_ctrl_c_ends_what_nobody_watches(monkeypatch, checkpoint):
-    monkeypatch.setattr(chat.ChatSession, "ask", lambda *args: interrupt())
+    monkeypatch.setattr(ChatSession, "ask", lambda *args: interrupt())
     assert talk(monkeypatch, checkpoint, ["What?"]) == chat.INTERRUPTED
 
 
@@ -103,7 +104,7 @@ def test_a_half_copied_checkpoint_is_one_line(checkpoint, tmp_path, capsys, dama
     folder = shutil.copytree(checkpoint, tmp_path / "broken")
     content = (folder / damaged).read_bytes()
     (folder / damaged).write_bytes(content[: len(content) // 2])
-    assert chat.main(["--checkpoint_path", str(folder), "--device_map", "cpu"]) == 1
+    assert chat.main(["--checkpoint_path", str(folder), "--device_map", "cpu"]) == 2
     message = capsys.readouterr().err
     assert message.splitlines()[-1].startswith(f"error: {folder}")
 
@@ -123,7 +124,7 @@ def test_a_broken_checkpoint_is_one_line(checkpoint, tmp_path, capsys, missing):
         for path in checkpoint.iterdir():
             if path.name != missing:
                 (folder / path.name).symlink_to(path)
-    assert chat.main(["--checkpoint_path", str(folder), "--device_map", "cpu"]) == 1
+    assert chat.main(["--checkpoint_path", str(folder), "--device_map", "cpu"]) == 2
     message = capsys.readouterr().err.strip()
     assert str(folder) in message
     assert len([line for line in message.splitlines() if line.startswith("error:")]) == 1

@@ -63,5 +63,5 @@ def test_a_set_of_2023_by_name_for_two_checkpoints(checkpoint, tmp_path, monkeyp
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
-    assert run(*arguments) == 1
+    assert run(*arguments) == 2
     assert message in capsys.readouterr().err

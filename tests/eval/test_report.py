@@ -91,13 +91,13 @@ def test_different_questions_under_one_name_are_refused(results, tmp_path, capsy
     content = json.loads((tmp_path / "b.json").read_text())
     content["answers"].pop()
     (tmp_path / "b.json").write_text(json.dumps(content))
-    assert report.main(results) == 1
+    assert report.main(results) == 2
     assert "answer different questions" in capsys.readouterr().err
 
 
 def test_files_that_are_no_results_are_named(tmp_path, capsys):
     (tmp_path / "x.json").write_text("[]")
-    assert report.main([str(tmp_path / "x.json")]) == 1
+    assert report.main([str(tmp_path / "x.json")]) == 2
     assert f"{tmp_path / 'x.json'}: not a file of results" in capsys.readouterr().err
 
 

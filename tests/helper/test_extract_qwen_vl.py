@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedConfig
 
-from helper.extract_qwen_vl import PREFIX, main
+from helper.extract_qwen_vl import main
+from helper.qwen_vl_encoder import PREFIX
 from utils.model.vision import encode_images, load_image_processor, load_vision_tower
 
 WIDTH, LAYERS, HEADS, MLP, OUTPUT, PATCH, SIDE, GRID = 24, 3, 4, 118, 256, 4, 24, 4

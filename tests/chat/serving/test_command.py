@@ -6,6 +6,7 @@ import threading
 import httpx
 import pytest
 
+from chat.sampling import Sampling
 from chat.served_session import listening_socket
 from chat.serving import __main__ as command
 from tests.chat.serving.conftest import GOLDEN, data_url, png, server_process, user
@@ -41,7 +42,7 @@ def test_its_address_and_its_requests_are_in_its_log(own_process):
     response = own_process.ask(messages=[user("What?", data_url(png(1)))], max_tokens=2)
     assert response.status_code == 200
     own_process.client.get("/health")
-    log = own_process.log.read_text().splitlines()  # it has answered since
+    log = own_process.log.read_text().splitlines()
     assert log.count(f"serving tiny at {own_process.url}/v1") == 1
     (line,) = [line for line in log if response.headers["x-request-id"] in line]
     assert line.startswith("POST /v1/chat/completions 200 in ") and "images 1" in line
@@ -93,7 +94,7 @@ def test_it_listens_on_this_machine_only_and_takes_its_key_from_the_environment(
     parsed = command._parser().parse_args(["--checkpoint_path", "runs/7b"])
     assert parsed.host == "127.0.0.1"
     monkeypatch.setenv(command.KEY_VARIABLE, "secret")
-    serving = command._serving(parsed, command.Sampling())
+    serving = command._serving(parsed, Sampling())
     assert (serving.key, serving.name, serving.sources.remote, serving.sources.folder) == (
         "secret",
         "7b",
@@ -105,5 +106,5 @@ def test_it_listens_on_this_machine_only_and_takes_its_key_from_the_environment(
         ["--checkpoint_path", "x", "--host", "0.0.0.0", "--allow_remote_images"]
     )
     monkeypatch.delenv(command.KEY_VARIABLE)
-    serving = command._serving(parsed, command.Sampling())
+    serving = command._serving(parsed, Sampling())
     assert serving.key is None and serving.hosts is None and serving.sources.remote is not None
