@@ -21,7 +21,7 @@ from benchmarks.layouts import Rows, many_layouts, mixture
 from benchmarks.turns import print_machine, product_speed, take_turns, timed
 from benchmarks.two_softmaxes import dense
 from utils.model.mmca import attend
-from utils.model.mmca_kernels import KERNELS, VARIABLE, kernel_for
+from utils.model.mmca_kernels import AUTO, KERNELS, MASKED, VARIABLE, States, kernel_for, prepare_kernel
 
 _SIZES = ["512+2", "256+4", "1024+4", "512+8", "256+8", "2048+8"]
 _SIZES_ON_GPU = ["1024+4", "2048+8", "4096+16", "256+8"]
@@ -60,6 +60,12 @@ class Case:
         ]
         self._grad = torch.randn(batch, length, shape.heads, shape.width, dtype=dtype, device=device)
         self._scaling = shape.width**-0.5
+
+    def prepare(self) -> str:
+        """Choose the kernel, as a decoder does before its layers; its name."""
+        query, _, value = self.states
+        prepare_kernel(States.of(query, value), query.device)
+        return kernel_for(self.layout, query, value)
 
     def ours(self) -> None:
         self._run(lambda *states: attend(self.layout, *states, self._scaling))
@@ -112,7 +118,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=["32x128", "32/8x128"] if on_gpu else _HEADS)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"] if on_gpu else ["float32"])
     parser.add_argument("--passes", nargs="+", default=["f", "fb"], choices=["f", "fb"])
-    parser.add_argument("--kernels", nargs="+", default=["auto"], choices=KERNELS)
+    parser.add_argument("--kernels", nargs="+", default=[AUTO], choices=[AUTO, *KERNELS, MASKED])
     parser.add_argument("--layouts", action="store_true", help="many layouts, against causal attention")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
@@ -152,6 +158,7 @@ def _print_case(
 ) -> float:
     """A line for each kernel; returns how many times faster than causal attention the slowest of them is."""
     case = Case(rows, Shape.of(shape), getattr(torch, dtype), arguments.device, backward)
+    used = {name: _with_kernel(name, case.prepare)() for name in arguments.kernels}
     contenders = {name: _with_kernel(name, case.ours) for name in arguments.kernels}
     contenders["causal"] = case.causal
     if arguments.dense:
@@ -162,10 +169,9 @@ def _print_case(
     medians = {name: statistics.median(values) * 1e3 for name, values in measured.items()}
     kept = {name: f"{case.kept(contenders[name]) / 1e6:.0f}" if backward else "-" for name in measured}
     for name in arguments.kernels:
-        used = _with_kernel(name, lambda: kernel_for(case.layout, case.states[0], case.states[2]))()
         ours, causal, dense_ = medians[name], medians["causal"], medians.get("dense")
         print(
-            f"| {shape} | {dtype} | {rows.name} | {'fb' if backward else 'f'} | {used}"
+            f"| {shape} | {dtype} | {rows.name} | {'fb' if backward else 'f'} | {used[name]}"
             f" | {ours:.2f} | {'-' if dense_ is None else f'{dense_:.1f}'} | {causal:.2f}"
             f" | {'-' if dense_ is None else f'{dense_ / ours:.1f}'} | {causal / ours:.2f}"
             f" | {case.operations / ours * 1e3 / speed:.0%}"

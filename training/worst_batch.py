@@ -107,7 +107,6 @@ class WorstBatch(TrainerCallback):
             lora=LoraSettings(**config.lora) if config.lora else None,
             gradient_checkpointing=args.gradient_checkpointing,
             accumulation=args.gradient_accumulation_steps,
-            on_gpu=args.device.type == "cuda",
         )
 
     def _steps(self) -> None:

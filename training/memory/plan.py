@@ -37,7 +37,6 @@ class Training:
     lora: LoraSettings | None = None
     gradient_checkpointing: bool = False
     accumulation: int = 1
-    on_gpu: bool = True
 
     @property
     def rows(self) -> int:
@@ -154,7 +153,7 @@ class Planner:
         keeps = training.sharding.stage < 2
         key = (training.gradient_checkpointing, batch, keeps)
         if key not in self._traces:
-            self._traces[key] = trace(self._model(training), batch, keeps, training.on_gpu)
+            self._traces[key] = trace(self._model(training), batch, keeps)
         return self._traces[key]
 
 

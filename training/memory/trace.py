@@ -5,7 +5,6 @@ are traced as they are. Weights are not counted here, and gradients of weights o
 in its own ways, see `states`).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from training.memory.shapes import ShapeRun
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.freezing import freeze
 from utils.model.lora import LoraSettings, inject_lora
-from utils.model.mmca_kernels import VARIABLE as ATTENTION_KERNEL
 
 PARTS = ("inputs", "encoder", "projector", "decoder", "head and loss", "backward", "other")
 
@@ -60,20 +58,18 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     enable()
 
 
-def trace(
-    model: VisualChatForConditionalGeneration, shape: BatchShape, keep_gradients: bool, on_gpu: bool = True
-) -> Activations:
+def trace(model: VisualChatForConditionalGeneration, shape: BatchShape, keep_gradients: bool) -> Activations:
     """A pass forward and backward over a batch of a shape.
 
     `keep_gradients`: those of weights stay until the end; else they are freed as soon as they are whole.
-    `on_gpu`: attention is computed as on a GPU, else as on a CPU.
+    Attention is computed by the kernel `masked`, which keeps the most.
     """
     run = ShapeRun()
     for tensor in (*model.parameters(), *model.buffers()):
         run.enter(tensor, "weights")
     weights = run.total
     hooks = [] if keep_gradients else list(_freed_gradients(model))
-    with run, _labels(model, run), _attention_of(on_gpu):
+    with run, _labels(model, run):
         with run.labelled("inputs"):
             batch = make_batch(
                 shape,
@@ -90,19 +86,6 @@ def trace(
     model.zero_grad(set_to_none=True)
     parts = {part: size for part, size in run.at_peak.items() if part != "weights" and size}
     return Activations(run.peak - weights, kept, parts)
-
-
-@contextmanager
-def _attention_of(gpu: bool) -> Iterator[None]:
-    """The kernel that a device would choose: on shapes, the CPU's could be chosen too."""
-    before = os.environ.get(ATTENTION_KERNEL)
-    if gpu and before is None:
-        os.environ[ATTENTION_KERNEL] = "masked"
-    try:
-        yield
-    finally:
-        if gpu and before is None:
-            del os.environ[ATTENTION_KERNEL]
 
 
 def _freed_gradients(model: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:

@@ -14,11 +14,14 @@ from .configuration_visual_chat import VisualChatConfig
 from .freezing import freeze
 from .loading import CheckpointError
 from .lora import LoraSettings
+from .mmca_fused import FUSED
+from .mmca_kernels import register_kernel
 from .modeling_visual_chat import VisualChatForConditionalGeneration, VisualChatModel
 from .open_clip_vision import OpenClipVisionModel
 from .processing_visual_chat import VisualChatProcessor
 from .qwen_vit import QwenVisionModel
 
+register_kernel("fused", FUSED)  # here, because its C++ does not travel inside checkpoints
 AutoConfig.register(QwenVisionConfig.model_type, QwenVisionConfig)
 AutoConfig.register(OpenClipVisionConfig.model_type, OpenClipVisionConfig)
 AutoModel.register(QwenVisionConfig, QwenVisionModel)

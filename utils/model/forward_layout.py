@@ -8,13 +8,14 @@ import torch
 from transformers import Cache, PreTrainedConfig
 
 from .images_beside import NO_MASK
+from .mmca_kernels import prepare_layout
 from .mmca_layout import Layout, build_layout
 
 
 def layout_of_forward(
     config: PreTrainedConfig,
     kinds: torch.Tensor,
-    queries: int,
+    embedded: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
     cache: Cache | None,
@@ -22,9 +23,10 @@ def layout_of_forward(
 ) -> Layout | None:
     """The decoder's argument `mmca_layout`, or None where the decoder's own rule has to be asked.
 
-    config: the decoder's. kinds: [B, K]. attention_mask: [B, K] or None; then position_ids [B, Q] that restart
-    are conversations side by side. image_tokens: among the K keys, where it is known.
+    config: the decoder's. kinds: [B, K]. embedded: [B, Q, D]. attention_mask: [B, K] or None; then position_ids
+    [B, Q] that restart are conversations side by side. image_tokens: among the K keys, where it is known.
     """
+    queries = embedded.shape[1]
     cached = 0 if cache is None else cache.get_seq_length()
     if (
         config._attn_implementation != "mmca"
@@ -46,7 +48,9 @@ def layout_of_forward(
         begins = torch.nn.functional.pad(steps != 1, (1, 0))
         begins = None if on_cpu and not bool(begins.any()) else begins
     known = image_tokens if not on_cpu and not cached else None
-    return build_layout(kinds, queries, valid, begins, known)
+    layout = build_layout(kinds, queries, valid, begins, known)
+    prepare_layout(layout, config, embedded.device, embedded.dtype)
+    return layout
 
 
 def no_mask(device: torch.device) -> torch.Tensor:

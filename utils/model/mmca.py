@@ -28,7 +28,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .images_beside import ImagesBeside
-from .mmca_kernels import attend_by_kernel
+from .mmca_flex import FLASH, FLEX
+from .mmca_kernels import attend_by_kernel, register_kernel
 from .mmca_layout import Layout
 from .mmca_masked import MaskedLayout, attend_masked, build_masked_layout
 from .mmca_visibility import Visibility, visibility
@@ -127,6 +128,8 @@ def _attention_function(joint: bool):
     return attention
 
 
+register_kernel("flash", FLASH)
+register_kernel("flex", FLEX)
 for _name, _joint in {"mmca": False, "cross": True}.items():
     AttentionInterface.register(_name, _attention_function(_joint))
     AttentionMaskInterface.register(_name, visibility)

@@ -7,6 +7,7 @@ more it is less than causal attention keeps.
 
 import ctypes
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,12 +16,11 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .compiled_library import compiled_library
+from .mmca_kernels import Kernel, States
 from .mmca_layout import Layout
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 DTYPES = (torch.float32, torch.bfloat16)
-
-_AT_HAND = SOURCE.is_file()  # the copy of this package in a checkpoint has no C++ beside it, and does without
 
 # What the C++ takes, `Call` there: eight tensors by address and three strides, four addresses of what is kept for
 # the backward pass, nine of the layout, nine counts, the scaling and whether the numbers are bfloat16.
@@ -28,18 +28,53 @@ _CALL = struct.Struct("=" + "Qqqq" * 8 + "Q" * 4 + "Q" * 9 + "q" * 9 + "fi")
 _NONE = (0, 0, 0, 0)
 
 
-def fused_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether such tensors can be computed here, if the library can be compiled: `attend_fused` finds that out.
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A layout as the C++ reads it: counts, and where a CPU's memory has its places and borders.
 
-    What follows torch's own functions from outside (torch.compile, torch.func, forward gradients, dispatch modes)
-    would not see this one.
+    text_rows, other_rows: how many queries there are of either kind. image_top: the first text row that sees an image;
+    text_rows where none does. text_alone: all queries are text, and no image is among the keys. addresses: of rows,
+    others, own, text and image keys, and the borders of both bands.
+    """
+
+    text_rows: int
+    other_rows: int
+    image_top: int
+    text_alone: bool
+    addresses: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layout: Layout) -> "Memory":
+        """Valid while the layout lives. Raises ValueError for places that are out of order."""
+        places = layout.rows, layout.others, layout.own, layout.text_keys, layout.image_keys
+        borders = layout.text.start, layout.text.stop, layout.image.start, layout.image.stop
+        for each in places + borders:
+            if each.dtype != torch.long or not each.is_contiguous() or (each.numel() and each[-1] < 0):
+                raise ValueError(
+                    "a layout's places and borders must be whole numbers in order; is image_tokens right?"
+                )
+        return cls(
+            layout.rows.numel(),
+            layout.others.numel(),
+            int((layout.image.stop == layout.image.start).cumprod(0).sum()),
+            not layout.others.numel() and not layout.image_keys.numel(),
+            tuple(each.data_ptr() for each in places + borders),
+        )
+
+
+def why_not_fused(states: States) -> str | None:
+    """Why the kernel cannot compute such states, or None; whether there is a compiler, its self-test finds out."""
+    if states.device != "cpu" or states.dtype not in DTYPES or states.width != states.value_width:
+        return "it needs a CPU, float32 or bfloat16, and values as wide as queries"
+    return None
+
+
+def is_plain(query: torch.Tensor) -> bool:
+    """Whether nothing follows torch's functions from outside (torch.compile, torch.func, forward gradients, dispatch
+    modes, tensors of other kinds): it would not see this one.
     """
     return (
-        _AT_HAND
-        and query.device.type == "cpu"
-        and query.dtype in DTYPES
-        and query.shape[-1] == value.shape[-1]
-        and type(query) in (torch.Tensor, torch.nn.Parameter)
+        type(query) in (torch.Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._functorch.is_functorch_wrapped_tensor(query)
@@ -76,12 +111,13 @@ class _Attention(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         _, heads, _, width = query.shape
-        rows, top = layout.text_rows, layout.image_top
+        memory = layout.prepared(Memory.of)
+        rows, top = memory.text_rows, memory.image_top
         result = _like(query)
         image = query.new_empty(rows - top, heads, width) if top < rows else None
         lse = query.new_empty(2, heads, rows, dtype=torch.float32)
         if (
-            layout.text_alone and query.transpose(1, 2).is_contiguous()
+            memory.text_alone and query.transpose(1, 2).is_contiguous()
         ):  # they are in memory as they are wanted
             asked, text, written = query.transpose(1, 2), result, (0, 0)
         else:
@@ -157,9 +193,10 @@ def _run(
     """Call the function of the forward (0) or the backward pass (1); given: the call's fields before the layout's."""
     _, heads, queries, width = query.shape
     _, shared, keys, _ = key.shape
-    counts = layout.text_rows, layout.other_rows, layout.image_top, heads, shared, queries, keys, width
+    memory = layout.prepared(Memory.of)
+    counts = memory.text_rows, memory.other_rows, memory.image_top, heads, shared, queries, keys, width
     is_half = key.dtype == torch.bfloat16
-    call = _CALL.pack(*given, *layout.addresses, *counts, torch.get_num_threads(), scaling, is_half)
+    call = _CALL.pack(*given, *memory.addresses, *counts, torch.get_num_threads(), scaling, is_half)
     if _functions()[which](call):
         raise MemoryError("no memory is left for attention's blocks of keys; use shorter rows")
 
@@ -193,3 +230,6 @@ def _heads_later(states: torch.Tensor) -> tuple[int, ...]:
 
 def _address(states: torch.Tensor | None) -> int:
     return 0 if states is None else states.data_ptr()
+
+
+FUSED = Kernel(why_not_fused, Memory.of, attend_fused, runs_in=is_plain, for_text=True)

@@ -1,33 +1,133 @@
-"""Which kernel computes multi-modal causal attention: chosen by device and size, or named by the user.
+"""Which kernel computes multi-modal causal attention: chosen by device and number type, or named by the user.
 
-The environment variable VISUALCHAT_ATTENTION_KERNEL names one of `KERNELS` for all devices; "auto" chooses. A
-kernel that cannot do what is asked (training through a kernel that is forward only, say) is passed over, and
-one line in the log says so.
+Kernels register here, the preferred ones first; `masked` computes whatever no kernel takes. The environment variable
+VISUALCHAT_ATTENTION_KERNEL names one for all devices; "auto" chooses.
+
+A kernel is compiled and tested before the decoder's layers are entered (`prepare_kernel`), and never within one. A
+layer under gradient checkpointing runs twice, and both times must do the same: tensors that a test inside it saved
+for its own backward pass would be taken for the layer's. Layers only look up what was chosen.
 """
 
 import logging
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
-from .mmca_flex import attend_by_flex, has_flash_attn
-from .mmca_fused import attend_fused, fused_takes
 from .mmca_layout import Layout, build_layout
-from .mmca_masked import attend_masked
-from .mmca_pieces import attend_in_pieces, takes_pieces
+from .mmca_masked import attend_masked, masked_form
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "VISUALCHAT_ATTENTION_KERNEL"
-KERNELS = ("auto", "fused", "pieces", "flash", "flex", "masked")
+AUTO, MASKED = "auto", "masked"
 
-_WORTH_A_CALL = 2e6
-"""Multiplications and additions that a kernel does in the time that it takes to call it: some 20 us on a core."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""How far a kernel may be from `masked` in its self-test, relative to the largest number."""
 
-_TRIED_TO = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.02}
-"""How far a kernel may be from the masked one where it is tried, relative to the largest number."""
+
+@dataclass(frozen=True)
+class States:
+    """What the choice depends on, of queries [B, H, Q, D], keys [B, Hkv, K, D] and values [B, Hkv, K, Dv]."""
+
+    device: str
+    dtype: torch.dtype
+    group: int  # H / Hkv
+    width: int
+    value_width: int
+
+    @classmethod
+    def of(cls, query: torch.Tensor, value: torch.Tensor) -> "States":
+        group = query.shape[1] // max(value.shape[1], 1)
+        return cls(query.device.type, query.dtype, group, query.shape[3], value.shape[3])
+
+    @classmethod
+    def of_config(cls, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> "States | None":
+        """Those that a decoder makes of embeddings of this type (autocast has one of its own), or None where its
+        configuration does not say.
+        """
+        heads = getattr(config, "num_attention_heads", None)
+        width = getattr(config, "head_dim", None)
+        if not isinstance(heads, int) or not (width or getattr(config, "hidden_size", None)):
+            return None
+        width = width or config.hidden_size // heads
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return cls(device.type, dtype, heads // shared, width, width)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute attention under a layout.
+
+    why_not: the reason why it cannot compute such states, or None. prepare: makes of a layout what `attend` needs.
+    attend: (layout, query, key, value, scaling), query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+    runs_in: whether it can in a context that only the layer knows. for_text: it is the fastest for text alone too.
+    """
+
+    why_not: Callable[[States], str | None]
+    prepare: Callable[[Layout], object]
+    attend: Callable[..., torch.Tensor]
+    runs_in: Callable[[torch.Tensor], bool] = lambda query: True
+    for_text: bool = False
+
+
+KERNELS: dict[str, Kernel] = {}
+
+_chosen: dict[tuple[str, States], str] = {}
+
+
+def register_kernel(name: str, kernel: Kernel) -> None:
+    """Offer a kernel; of those that can compute something, the first registered does."""
+    KERNELS[name] = kernel
+
+
+def prepare_kernel(states: States | None, device: torch.device) -> str:
+    """Choose the kernel for such states: compile and test it where that was not done. Call it outside of layers.
+
+    Raises ValueError where the user names a kernel that there is not.
+    """
+    wanted = os.environ.get(VARIABLE) or AUTO
+    if wanted not in (AUTO, MASKED, *KERNELS):
+        raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join((AUTO, *KERNELS, MASKED))}")
+    if states is None:
+        return MASKED
+    if (wanted, states) not in _chosen:
+        _chosen[wanted, states] = _choose(wanted, states, device)
+    return _chosen[wanted, states]
+
+
+def prepare_layout(
+    layout: Layout, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Choose the kernel of a decoder for embeddings on a device, and make what it needs of a layout."""
+    name = prepare_kernel(States.of_config(config, device, dtype), device)
+    kernel = KERNELS.get(name) if layout.queries > 1 else None
+    if not layout.is_causal or (kernel and kernel.for_text):
+        layout.prepared(kernel.prepare if kernel else masked_form)
+
+
+def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float = 0.0) -> str:
+    """The name of the kernel for these tensors; "causal" where there is nothing but plain text."""
+    wanted = os.environ.get(VARIABLE) or AUTO
+    name = _chosen.get((wanted, States.of(query, value)), MASKED)
+    plain = layout.is_causal and not dropout
+    kernel = KERNELS.get(name)
+    if (
+        kernel is None
+        or dropout  # no kernel knows it
+        or layout.queries == 1  # for a single query, moving keys costs more than it saves
+        or (plain and not kernel.for_text)
+        or not kernel.runs_in(query)
+    ):
+        return "causal" if plain else MASKED
+    return name
 
 
 def attend_by_kernel(
@@ -46,143 +146,72 @@ def attend_by_kernel(
             query, key, value, scale=scaling, is_causal=True, enable_gqa=grouped
         )
         return out.transpose(1, 2).contiguous()
-    if name == "fused":
-        return attend_fused(layout, query, key, value, scaling)
-    if name == "pieces":
-        return attend_in_pieces(layout, layout.plan, query, key, value, scaling)
-    if name in ("flash", "flex"):
-        return attend_by_flex(layout, query, key, value, scaling, flash=name == "flash")
-    return attend_masked(layout.masked, query, key, value, scaling, dropout)
+    if name == MASKED:
+        return attend_masked(layout.prepared(masked_form), query, key, value, scaling, dropout)
+    return KERNELS[name].attend(layout, query, key, value, scaling)
 
 
-def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float = 0.0) -> str:
-    """The name of the kernel for these tensors; "causal" where there is nothing but plain text."""
-    wanted = os.environ.get(VARIABLE) or "auto"
-    if wanted not in KERNELS:
-        raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join(KERNELS)}")
-    if wanted == "auto":
-        return _automatic(layout, query, value, dropout)
-    if layout.is_causal and wanted != "fused" and not dropout:
-        return "causal"
-    if wanted != "masked" and (reason := _hindrance(wanted, query, value, dropout)):
-        _say_once(f"{VARIABLE}={wanted}: {reason}; using masked")
-        return "masked"
-    return wanted
-
-
-def _automatic(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float) -> str:
-    plain = layout.is_causal and not dropout
-    if layout.queries == 1:  # for a single query, moving keys costs more than it saves
-        return "causal" if plain else "masked"
-    if not dropout and fused_takes(query, value) and not (query.dtype == torch.bfloat16 and _has_tiles()):
-        reason = _tried_fused(query, value)
-        if not reason:
-            return "fused"
-        _say_once(f"attention does without its fused kernel, which is the fastest on a CPU: {reason}")
-    if plain:
-        return "causal"
-    if query.device.type == "cuda":
-        for name in ("flash", "flex") if has_flash_attn() else ("flex",):
-            reason = _hindrance(name, query, value, dropout)
-            if not reason:
+def _choose(wanted: str, states: States, device: torch.device) -> str:
+    for name, kernel in KERNELS.items() if wanted == AUTO else ():
+        if kernel.why_not(states) is None:
+            error = _self_test_error(kernel, states, device)
+            if error is None:
                 return name
-            _say_once(f"attention does without {name}: {reason}")
-        return "masked"
-    if _hindrance("pieces", query, value, dropout):
-        return "masked"
-    calls = len(layout.plan.text_calls) + len(layout.plan.image_calls)
-    operations = 4 * layout.plan.pairs * query.shape[1] * query.shape[3]
-    return "pieces" if operations >= calls * _WORTH_A_CALL else "masked"
+            _warn_once(f"attention is computed without the kernel {name}, which is faster: {error}")
+    if wanted in KERNELS:
+        reason = KERNELS[wanted].why_not(states) or _self_test_error(KERNELS[wanted], states, device)
+        if reason is None:
+            return wanted
+        _warn_once(f"{VARIABLE}={wanted}: {reason}; using {MASKED}")
+    return MASKED
 
 
-def _hindrance(name: str, query: torch.Tensor, value: torch.Tensor, dropout: float) -> str | None:
-    """Why a kernel cannot compute this; None where it can."""
-    if dropout:
-        return "it knows no dropout"
-    if name == "pieces":
-        return None if takes_pieces(query, value) else "it needs a CPU, and values as wide as queries"
-    if name == "fused":
-        if fused_takes(query, value):
-            return _tried_fused(query, value)
-        return "it needs its C++ beside it, a CPU, float32 or bfloat16, values as wide as queries, no torch.compile"
-    if name == "flash" and not has_flash_attn():
-        return "the package flash-attn is not installed"
-    trains = torch.is_grad_enabled() and query.requires_grad
-    if query.device.type == "cpu" and (name == "flash" or (name == "flex" and trains)):
-        return "it trains on GPUs only"
-    heads = query.shape[1], value.shape[1]
-    return _tried(name, query.device, query.dtype, *heads, query.shape[3], value.shape[3])
+def _self_test_error(kernel: Kernel, states: States, device: torch.device) -> str | None:
+    """What goes wrong with a kernel on a little of everything: packed text and images, both passes.
 
-
-@lru_cache(maxsize=1)
-def _has_tiles() -> bool:
-    """Whether this CPU multiplies tiles of bfloat16 (AMX), as torch's kernels do, many times faster than float32."""
-    return torch.cpu._is_amx_tile_supported()
-
-
-def _tried_fused(query: torch.Tensor, value: torch.Tensor) -> str | None:
-    """What it computes does not depend on how many heads there are, so few are tried."""
-    (_, heads, _, width), shared = query.shape, value.shape[1]
-    return _tried("fused", query.device, query.dtype, 2 * heads // shared, 2, width, width)
-
-
-@lru_cache(maxsize=32)
-def _tried(
-    name: str, device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int, wide: int
-) -> str | None:
-    """What goes wrong when a kernel is tried on a little of everything: packed text and images, both passes.
-
-    Compilers and installed packages differ between machines; an answer that is wrong or an error must not be
-    found out in training.
+    Compilers and installed packages differ between machines; an answer that is wrong or an error must not be found out
+    in training. A thread of its own knows nothing of the caller's autocast, inference mode, or hooks on saved tensors.
     """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_self_test, kernel, states, device).result()
+
+
+def _self_test(kernel: Kernel, states: States, device: torch.device) -> str | None:
     try:
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            pairs = _tries(name, device, dtype, heads, shared, width, wide)
-    except (
-        Exception
-    ) as error:  # compilers raise errors of many kinds; whatever it is, another kernel can do it
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        pairs = _compare(kernel, states, device)
+    except Exception as error:  # of any kind: compilers raise many, and `masked` can always go on
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0]}"
     for ours, theirs in pairs:
         error = float((ours - theirs).detach().float().abs().max() / theirs.detach().float().abs().max())
-        if not error <= _TRIED_TO[dtype]:
+        if not error <= _TOLERANCE[states.dtype]:
             return f"its results are off by {error:.1e}"
     return None
 
 
-def _tries(
-    name: str, device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int, wide: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What a kernel finds, beside what the masked one finds: the result and, where it trains, the gradients."""
+def _compare(kernel: Kernel, states: States, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What a kernel finds, beside what `masked` finds: the result and the gradients."""
     kinds = torch.zeros(2, 400, dtype=torch.long, device=device)
     kinds[:, 50:180], kinds[0, 300:310] = 1, 1
     begins = torch.zeros_like(kinds).bool()
     begins[1, 200] = True
     layout = build_layout(kinds, 400, begins=begins)
-    trains = name == "fused" or device.type != "cpu"
     generator = torch.Generator("cpu").manual_seed(0)
-    states = [
-        torch.randn(2, count, 400, size, generator=generator, dtype=torch.float32, device="cpu")
-        .to(device, dtype)
-        .requires_grad_(trains)
-        for count, size in ((heads, width), (shared, width), (shared, wide))
+    heads = 2 * states.group, states.width
+    given = [
+        torch.randn(2, count, 400, width, generator=generator, dtype=torch.float32, device="cpu")
+        .to(device, states.dtype)
+        .requires_grad_()
+        for count, width in (heads, (2, states.width), (2, states.value_width))
     ]
-    with torch.set_grad_enabled(trains):
-        if name == "fused":
-            found = attend_fused(layout, *states, None)
-        else:
-            found = attend_by_flex(layout, *states, None, flash=name == "flash")
-        wanted = attend_masked(layout.masked, *states)
-        pairs = [(found, wanted)]
-        if trains:
-            grads = (torch.autograd.grad(out.float().square().sum(), states) for out in pairs[0])
-            pairs += zip(*grads, strict=True)
-    return pairs
+    found = kernel.attend(layout, *given, None)
+    wanted = attend_masked(masked_form(layout), *given)
+    grads = (torch.autograd.grad(out.float().square().sum(), given) for out in (found, wanted))
+    return [(found, wanted), *zip(*grads, strict=True)]
 
 
-_said: set[str] = set()
-
-
-def _say_once(line: str) -> None:
-    if line not in _said:
-        _said.add(line)
-        logger.warning(line)
+@lru_cache(maxsize=32)
+def _warn_once(line: str) -> None:
+    logger.warning(line)

@@ -7,14 +7,25 @@ All is tensor arithmetic without a loop over tokens; nothing waits for the devic
 tokens is known beforehand.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 
-from .mmca_blocks import BlockMask, band_blocks
-from .mmca_masked import MaskedLayout, build_masked_layout
-from .mmca_plan import Band, Plan, make_plan
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Which keys each of T queries sees: those from start [T] up to, without, stop [T]. Both never decrease."""
+
+    start: torch.Tensor
+    stop: torch.Tensor
+
+    def to(self, device: torch.device) -> "Band":
+        return Band(self.start.to(device), self.stop.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +52,7 @@ class Layout:
     whole: bool
 
     def __getstate__(self) -> dict[str, object]:
-        """For copies: without what was found out about this one, addresses above all."""
+        """For copies: without what kernels have made of this one, addresses of memory above all."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
@@ -49,76 +60,11 @@ class Layout:
         """Whether this is plain causal attention: text alone, a conversation in each row, no padding."""
         return self.whole and not self.image_keys.numel() and self.queries == self.kinds.shape[1]
 
-    @cached_property
-    def plan(self) -> Plan:
-        """Cut into pieces for kernels without masks."""
-        return make_plan(self.rows, self.text, self.image)
-
-    @cached_property
-    def text_rows(self) -> int:
-        """T, the number of text queries."""
-        return self.rows.numel()
-
-    @cached_property
-    def other_rows(self) -> int:
-        """The number of the other queries."""
-        return self.others.numel()
-
-    @cached_property
-    def image_top(self) -> int:
-        """The first of the rows that sees an image; their number where none does."""
-        return int((self.image.stop == self.image.start).cumprod(0).sum())
-
-    @cached_property
-    def text_alone(self) -> bool:
-        """Whether all queries are text, and no image is among the keys."""
-        return not self.other_rows and not self.image_keys.numel()
-
-    @cached_property
-    def addresses(self) -> tuple[int, ...]:
-        """Where a CPU's memory has rows, others, own, text and image keys, and the borders of both bands."""
-        places = self.rows, self.others, self.own, self.text_keys, self.image_keys
-        borders = self.text.start, self.text.stop, self.image.start, self.image.stop
-        for each in places + borders:
-            if each.dtype != torch.long or not each.is_contiguous() or (each.numel() and each[-1] < 0):
-                raise ValueError(
-                    "a layout's places and borders must be whole numbers in order; is image_tokens right?"
-                )
-        return tuple(each.data_ptr() for each in places + borders)
-
-    @cached_property
-    def own_are_images(self) -> bool:
-        """Whether the queries without a softmax are the image tokens, all of them and no padding."""
-        same = self.own.shape == self.image_keys.shape
-        return same and (self.own.is_meta or torch.equal(self.own, self.image_keys))
-
-    @cached_property
-    def text_blocks(self) -> BlockMask:
-        """What the rows see of the text, in blocks for FlexAttention."""
-        return band_blocks(self.text, self.text_keys.numel())
-
-    @cached_property
-    def image_blocks(self) -> BlockMask:
-        """What the rows see of the images, in blocks for FlexAttention."""
-        return band_blocks(self.image, self.image_keys.numel())
-
-    @cached_property
-    def conversations(self) -> tuple[torch.Tensor, int]:
-        """Where the text of each conversation begins, and the last ends, [C + 1] int32; and the longest's length."""
-        begins = self.text.start.unique_consecutive()
-        borders = torch.cat([begins, begins.new_tensor([self.rows.numel()])]).int()
-        return borders, int(borders.diff().max())
-
-    @cached_property
-    def masked(self) -> MaskedLayout:
-        """The same in padded rows with masks, which pays for short rows."""
-        keys = self.kinds.shape[1]
-        places = torch.arange(self.kinds.numel(), device=self.kinds.device).view_as(self.kinds)
-        asking = places[:, keys - self.queries :, None]  # [B, Q, 1]
-        seen = (places[:, None] <= asking) & (places[:, None] >= self.first[:, keys - self.queries :, None])
-        if self.valid is not None:
-            seen &= self.valid[:, None] & self.valid[:, keys - self.queries :, None]
-        return build_masked_layout(seen[:, None], self.kinds)
+    def prepared(self, make: Callable[["Layout"], T]) -> T:
+        """What a kernel makes of this layout, made once."""
+        if make not in self._prepared:
+            self._prepared[make] = make(self)
+        return self._prepared[make]
 
     def to(self, device: torch.device) -> "Layout":
         """On another device, where a model is spread over several; moved once to each."""
@@ -132,6 +78,10 @@ class Layout:
             }
             self._elsewhere[device] = Layout(**moved)
         return self._elsewhere[device]
+
+    @cached_property
+    def _prepared(self) -> dict[Callable[["Layout"], object], object]:
+        return {}
 
     @cached_property
     def _elsewhere(self) -> "dict[torch.device, Layout]":

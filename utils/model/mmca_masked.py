@@ -2,14 +2,16 @@
 
 Image tokens ask nobody, so only text tokens have queries here; and each softmax reads its own keys only. The
 layout names the positions to move together. Rows are computed side by side, which pays where they are short;
-where they are long, masks cost more than they save (see `mmca_pieces`). Sliding windows, static caches and
-"cross", which has one softmax over both kinds, are computed here alone.
+where they are long, masks cost more than they save. Sliding windows, static caches, dropout and "cross", which has
+one softmax over both kinds, are computed here alone.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+
+from .mmca_layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,17 @@ class MaskedLayout:
             return self
         readings = tuple(reading.to(device) for reading in self.readings)
         return MaskedLayout(_moved(self.queries, device), readings, _moved(self.own_keys, device))
+
+
+def masked_form(layout: Layout) -> MaskedLayout:
+    """A layout of borders in padded rows with masks."""
+    first = layout.kinds.shape[1] - layout.queries  # the first query, among the keys
+    places = torch.arange(layout.kinds.numel(), device=layout.kinds.device).view_as(layout.kinds)
+    asking = places[:, first:, None]  # [B, Q, 1]
+    seen = (places[:, None] <= asking) & (places[:, None] >= layout.first[:, first:, None])
+    if layout.valid is not None:
+        seen &= layout.valid[:, None] & layout.valid[:, first:, None]
+    return build_masked_layout(seen[:, None], layout.kinds)
 
 
 def build_masked_layout(visible: torch.Tensor, kinds: torch.Tensor, joint: bool = False) -> MaskedLayout:

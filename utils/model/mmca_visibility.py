@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from .mmca_kernels import States, prepare_kernel
 from .mmca_layout import Layout, build_layout
 from .mmca_masked import MaskedLayout, build_masked_layout
 
@@ -83,4 +84,9 @@ def visibility(*, allow_is_causal_skip: bool = True, **rule: Any) -> Visibility 
     """
     rule.setdefault("device", "cpu")
     known = Visibility(**rule)
-    return known if known.is_plain() and not torch.compiler.is_compiling() else known.mask()
+    if not known.is_plain() or torch.compiler.is_compiling():
+        return known.mask()
+    config, device, dtype = rule.get("config"), torch.device(rule["device"]), rule.get("dtype")
+    if config is not None and dtype is not None:  # here, for the layers that come may be checkpointed
+        prepare_kernel(States.of_config(config, device, dtype), device)
+    return known

@@ -130,7 +130,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
             layout = layout_of_forward(
                 self.language_model.config,
                 mm_token_type_ids.to(inputs_embeds.device),
-                inputs_embeds.shape[1],
+                inputs_embeds,
                 attention_mask,
                 position_ids,
                 cache,

@@ -97,7 +97,7 @@ def test_a_step_on_shapes_takes_what_the_real_one_does(settings):
         values["packed"],
     )
     model = meta_model(made, values["dtype"], values["lora"], values["checkpointing"])
-    foretold = trace(model, shape, keep_gradients=True, on_gpu=False)
+    foretold = trace(model, shape, keep_gradients=True)
     real = measured(made, values["dtype"], values["lora"], values["checkpointing"], shape)
     assert foretold.peak == pytest.approx(real, rel=0.05)
     assert sum(foretold.parts.values()) == foretold.peak

@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from utils.model import LoraSettings, build_visual_chat, mmca_fused
+from utils.model import LoraSettings, build_visual_chat
 from utils.model.checkpoint import CheckpointError, load_checkpoint, save_full, save_trained_only
+from utils.model.mmca_kernels import VARIABLE
 
 ROOT = Path(__file__).parents[3]
 
@@ -175,7 +176,7 @@ def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, re
     inputs = inputs_for(model_and_processor[1])
     torch.save(inputs, tmp_path / "inputs.pt")
     if where == "alone":  # attention's C++ does not travel: the bits are those of the kernels that do
-        monkeypatch.setattr(mmca_fused, "_AT_HAND", False)
+        monkeypatch.setenv(VARIABLE, "masked")
     torch.save(logits_of(*model_and_processor), tmp_path / "logits.pt")
     code = ELSEWHERE.format(inputs=f"torch.load({str(tmp_path / 'inputs.pt')!r})")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

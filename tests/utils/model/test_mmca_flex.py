@@ -1,15 +1,11 @@
 """The kernel for GPUs, as far as a CPU can hold it to its promises: its blocks, and its forward, compiled."""
 
-import logging
-
 import pytest
 import torch
 
-from utils.model import mmca_kernels
-from utils.model.mmca_blocks import BLOCK, band_blocks
-from utils.model.mmca_kernels import VARIABLE, attend_by_kernel, kernel_for
-from utils.model.mmca_layout import build_layout
-from utils.model.mmca_plan import Band
+from utils.model.mmca_flex import BLOCK, attend_by_flex, band_blocks
+from utils.model.mmca_layout import Band, build_layout
+from utils.model.mmca_masked import attend_masked, masked_form
 
 
 def random_layout(seed, length=700):
@@ -65,49 +61,11 @@ def test_a_row_that_sees_nothing_makes_no_block_whole():
 
 
 @pytest.mark.slow
-def test_compiled_forward_equals_the_masked_kernel(monkeypatch):
+def test_compiled_forward_equals_the_masked_kernel():
     layout = random_layout(0, length=400)
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, heads, 400, 32) for heads in (4, 2, 2))
-    outs = {}
-    for kernel in ("flex", "masked"):
-        monkeypatch.setenv(VARIABLE, kernel)
-        with torch.no_grad():
-            assert kernel_for(layout, query, value) == kernel
-            outs[kernel] = attend_by_kernel(layout, query, key, value)
-    torch.testing.assert_close(outs["flex"], outs["masked"], atol=1e-5, rtol=1e-5)
-
-
-def test_training_on_a_cpu_goes_on_with_another_kernel_and_one_line(monkeypatch, caplog):
-    layout = random_layout(0)
-    query, _, value = (torch.randn(2, 2, 700, 16, requires_grad=True) for _ in range(3))
-    monkeypatch.setenv(VARIABLE, "flex")
-    monkeypatch.setattr(mmca_kernels, "_said", set())
-    with caplog.at_level(logging.WARNING):
-        assert {kernel_for(layout, query, value) for _ in range(3)} == {"masked"}
-    assert len(caplog.records) == 1 and "trains on GPUs only" in caplog.text
-
-
-def test_flash_attn_is_asked_for_where_it_is_not_installed(monkeypatch, caplog):
-    layout = random_layout(0)
-    query = torch.randn(2, 2, 700, 16)
-    monkeypatch.setenv(VARIABLE, "flash")
-    monkeypatch.setattr(mmca_kernels, "has_flash_attn", lambda: False)
-    monkeypatch.setattr(mmca_kernels, "_said", set())
-    with caplog.at_level(logging.WARNING):
-        assert kernel_for(layout, query, query) == "masked"
-    assert "flash-attn is not installed" in caplog.text
-
-
-def test_a_kernel_that_fails_when_tried_is_left_alone(monkeypatch):
-    """Whatever a compiler raises, and results that are wrong."""
-
-    def broken(*args, **kwargs):
-        raise RuntimeError("no such instruction\nmore")
-
-    monkeypatch.setattr(mmca_kernels, "attend_by_flex", broken)
-    given = ("flex", torch.device("cpu"), torch.float32, 2, 2, 16, 16)
-    assert mmca_kernels._tried.__wrapped__(*given) == "RuntimeError: no such instruction"
-    wrong = lambda layout, query, *rest, **kwargs: torch.zeros(2, 400, 2, 16)  # noqa: E731
-    monkeypatch.setattr(mmca_kernels, "attend_by_flex", wrong)
-    assert "off by" in mmca_kernels._tried.__wrapped__(*given)
+    with torch.no_grad():
+        found = attend_by_flex(layout, query, key, value, None)
+        wanted = attend_masked(masked_form(layout), query, key, value)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils.model import mmca_fused, mmca_kernels
 from utils.model.compiled_library import CompileError, compiled_library
 from utils.model.mmca_fused import SOURCE, attend_fused
-from utils.model.mmca_kernels import attend_by_kernel, kernel_for
+from utils.model.mmca_kernels import States, attend_by_kernel, kernel_for, prepare_kernel
 from utils.model.mmca_layout import build_layout
-from utils.model.mmca_masked import attend_masked
+from utils.model.mmca_masked import attend_masked, masked_form
 
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 MACHINES = ("native", *(("haswell", "x86-64") if IS_X86 else ()))  # vectors of 16, 8 and 4 numbers on x86
@@ -68,7 +68,16 @@ def fused(layout, *given):
 
 
 def exact(layout, *given):
-    return attend_masked(layout.masked, *(each.double() for each in given))
+    return attend_masked(masked_form(layout), *(each.double() for each in given))
+
+
+def prepare(query, value):
+    return prepare_kernel(States.of(query, value), query.device)
+
+
+def self_test():
+    states = States("cpu", torch.float32, 2, 32, 32)
+    return mmca_kernels._self_test_error(mmca_kernels.KERNELS["fused"], states, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -261,9 +270,7 @@ def test_another_default_type_changes_nothing():
     torch.set_default_dtype(torch.bfloat16)
     try:
         found = fused(layout, *given), *torch.autograd.grad(fused(layout, *given).sum(), given)
-        assert (
-            mmca_kernels._tried.__wrapped__("fused", torch.device("cpu"), torch.float32, 4, 2, 32, 32) is None
-        )
+        assert self_test() is None
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found[0] * (wanted[0] != 0), wanted[0])
@@ -274,27 +281,33 @@ def test_copies_of_a_layout_know_their_own_memory():
     given = states(layout)
     out = fused(layout, *given)
     for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):
-        assert other.addresses != layout.addresses
+        memory = (each.prepared(mmca_fused.Memory.of).addresses for each in (other, layout))
+        assert next(memory) != next(memory)
         assert torch.equal(fused(other, *given), out)
 
 
-def test_what_looks_on_from_outside_is_left_to_other_kernels():
+def test_what_looks_on_from_outside_is_left_to_another_kernel():
     layout = build_layout(spans((0, 400), (1, 400), (0, 400))[None], 1200)
     query, _, value = (each.detach() for each in states(layout, heads=8, shared=8, width=64))
+    assert prepare(query, value) == "fused"
     with torch.autograd.forward_ad.dual_level():
-        assert kernel_for(layout, query, value) == "pieces"
+        assert kernel_for(layout, query, value) == "masked"
     kinds = []
     torch.func.vmap(lambda query: kinds.append(kernel_for(layout, query, value)) or query)(query[None])
     with FlopCounterMode(display=False):
         kinds.append(kernel_for(layout, query, value))
-    assert kinds == ["pieces", "pieces"] and kernel_for(layout, query, value) == "fused"
+    assert kinds == ["masked", "masked"] and kernel_for(layout, query, value) == "fused"
 
 
-def test_it_is_tried_in_inference_and_under_autocast_as_well():
-    """The first forward of a process may be either, and what is found then is kept."""
-    given = "fused", torch.device("cpu"), torch.float32, 4, 2, 32, 32
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert mmca_kernels._tried.__wrapped__(*given) is None
+def test_the_self_test_knows_nothing_of_its_caller():
+    """The first forward of a process may be in inference, under autocast or within hooks on saved tensors."""
+    saved = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda each: saved.append(each) or each, lambda each: each
+    )
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), hooks, FlopCounterMode(display=False):
+        assert self_test() is None
+    assert not saved
 
 
 def test_without_a_compiler_attention_does_without_it_and_says_so_once(monkeypatch, caplog):
@@ -303,16 +316,15 @@ def test_without_a_compiler_attention_does_without_it_and_says_so_once(monkeypat
 
     layout = build_layout(spans((0, 400), (1, 400), (0, 400))[None], 1200)
     query, key, value = states(layout, heads=8, shared=8, width=64)
+    prepare(query, value)
     expected = attend_by_kernel(layout, query, key, value)
     monkeypatch.setattr(mmca_fused, "_functions", no_compiler)
-    monkeypatch.setattr(mmca_kernels, "_said", set())
-    mmca_kernels._tried.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            assert {kernel_for(layout, query, value) for _ in range(3)} == {"pieces"}
-            torch.testing.assert_close(attend_by_kernel(layout, query, key, value), expected)
-    finally:
-        mmca_kernels._tried.cache_clear()
+    monkeypatch.setattr(mmca_kernels, "_chosen", {})
+    mmca_kernels._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for given in (query, query.bfloat16()):
+            assert prepare(given, value) == "masked" == kernel_for(layout, given, value)
+        torch.testing.assert_close(attend_by_kernel(layout, query, key, value), expected)
     assert len(caplog.records) == 1 and "no C++ compiler is installed" in caplog.text
 
 
