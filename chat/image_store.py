@@ -20,6 +20,7 @@ from chat.opened_images import OpenedImage
 from chat.state_files import StateFiles
 from chat.state_tiers import Limits, StateTiers
 from utils.distributed import get_logger
+from utils.model.decoder import longest_dialogue
 from utils.model.image_states import ImageStates, ImageStatesMaker, NotReusable
 
 logger = get_logger(__name__)
@@ -168,7 +169,7 @@ class ImageStore:
     @torch.inference_mode()
     def _compute(self, images: Sequence[OpenedImage]) -> list[ImageStates]:
         pixels = self._processor.pixel_values(images).to(self.maker.device, self._model.dtype)
-        return self.maker.compute(self._model.get_image_features(pixels).to(self._model.dtype))
+        return self.maker.compute(self._model.get_image_features(pixels).pooler_output.to(self._model.dtype))
 
 
 def store_if_possible(
@@ -190,7 +191,7 @@ def store_if_possible(
         return None
     if not store.serves(model):
         raise ValueError("the image store is another model's; make one with this model and this processor")
-    tokens = min(tokens, getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokens)
+    tokens = longest_dialogue(model.config, tokens)
     if store.reach < tokens:
         logger.info(
             "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"

@@ -20,6 +20,7 @@ from chat.reading import readings
 from chat.sampling import Sampling
 from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.model.checkpoint import load_checkpoint
+from utils.model.decoder import longest_dialogue
 
 
 class ChatError(ValueError):
@@ -86,8 +87,7 @@ class ChatSession:
         self.processor = processor
         self.max_images = max_images
         self.max_new_tokens = max_new_tokens
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_seq_len = min(max_seq_len, positions or max_seq_len)
+        self.max_seq_len = longest_dialogue(model.config, max_seq_len)
         self.system = system
         self.turns: tuple[Turn, ...] = ()
         self.statistics: tuple[RoundStatistics, ...] = ()

@@ -1,7 +1,7 @@
 """Answers to dialogues, computed in batches: all dialogues advance together, round by round."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -19,6 +19,7 @@ from eval.batch_reading import BatchPrompt, BatchReader
 from eval.batch_whole import WholeBatchReader
 from eval.dialogues import EvalDataError, EvalDialogue
 from utils.conversation import Conversation, Image, Turn
+from utils.model.decoder import longest_dialogue
 
 History = Literal["generated", "reference"]
 
@@ -29,7 +30,8 @@ _OPENED = 256  # images in memory, encoded
 class GenerationSettings:
     """How answers are generated.
 
-    `max_seq_len` counts a whole dialogue's tokens, images included. `history` is what a later round of a
+    `max_seq_len` counts a whole dialogue's tokens, images included; it is lowered to what the decoder's positions
+    reach. `history` is what a later round of a
     dialogue sees as the answers before it: the model's own (as in a chat), or the references.
     """
 
@@ -73,10 +75,10 @@ class DialogueRunner:
     ) -> None:
         self._model = model.eval()
         self._processor = processor
-        self._settings = settings
+        self._settings = replace(settings, max_seq_len=longest_dialogue(model.config, settings.max_seq_len))
         self._eos = eos_token_ids(model, processor)
         self.image_store = (
-            store_if_possible(self._model, processor, settings.max_seq_len, shared=image_store)
+            store_if_possible(self._model, processor, self._settings.max_seq_len, shared=image_store)
             if keep_images
             else None
         )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from training.arguments import DataArguments
 from utils.data import (
@@ -18,6 +18,7 @@ from utils.data.bad_data import BAD_SAMPLES
 from utils.data.cache import use_cache_folder
 from utils.data.encode import PictureFeatures
 from utils.distributed import get_logger
+from utils.model.decoder import longest_dialogue
 
 logger = get_logger(__name__)
 
@@ -48,18 +49,33 @@ def read_parts(arguments: DataArguments, seed: int, bad: BadRecords) -> tuple[Mi
     return split_dataset(dataset, arguments.data_train_split_ratio, seed)
 
 
+def longest_conversation(arguments: DataArguments, decoder: PreTrainedConfig) -> int:
+    """The tokens of a conversation at most: `--max_seq_len`, or the decoder's positions where they are fewer."""
+    longest = longest_dialogue(decoder, arguments.max_seq_len)
+    if longest < arguments.max_seq_len:
+        logger.warning(
+            "the decoder has %s positions, fewer than --max_seq_len %s: conversations have at most %s tokens",
+            f"{longest:,}",
+            f"{arguments.max_seq_len:,}",
+            f"{longest:,}",
+        )
+    return longest
+
+
 def make_rows(
     part: Mixture,
     processor: ProcessorMixin,
     arguments: DataArguments,
     seed: int,
     features: PictureFeatures | None = None,
+    longest: int | None = None,
 ) -> TolerantDataset | PackedDataset:
     """What a batch is made of: a conversation a row, or with `--packing` several side by side.
 
-    `features` of pictures stand in the place of their pixels.
+    `features` of pictures stand in the place of their pixels; `longest` is `longest_conversation`, without which
+    conversations have `--max_seq_len` tokens at most.
     """
-    encoded = EncodedDataset(part, processor, arguments.max_seq_len, features=features)
+    encoded = EncodedDataset(part, processor, longest or arguments.max_seq_len, features=features)
     conversations = TolerantDataset(encoded)
     if not arguments.packing:
         return conversations

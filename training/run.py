@@ -16,7 +16,7 @@ from training.arguments import DataArguments, ModelArguments, UsageError
 from training.callbacks import ProgressReporter
 from training.checkpoints import ResumeError, remove_results, require_free, resume_folder
 from training.command_line import parse_arguments
-from training.data import bad_records, make_rows, read_parts
+from training.data import bad_records, longest_conversation, make_rows, read_parts
 from training.debug import dump_samples
 from training.ds_configs.own_config import mismatches_named
 from training.output_lock import OutputInUseError, reserved
@@ -149,9 +149,10 @@ def train(
     if data_arguments.cache_vision_features:
         parts, workers = (training_part, evaluation_part), arguments.dataloader_num_workers
         features = store_features(model, processor, parts, arguments.device, workers)
+    longest = longest_conversation(data_arguments, model.config)
 
     def rows(part: Mixture) -> TolerantDataset | PackedDataset:
-        return make_rows(part, processor, data_arguments, arguments.seed, features)
+        return make_rows(part, processor, data_arguments, arguments.seed, features, longest)
 
     learned = rows(training_part)
     if data_arguments.data_debug_path and is_main_process():

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from inspect import signature
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,10 @@ from chat.serving.responses import Model, ModelList, model, models
 from chat.session import ChatSession
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
+
+_NEWER = "allow_private_network" in signature(CORSMiddleware).parameters
+_PRIVATE_NETWORK = {"allow_private_network": True} if _NEWER else {}
+"""Pages of the internet may ask a server on the visitor's own machine; an older Starlette never forbids it."""
 
 
 def build_app(session: ChatSession, serving: Serving) -> FastAPI:
@@ -45,6 +50,7 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
     started = int(time.time())
     schema: dict[str, Any] = {}
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="that the server is up, and how busy it is; needs no key")
     async def health() -> dict[str, str | int]:
         return {"status": "ok", **desk.load()}
@@ -102,6 +108,7 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
+            **_PRIVATE_NETWORK,
         )
     app.add_middleware(Monitor, metrics=metrics)
     return app

@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import ProcessorMixin
+from transformers import AutoConfig, PreTrainedConfig, ProcessorMixin
 
 from training.arguments import DataArguments, ModelArguments
 from training.command_line import model_and_data
-from training.data import make_rows, read_parts
+from training.data import longest_conversation, make_rows, read_parts
 from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.commands import UsageError, writable_folder
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
@@ -31,16 +31,19 @@ def check(flags: argparse.Namespace) -> int:
     path = Path(flags.report or Path(flags.output_dir, _REPORT))
     writable_folder(path.parent, "--report" if flags.report else "--output_dir")
     workers = cores() if flags.check_workers is None else flags.check_workers
-    processor = _processor(model_arguments)
+    processor, decoder = _processor_and_decoder(model_arguments)
     bad = BadRecords(max_fraction=1, path=path.with_name(BAD_SAMPLES))
     # Weights say how often a record comes; here each comes once.
     once = dataclasses.replace(data_arguments, dataset_weights=[1.0])
     parts = _read(once, flags.seed, bad)
-    measured = measure(parts, processor, data_arguments.max_seq_len, workers)
+    longest = longest_conversation(data_arguments, decoder)
+    measured = measure(parts, processor, longest, workers)
     bad.extend(measured.bad)
     bad.write()
     verdict = _verdict(bad, data_arguments, is_empty=not (parts and len(parts[0])))
-    rows = make_rows(parts[0], processor, data_arguments, flags.seed) if parts and len(parts[0]) else None
+    rows = None
+    if parts and len(parts[0]):
+        rows = make_rows(parts[0], processor, data_arguments, flags.seed, longest=longest)
     packed = rows if isinstance(rows, PackedDataset) else None
     write_report(
         Report(
@@ -53,7 +56,7 @@ def check(flags: argparse.Namespace) -> int:
             verdict=verdict,
             accounts=parts[0].accounts if parts else {},
             measured=measured,
-            max_seq_len=data_arguments.max_seq_len,
+            max_seq_len=longest,
             packed_rows=len(packed) if packed else None,
             packed_fill=packed.fill if packed else 0.0,
         ),
@@ -63,11 +66,12 @@ def check(flags: argparse.Namespace) -> int:
     return 1 if verdict else 0
 
 
-def _processor(arguments: ModelArguments) -> ProcessorMixin:
+def _processor_and_decoder(arguments: ModelArguments) -> tuple[ProcessorMixin, PreTrainedConfig]:
+    """The processor, and the decoder's configuration; no weights are read."""
+    language_model = arguments.lm_model_name_or_path
     try:
-        return build_processor(
-            arguments.lm_model_name_or_path, arguments.vision_model_name_or_path, arguments.projector
-        )
+        processor = build_processor(language_model, arguments.vision_model_name_or_path, arguments.projector)
+        return processor, AutoConfig.from_pretrained(language_model)
     except (OSError, ValueError) as error:  # as in training: not found, no network, not such a model
         raise UsageError(f"tokenizer and image processor cannot be made: {error}") from error
 

@@ -11,8 +11,9 @@ absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac }
 local_or_name() { if [ -e "$1" ]; then absolute "$1"; else echo "$1"; fi }  # a folder here, or a hub name
 own_data_or_name() {  # a published name stays one where a folder is called so, as in a folder of all data
     case "$1" in
-        *.json | *.jsonl | *.parquet) local_or_name "$1" ;;
-        *) if [ -e "$1/state.json" ] || [ -e "$1/dataset_dict.json" ]; then absolute "$1"; else echo "$1"; fi ;;
+        */* | *.*) local_or_name "$1" ;;
+        *) if [ -e "$1/state.json" ] || [ -e "$1/dataset_dict.json" ] || compgen -G "$1/*.parquet" >/dev/null
+           then absolute "$1"; else echo "$1"; fi ;;
     esac
 }
 
@@ -128,8 +129,15 @@ fi
 DATA_PATH="$(absolute "$DATA_PATH")"
 OUTPUT_DIR="$(absolute "$OUTPUT_DIR")"
 DATASET_WORDS=()
-for WORD in $DATASETS; do
-    DATASET_WORDS+=("$(own_data_or_name "$WORD")")
+# shellcheck disable=SC2206 # a list of words
+WORDS=($DATASETS)
+while [ "${#WORDS[@]}" -gt 0 ]; do  # as many words as are the name of a file or folder together, which may hold spaces
+    COUNT="${#WORDS[@]}"
+    until [ "$COUNT" -eq 1 ] || [ -e "${WORDS[*]:0:COUNT}" ] || [ -e "$DATA_PATH/${WORDS[*]:0:COUNT}" ]; do
+        COUNT=$((COUNT - 1))
+    done
+    DATASET_WORDS+=("$(own_data_or_name "${WORDS[*]:0:COUNT}")")
+    WORDS=("${WORDS[@]:COUNT}")
 done
 LM_MODEL="$(local_or_name "$LM_MODEL")"
 VISION_MODEL="$(local_or_name "$VISION_MODEL")"

@@ -115,8 +115,8 @@ class EncodedDataset(Dataset):
         turns = int((encoded.turn_ends <= self.max_seq_len).sum())
         if turns == 0:
             raise conversation.error(
-                f"its first turn takes {encoded.turn_ends[0]} tokens, more than --max_seq_len"
-                f" {self.max_seq_len}; raise that, or take the record out"
+                f"its first turn takes {encoded.turn_ends[0]} tokens, more than --max_seq_len {self.max_seq_len}"
+                " (at most the decoder's positions); raise that, or take the record out"
             )
         end = encoded.turn_ends[turns - 1]
         labels = encoded.labels[:end]

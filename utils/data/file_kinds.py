@@ -1,9 +1,20 @@
-"""Files that are not what their name says, told from their first bytes."""
+"""Files as bytes, unpacked where they are gzip, and those that are not what their name says."""
 
+import gzip
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.data.spec import DataError
+
+FETCH = "fetch it again"
+"""What to do about a published file that is damaged."""
+
+REWRITE = "write it again"
+"""What to do about a file of one's own that is damaged."""
+
+READ_ERRORS = (OSError, EOFError, zlib.error)
+"""What reading a file raises, packed or not."""
 
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as some editors write it
 _KINDS = {
@@ -14,16 +25,26 @@ _KINDS = {
     b"PAR1": "a parquet file: name it .parquet",
     b"ARROW1": "an Arrow file: hand over the folder that `datasets` saved",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
-    b"<": "a web page or XML, mostly an error message saved under the file's name: fetch the file again",
+    b"<": "a web page or XML, mostly an error message saved under the file's name: {remedy}",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"\xff\xd8\xff": "a JPEG picture: hand over the annotation file",
     b"\x89PNG": "a PNG picture: hand over the annotation file",
-    b"\0": "full of zero bytes, a download that was begun and not finished: fetch it again",
+    b"\0": "full of zero bytes, a download that was begun and not finished: {remedy}",
 }
 
 
-def refuse_other_kinds(path: Path, file: BinaryIO) -> int:
+def is_packed(path: Path) -> bool:
+    """Whether a file is gzip by its name."""
+    return path.suffix.lower() == ".gz"
+
+
+def open_unpacked(path: Path) -> BinaryIO:
+    """The bytes of a file, of one named .gz what is packed in it."""
+    return gzip.open(path) if is_packed(path) else path.open("rb")
+
+
+def refuse_other_kinds(path: Path, file: BinaryIO, remedy: str = FETCH) -> int:
     """How many bytes the byte order mark of a text file takes, 0 or 3.
 
     Raises `DataError` for an empty file and for one whose first bytes say that it is no JSON text.
@@ -32,8 +53,8 @@ def refuse_other_kinds(path: Path, file: BinaryIO) -> int:
     mark = len(_MARK) if beginning.startswith(_MARK) else 0
     text = beginning[mark:].lstrip()
     if not text:
-        raise DataError(f"{path} is empty; fetch it again")
+        raise DataError(f"{path} is empty; {remedy}")
     for signature, kind in _KINDS.items():
         if text.startswith(signature):
-            raise DataError(f"{path} is {kind}")
+            raise DataError(f"{path} is {kind.format(remedy=remedy)}")
     return mark

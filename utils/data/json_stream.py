@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from utils.data.cache import in_units
-from utils.data.file_kinds import refuse_other_kinds
+from utils.data.file_kinds import FETCH, READ_ERRORS, is_packed, open_unpacked, refuse_other_kinds
 from utils.data.spec import DataError
 
 _CHUNK = 1 << 20  # bytes
@@ -41,9 +41,12 @@ class JsonStream:
     All methods raise `DataError`, which names file, byte and line, where the text is not what they expect.
     """
 
-    def __init__(self, path: Path, advance: Callable[[int], None] = lambda count: None) -> None:
-        """`advance` is told how many bytes were read."""
+    def __init__(
+        self, path: Path, advance: Callable[[int], object] = lambda count: None, remedy: str = FETCH
+    ) -> None:
+        """`advance` is told how many bytes were read; `remedy` is what messages advise for a damaged file."""
         self.path = path
+        self.remedy = remedy
         self._advance = advance
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._scanner = json.JSONDecoder(object_pairs_hook=self._object)
@@ -54,10 +57,10 @@ class JsonStream:
 
     def __enter__(self) -> "JsonStream":
         try:
-            self._file = self.path.open("rb")
-            mark = refuse_other_kinds(self.path, self._file)
-            _refuse_cut_off(self.path)
-        except OSError as error:
+            self._file = open_unpacked(self.path)
+            mark = refuse_other_kinds(self.path, self._file, remedy=self.remedy)
+            _refuse_cut_off(self.path, self.remedy)
+        except READ_ERRORS as error:
             raise DataError(f"cannot read {self.path} ({error})") from error
         self._bytes_read = self._file.seek(mark)
         return self
@@ -124,6 +127,11 @@ class JsonStream:
                     self._values += 1
                     return Value(value, text, self._repeated)
 
+    def skip_comma(self) -> None:
+        """Pass over a comma, where one is next."""
+        if self.peek() == ",":
+            self._place += 1
+
     def skip(self) -> None:
         """Pass over a value, however large, a part at a time."""
         opening = self.peek()
@@ -152,7 +160,7 @@ class JsonStream:
     def _error_at(self, byte: int, message: str) -> DataError:
         return DataError(
             f"{self.path} is damaged at byte {byte:,} (line {_line(self.path, byte):,}, after"
-            f" {self._values:,} values): {message}; fetch it again, or repair it"
+            f" {self._values:,} values): {message}; {self.remedy}, or repair it"
         )
 
     def _key(self) -> str:
@@ -187,7 +195,7 @@ class JsonStream:
         except UnicodeDecodeError as error:
             byte = self._bytes_read - pending + error.start
             raise self._error_at(byte, "the text is not UTF-8; save it as UTF-8") from error
-        except OSError as error:
+        except READ_ERRORS as error:
             raise DataError(f"cannot read {self.path} ({error})") from error
         self._bytes_read += len(chunk)
         self._advance(len(chunk))
@@ -205,17 +213,17 @@ class JsonStream:
 def _line(path: Path, byte: int) -> int:
     """The line of a byte, from 1: counted when it is asked for, which is once at most."""
     lines = 1
-    with path.open("rb") as file:
+    with open_unpacked(path) as file:
         while byte > 0 and (chunk := file.read(min(_CHUNK, byte))):
             lines += chunk.count(b"\n")
             byte -= len(chunk)
     return lines
 
 
-def _refuse_cut_off(path: Path) -> None:
+def _refuse_cut_off(path: Path, remedy: str) -> None:
     """Find out at once that a large file was not fetched whole, not when minutes have gone into reading it."""
     size = path.stat().st_size
-    if size < 1 << 26:
+    if size < 1 << 26 or is_packed(path):
         return  # reading it takes no time, and tells more
     with path.open("rb") as file:
         file.seek(size - 4096)
@@ -223,5 +231,5 @@ def _refuse_cut_off(path: Path) -> None:
     if ending[-1:] not in (b"]", b"}"):
         raise DataError(
             f"{path} is cut off: after {size:,} bytes it ends with {ending[-20:]!r}, not with ] or }};"
-            " fetch it again"
+            f" {remedy}"
         )

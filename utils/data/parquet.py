@@ -6,17 +6,30 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from utils.data.file_kinds import FETCH
 from utils.data.spec import DataError
 
 _BATCH_ROWS = 64  # rows with pictures in them are large
 _BUFFER = 1 << 20  # bytes of a column that are read at a time, rather than all of a row group's
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a file is parquet by its name."""
+    return path.suffix.lower() == ".parquet"
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if is_parquet(path))
+
+
 class ParquetSource:
     """A parquet file. Raises `DataError` that names it where it cannot be read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remedy: str = FETCH) -> None:
+        """`remedy` is what messages advise for a damaged file."""
         self.path = path
+        self.remedy = remedy
         try:
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
@@ -55,5 +68,5 @@ class ParquetSource:
     def error(self, reason: object) -> DataError:
         """An error about this file."""
         return DataError(
-            f"{self.path} is no sound parquet file ({' '.join(str(reason).split())}); fetch it again"
+            f"{self.path} is no sound parquet file ({' '.join(str(reason).split())}); {self.remedy}"
         )

@@ -81,7 +81,7 @@ class RecordSet:
 
     def _opened(self, part: Part, bad: BadRecords | None) -> Sequence[dict[str, Any]]:
         try:
-            return open_records(located(part, self.data_path), part.key)
+            return open_records(located(part, self.data_path), part.key, is_own=not part.origin)
         except DataError as error:
             if bad is None:
                 raise

@@ -1,4 +1,7 @@
-"""The records of JSON files as texts, one after the other."""
+"""The records of JSON files as texts, one after the other.
+
+Published files have one shape each, which is known. Of a file of one's own the shape is looked up in it.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -6,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.data.cache import in_units
-from utils.data.file_kinds import refuse_other_kinds
+from utils.data.file_kinds import FETCH, READ_ERRORS, REWRITE, open_unpacked, refuse_other_kinds
 from utils.data.json_stream import JsonStream, Value
 from utils.data.spec import DataError
 
 _LONGEST_LINE = 1 << 27  # bytes
+_LINES = (".jsonl", ".ndjson")
+_MESSAGES = ("conversations", "messages")  # a record of one's own has one of these keys
 
 
 @dataclass(frozen=True)
@@ -22,15 +27,18 @@ class RecordText:
     problem: str | None = None
 
 
-def read_json(path: Path, advance: Callable[[int], object], key: str | None = None) -> Iterator[RecordText]:
+def read_json(
+    path: Path, advance: Callable[[int], object], key: str | None = None, remedy: str = FETCH
+) -> Iterator[RecordText]:
     """The items of a JSON list, or the values of an object with their keys as "id".
 
     Args:
         key: the list or object is found under this key of the file's one object, which must have it once.
+        remedy: what messages advise for a damaged file.
 
     Raises `DataError` where the file is not such JSON, at whatever record that shows.
     """
-    with JsonStream(path, advance) as stream:
+    with JsonStream(path, advance, remedy) as stream:
         if key is None:
             yield from _records(stream)
         else:
@@ -54,11 +62,13 @@ def read_json(path: Path, advance: Callable[[int], object], key: str | None = No
         stream.end()
 
 
-def read_json_lines(path: Path, advance: Callable[[int], object]) -> Iterator[RecordText]:
+def read_json_lines(
+    path: Path, advance: Callable[[int], object], remedy: str = FETCH
+) -> Iterator[RecordText]:
     """The lines of a file that are not blank; a line that is no JSON is a record with a problem."""
     try:
-        with path.open("rb") as file:
-            file.seek(refuse_other_kinds(path, file))
+        with open_unpacked(path) as file:
+            file.seek(refuse_other_kinds(path, file, remedy))
             number = 0
             while line := file.readline(_LONGEST_LINE):
                 number += 1
@@ -67,8 +77,67 @@ def read_json_lines(path: Path, advance: Callable[[int], object]) -> Iterator[Re
                 advance(len(line))
                 if not line.isspace():
                     yield _line(line, number)
-    except OSError as error:
+    except READ_ERRORS as error:
         raise DataError(f"cannot read {path} ({error})") from error
+
+
+def read_own(path: Path, advance: Callable[[int], object]) -> Iterator[RecordText]:
+    """The records of a JSON file of one's own, in whichever of the usual shapes it is.
+
+    A list; one record a line, or one behind the other; a single record; an object of records by their ids; a
+    list or an object of them under one key, as `{"data": [...]}`. A comma behind a record does no harm.
+
+    Raises `DataError` for records under several keys, and as `read_json` does.
+    """
+    with JsonStream(path, remedy=REWRITE) as stream:
+        opening = stream.peek()
+        is_lines = opening != "[" and any(end.lower() in _LINES for end in path.suffixes[-2:])
+        key, is_single = (None, False) if is_lines or opening != "{" else _shape_of_object(stream)
+    if is_lines:
+        yield from read_json_lines(path, advance, REWRITE)
+    elif is_single:
+        with JsonStream(path, advance, REWRITE) as stream:
+            while stream.peek():
+                yield _record(stream.value())
+                stream.skip_comma()
+    else:
+        yield from read_json(path, advance, key, REWRITE)
+
+
+def _shape_of_object(stream: JsonStream) -> tuple[str | None, bool]:
+    """Of an object, under which key its records are, if they are under one, and whether it is a record itself."""
+    keys: list[str] = []
+    is_by_id = False
+    for name in stream.members():
+        opening = stream.peek()
+        if name in _MESSAGES:
+            return None, True
+        if opening == "[":
+            holds_records = False
+            for place, _ in enumerate(stream.items()):
+                value = stream.value().value
+                holds_records = holds_records or (place == 0 and _is_record(value))
+            keys += [name] * holds_records
+        elif opening == "{":
+            holds_records = False
+            for place, inner in enumerate(stream.members()):
+                is_by_id = is_by_id or inner in _MESSAGES
+                value = stream.value().value
+                holds_records = holds_records or (place == 0 and _is_record(value))
+            if is_by_id:
+                return None, False
+            keys += [name] * holds_records
+        else:
+            stream.skip()
+    if len(keys) > 1:
+        raise DataError(
+            f"{stream.path} holds records under {_listed(keys)}: write those to learn from into a file of their own"
+        )
+    return (keys[0] if keys else None), False
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, dict) and any(key in value for key in _MESSAGES)
 
 
 def _records(stream: JsonStream) -> Iterator[RecordText]:
@@ -96,7 +165,7 @@ def _record(value: Value, name: str | None = None) -> RecordText:
 
 def _line(line: bytes, number: int) -> RecordText:
     try:
-        text = line.decode()
+        text = line.decode().strip().removesuffix(",")
         is_object = isinstance(json.loads(text), dict)
     except UnicodeDecodeError as error:
         return RecordText(None, False, f"line {number:,} is not UTF-8 ({error.reason} at byte {error.start})")

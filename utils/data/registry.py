@@ -1,5 +1,6 @@
 """The datasets that `--dataset_names` knows, a row each, and files of one's own."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from utils.data.adapters.mimicit import (
 )
 from utils.data.adapters.sparkles import sparkles_dialogue
 from utils.data.adapters.vqa import aokvqa, ocr_vqa
+from utils.data.parquet import parquet_files
 from utils.data.spec import DataError, DatasetSpec, Part
 
 _COCO = "http://images.cocodataset.org/zips"
@@ -126,26 +128,37 @@ _ROWS = (
 
 DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 
-_OWN_ENDINGS = (".json", ".jsonl", ".parquet")
+_OWN_ENDINGS = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
+_OWN_KINDS = (
+    ".json, .jsonl or .ndjson (each also as .gz), .parquet,"
+    " a folder of .parquet files or one that `datasets` saved"
+)
 _SAVED_FOLDER = ("state.json", "dataset_dict.json")  # what `datasets` writes into the folders it saves
 
 
 def find_specs(names: Sequence[str], image_folder: str | Path | None = None) -> list[DatasetSpec]:
     """The rows of `names`, and a row of its own for each path of a file of records.
 
-    A file of one's own ends in .json, .jsonl or .parquet, or is a folder that `datasets` has saved; it is taken
-    as given, or below the data folder. Its pictures are below `image_folder`, without that beside it.
+    A file of one's own ends in .json, .jsonl, .ndjson (or these and .gz) or .parquet, or is a folder of .parquet
+    files or one that `datasets` has saved; it is taken as given, or below the data folder. Its pictures are below
+    `image_folder`, without that beside it.
 
-    Raises `DataError` for a name that is unknown or given twice, and for an image folder that nothing uses.
+    Raises `DataError` for a name that is unknown or given twice, for a path of another kind, and for an image
+    folder that nothing uses.
     """
     if not names:
         raise DataError(f"no dataset was named; the known ones are: {', '.join(sorted(DATASETS))}")
     own = [name for name in names if name not in DATASETS and _is_own(name)]
     unknown = [name for name in names if name not in DATASETS and name not in own]
+    if other := [name for name in unknown if os.path.exists(name)]:
+        raise DataError(
+            f"unknown dataset {', '.join(other)}: it is there, but is of no kind that is read as data of your own:"
+            f" {_OWN_KINDS}"
+        )
     if unknown:
         raise DataError(
             f"unknown dataset {', '.join(unknown)}; the known ones are: {', '.join(sorted(DATASETS))};"
-            " data of your own are named by their path, .json, .jsonl, .parquet or a folder that `datasets` saved"
+            f" data of your own are named by their path: {_OWN_KINDS}"
         )
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
@@ -171,7 +184,11 @@ def require_files(specs: Sequence[DatasetSpec], data_path: Path) -> None:
 
 def _is_own(name: str) -> bool:
     path = Path(name)
-    return path.suffix in _OWN_ENDINGS or any((path / file).is_file() for file in _SAVED_FOLDER)
+    return (
+        name.lower().endswith(_OWN_ENDINGS)
+        or any((path / file).is_file() for file in _SAVED_FOLDER)
+        or (path.is_dir() and bool(parquet_files(path)))
+    )
 
 
 def _own_row(name: str, image_folder: str | Path | None) -> DatasetSpec:

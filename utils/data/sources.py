@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from utils.data.arrow_rows import ArrowRows, RowWriter
 from utils.data.cache import Source, cached, in_units
+from utils.data.file_kinds import FETCH, REWRITE, is_packed
 from utils.data.image_store import ImageStore, open_image_store
-from utils.data.parquet import ParquetSource
+from utils.data.parquet import ParquetSource, is_parquet, parquet_files
 from utils.data.progress import byte_bar
-from utils.data.record_texts import RecordText, read_json, read_json_lines
+from utils.data.record_texts import RecordText, read_json, read_json_lines, read_own
 from utils.data.spec import DataError
 from utils.distributed import get_logger
 
@@ -29,6 +30,12 @@ __all__ = ["ImageStore", "Records", "Unusable", "open_image_store", "open_record
 logger = get_logger(__name__)
 
 _FILE = "records.arrow"
+_UNPACKED = 8  # times the bytes of a .gz, roughly
+_PUBLISHED = "it is not the published file, fetch it again; or its records are under a key of their own"
+_OWN = (
+    'expected a list of records, or one a line, each as {"conversations": [...]} or {"messages": [...]}'
+    " (docs/own-data.md)"
+)
 _SCHEMA = pa.schema({"record": pa.large_string(), "problem": pa.large_string()})
 
 
@@ -83,7 +90,7 @@ class _TableRecords(Records):
         return row.to_pylist()[0]
 
 
-def open_records(path: Path, key: str | None = None) -> Records:
+def open_records(path: Path, key: str | None = None, is_own: bool = False) -> Records:
     """The records of an annotation file, from the cache, where they are put first if the file is new or changed.
 
     Args:
@@ -91,6 +98,7 @@ def open_records(path: Path, key: str | None = None) -> Records:
             named .jsonl with one object a line; a parquet file, or a folder of several; a folder saved by
             `datasets`.
         key: the records are a list or an object under this key of one JSON object.
+        is_own: it is no published file: JSON may be in any shape of `read_own`, also packed as .gz.
 
     Processes that start together wait for the one that converts. Raises `DataError` for a file that cannot be
     read to its end or holds no such records, and for a cache folder that cannot be written.
@@ -98,21 +106,28 @@ def open_records(path: Path, key: str | None = None) -> Records:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file; check its name, or fetch it")
-    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    shards = parquet_files(path) if path.is_dir() else [path]
     if not shards:
         return _TableRecords(_open_saved(path))
-    if shards[0].suffix == ".parquet":
-        return Records(ArrowRows(_convert_parquet(path, [ParquetSource(shard) for shard in shards])))
-    is_lines = path.suffix == ".jsonl"
-    read = read_json_lines if is_lines else partial(read_json, key=key)
-    source = Source(path, (path,), "lines" if is_lines else f"json {key}")
-    return _TextRecords(
-        ArrowRows(cached(source, "records", partial(_write_texts, path, read), share=1.1) / _FILE)
-    )
+    if is_parquet(shards[0]):
+        remedy = REWRITE if is_own else FETCH
+        return Records(ArrowRows(_convert_parquet(path, [ParquetSource(shard, remedy) for shard in shards])))
+    if is_own:
+        read, variant, expected = read_own, "own", _OWN
+    elif path.suffix == ".jsonl":
+        read, variant, expected = read_json_lines, "lines", _PUBLISHED
+    else:
+        read, variant, expected = partial(read_json, key=key), f"json {key}", _PUBLISHED
+    share = _UNPACKED if is_packed(path) else 1.1
+    write = partial(_write_texts, path, read, expected)
+    return _TextRecords(ArrowRows(cached(Source(path, (path,), variant), "records", write, share) / _FILE))
 
 
 def _write_texts(
-    path: Path, read: Callable[[Path, Callable[[int], object]], Iterator[RecordText]], folder: Path
+    path: Path,
+    read: Callable[[Path, Callable[[int], object]], Iterator[RecordText]],
+    expected: str,
+    folder: Path,
 ) -> None:
     count = objects = 0
     with byte_bar(path.name, path.stat().st_size) as advance, RowWriter(folder / _FILE, _SCHEMA) as writer:
@@ -122,8 +137,7 @@ def _write_texts(
             objects += record.is_object
         if count and not objects:
             raise DataError(
-                f"{path} holds {count:,} values, none of them a record (a JSON object): it is not the"
-                " published file, fetch it again; or its records are under a key of their own"
+                f"{path} holds {count:,} values, none of them a record (a JSON object): {expected}"
             )
     logger.info("%s: %s records, %s", path, f"{count:,}", in_units(path.stat().st_size))
 

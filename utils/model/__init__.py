@@ -4,7 +4,8 @@ After `import utils.model`, the Auto classes load our checkpoints, and "mmca" an
 implementations for any decoder.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+import transformers
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from . import mmca  # noqa: F401 (registers the attention implementations)
 from .building import build_processor, build_visual_chat
@@ -16,7 +17,7 @@ from .loading import CheckpointError
 from .lora import LoraSettings
 from .mmca_fused import FUSED
 from .mmca_kernels import register_kernel
-from .modeling_visual_chat import VisualChatForConditionalGeneration, VisualChatModel
+from .modeling_visual_chat import AUTO_CLASSES, VisualChatForConditionalGeneration, VisualChatModel
 from .open_clip_vision import OpenClipVisionModel
 from .processing_visual_chat import VisualChatProcessor
 from .qwen_vit import QwenVisionModel
@@ -27,10 +28,12 @@ AutoConfig.register(OpenClipVisionConfig.model_type, OpenClipVisionConfig)
 AutoModel.register(QwenVisionConfig, QwenVisionModel)
 AutoModel.register(OpenClipVisionConfig, OpenClipVisionModel)
 AutoConfig.register(VisualChatConfig.model_type, VisualChatConfig)
-AutoModelForImageTextToText.register(VisualChatConfig, VisualChatForConditionalGeneration)
+for _auto, _name in AUTO_CLASSES.items():
+    getattr(transformers, _auto).register(VisualChatConfig, globals()[_name])
 AutoProcessor.register(VisualChatConfig, VisualChatProcessor)
 # Saved checkpoints carry these classes' files and say so in their config.json.
 VisualChatConfig.register_for_auto_class()
+VisualChatModel.register_for_auto_class("AutoModel")
 VisualChatForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [

@@ -24,7 +24,7 @@ from .configuration_visual_chat import VisualChatConfig
 from .loading import HEAD, NEW_HEAD_ROWS, PROJECTOR, TRAINED_WEIGHTS, CheckpointError, embedding_name
 from .lora import LoraSettings, is_lora, merge_lora
 from .model_card import model_card
-from .modeling_visual_chat import VisualChatForConditionalGeneration
+from .modeling_visual_chat import VisualChatForConditionalGeneration, name_auto_classes
 from .processing_visual_chat import VisualChatProcessor
 
 SHARD_SIZE = "5GB"
@@ -56,7 +56,10 @@ def save_trained_only(
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the learned weights and where the others come from; state_dict as in `save_full`."""
+    """Write embedding, projector and adapters, and where the other weights come from; state_dict as in `save_full`.
+
+    Whoever lets other weights learn saves the full form.
+    """
     if not model.config.frozen_from:
         raise CheckpointError(
             "this model does not know the base models its frozen weights came from (it was loaded from a"
@@ -115,16 +118,15 @@ def _refuse_damaged_json(folder: Path) -> None:
 def trained_weights(
     model: VisualChatForConditionalGeneration, state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The part of a state dict that no base model has: what learns, and the rows of added tokens."""
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    learning.add(embedding_name(model))
+    """The part of a state dict that no base model has: embedding, projector, adapters, and the head's added rows."""
+    embedding = embedding_name(model)
     trained = {
         name: tensor.detach().contiguous()
         for name, tensor in state.items()
-        if name in learning or name.startswith(PROJECTOR) or is_lora(name)
+        if name == embedding or name.startswith(PROJECTOR) or is_lora(name)
     }
     rows = model.config.frozen_from["vocab_size"]
-    if HEAD not in trained and state[HEAD].shape[0] > rows:
+    if state[HEAD].shape[0] > rows:
         trained[NEW_HEAD_ROWS] = state[HEAD][rows:].detach().clone()
     return trained
 
@@ -141,6 +143,7 @@ def _write_surroundings(
     folder.mkdir(parents=True, exist_ok=True)
     config.dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     config.architectures = [type(model).__name__]
+    name_auto_classes(config)
     custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

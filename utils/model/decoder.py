@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,25 @@ def load_decoder(path: str, dtype: torch.dtype | str | None = None) -> PreTraine
         _untie(model)
         logger.info("untied the head of %s from its embedding: the embedding learns, the head does not", path)
     return model
+
+
+def longest_dialogue(config: PreTrainedConfig, max_seq_len: int) -> int:
+    """How many tokens a dialogue may have: `max_seq_len`, or the decoder's positions where they are fewer.
+
+    config: the decoder's, or that of a model that holds it. Rotations that are stretched by a factor (linear,
+    dynamic, YaRN) reach so many times farther than the positions that they were trained with.
+    """
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions:
+        return max_seq_len
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in rope.values() if isinstance(each, dict)] or [rope]  # one for each kind of layer
+    stretched = [
+        int((each.get("original_max_position_embeddings") or positions) * (each.get("factor") or 1))
+        for each in kinds
+    ]
+    return min(max_seq_len, max(positions, *stretched))
 
 
 def grow_vocabulary(model: PreTrainedModel, size: int) -> None:

@@ -18,7 +18,7 @@ def kinds_of_keys(
     """The kind of every key [B, K], 0 text and 1 image; read off the ids where nothing is cached and nobody says."""
     if kinds is not None:
         return kinds
-    if input_ids is not None and cached == 0:
+    if input_ids is not None and (cached == 0 or config.attention == "causal"):
         return (input_ids == config.image_token_id).long()
     if config.attention == "causal":
         return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
@@ -26,6 +26,55 @@ def kinds_of_keys(
         "mm_token_type_ids are missing; with a filled cache or with inputs_embeds the kinds of the keys"
         " cannot be read off input_ids: pass [B, K] with 1 for image tokens, cached keys included"
     )
+
+
+def kinds_in_generation(
+    config: VisualChatConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    kinds: torch.Tensor | None,
+    is_prompt: bool,
+) -> torch.Tensor | None:
+    """The kind of every key [B, K] of one step of `generate`, whose ids [B, L <= K] end where the keys end.
+
+    kinds: what was handed in, perhaps for an earlier and shorter text. is_prompt: what it does not cover was
+    written by the user, so there may be images; otherwise it was generated, and is text. None where ids do not
+    say what is in the cache.
+    """
+    ids = input_ids.shape[1]
+    keys = max(
+        ids, *(each.shape[1] for each in (kinds, attention_mask) if each is not None and each.ndim == 2), 0
+    )
+    if kinds is None:
+        return (input_ids == config.image_token_id).long() if ids == keys else None
+    missing = keys - kinds.shape[1]
+    if not missing:
+        return kinds
+    added = kinds.new_zeros(kinds.shape[0], missing)
+    if is_prompt and ids >= missing:
+        added += (input_ids[:, ids - missing :] == config.image_token_id).to(added)
+    return torch.cat([kinds, added], dim=1)
+
+
+def images_in_rows(kinds: torch.Tensor, image_tokens: int) -> list[int]:
+    """How many images of `image_tokens` tokens each row of kinds [B, K] has."""
+    return (kinds.sum(dim=1) // image_tokens).tolist()
+
+
+def pixels_of_new_tokens(
+    kinds: torch.Tensor, cached: int, pixel_values: torch.Tensor, image_tokens: int
+) -> torch.Tensor | None:
+    """Of the images [N, ...] of whole rows, those that are not among the `cached` keys; None where all are.
+
+    As they are where they are not so many, for then they are those of the new tokens already.
+    """
+    known, whole = images_in_rows(kinds[:, :cached], image_tokens), images_in_rows(kinds, image_tokens)
+    if sum(whole) == sum(known):
+        return None
+    if pixel_values.shape[0] != sum(whole):
+        return pixel_values
+    rows = zip(pixel_values.split(whole), known, strict=True)
+    return torch.cat([images[first:] for images, first in rows])
 
 
 def place_features(inputs_embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from transformers.utils import cached_file
 
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
-from .freezing import freeze
 from .lora import LoraSettings, inject_lora, is_lora
 from .open_clip_files import LOCAL_FOLDER
 from .vision import load_vision_tower
@@ -42,8 +41,9 @@ def load_model(
 ) -> Any:
     """What `from_pretrained` of our class does; `load` is transformers' own.
 
-    A loaded model has the same parameters frozen as one that was just built. Raises `CheckpointError` where
-    a key is missing or unexpected, or where a base model is not found.
+    All parameters can learn, as in any model of transformers; `freezing.freeze` says which of them do where the
+    published recipe is followed. Raises `CheckpointError` where a key is missing or unexpected, or where a base
+    model is not found.
     """
     if path is not None and not isinstance(config, PreTrainedConfig):
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
@@ -54,11 +54,29 @@ def load_model(
     if path is None or config.checkpoint_form == "full":
         model, report = load(path, *args, config=config, output_loading_info=True, **kwargs)
         _refuse_misfits(path, report)
+    elif not hasattr(cls, "generate"):  # without a head: a part of the whole
+        from .modeling_visual_chat import VisualChatForConditionalGeneration as Whole
+
+        whole, report = Whole.from_pretrained(
+            path, *args, config=config, base_models=base_models, output_loading_info=True, **kwargs
+        )
+        model = whole.model
     else:
         model, report = _load_trained_over_bases(cls, load, path, config, base_models, *args, **kwargs)
-    lora = LoraSettings(**config.lora) if config.lora else LoraSettings()
-    freeze(model, only_optimize_lora=lora.only_optimize_lora)
+    _spare_packed_kernel(model)
     return (model, report) if output_loading_info else model
+
+
+def _spare_packed_kernel(model: PreTrainedModel) -> None:
+    """Keep 4-bit layers of odd widths from bitsandbytes' fastest kernel for CPUs, which fails on them.
+
+    It takes 32 rows and a whole block of a row's weights (64, say) at a time, and does not ask whether they fit.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(module, "support_avx512bf16_for_cpu", False) and state is not None:
+            rows, width = state.shape
+            module.support_avx512bf16_for_cpu = rows % 32 == 0 and width % state.blocksize == 0
 
 
 def embedding_name(model: PreTrainedModel) -> str:

@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.integrations import deepspeed as integration
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.utils.generic import can_return_tuple
 
 from .cache_name import CACHE, CACHE_NAMES
@@ -17,8 +22,16 @@ from .configuration_visual_chat import VisualChatConfig
 from .encoding import encode
 from .forward_layout import layout_of_forward, no_mask
 from .head import Head
-from .image_places import enter_encoder_anyway, kinds_of_keys, place_features
+from .image_places import (
+    enter_encoder_anyway,
+    images_in_rows,
+    kinds_in_generation,
+    kinds_of_keys,
+    pixels_of_new_tokens,
+    place_features,
+)
 from .last_layer import ROWS, picks_rows
+from .lora import LoraSettings, merge_lora
 from .mmca import IMPLEMENTATIONS
 from .projector import build_projector
 from .supervised_loss import Supervised, supervised_loss
@@ -43,6 +56,14 @@ class VisualChatOutput(CausalLMOutputWithPast):
     token_losses: torch.Tensor | None = None
 
 
+AUTO_CLASSES = {
+    "AutoModel": "VisualChatModel",
+    "AutoModelForImageTextToText": "VisualChatForConditionalGeneration",
+    "AutoModelForMultimodalLM": "VisualChatForConditionalGeneration",
+}
+"""Which of our models each Auto class loads; a checkpoint's configuration says so to those without this project."""
+
+
 class VisualChatPreTrainedModel(PreTrainedModel):
     """What both models share with transformers' machinery."""
 
@@ -56,9 +77,41 @@ class VisualChatPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        """Load either form of checkpoint, strictly: a missing or unexpected key is an error that names it.
+
+        The trained-only form takes the frozen weights from the base models that its config.json names.
+        `base_models={"language_model": ..., "vision_model": ...}` says where they are on this machine.
+        Otherwise as transformers' `from_pretrained`: all weights can learn.
+        """
+        from .loading import load_model  # here, because it needs these classes
+
+        return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """As transformers' own: every weight that this model has, adapters merged into theirs.
+
+        Any weight may have learnt by now, so the folder no longer says which base models they came from.
+        """
+        config = self.config
+        before = {name: getattr(config, name) for name in ("lora", "frozen_from", "checkpoint_form")}
+        if config.lora:
+            state = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = merge_lora(state, LoraSettings(**config.lora))
+        config.lora, config.frozen_from, config.checkpoint_form = None, None, "full"
+        name_auto_classes(config)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            for name, value in before.items():
+                setattr(config, name, value)
+
 
 class VisualChatModel(VisualChatPreTrainedModel):
     """Everything but the language-modelling head."""
+
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]  # noqa: RUF012 (transformers' own form)
 
     def __init__(self, config: VisualChatConfig) -> None:
         super().__init__(config)
@@ -86,11 +139,32 @@ class VisualChatModel(VisualChatPreTrainedModel):
             self.vision_tower.eval()
         return self
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels [N, 3, H, W] -> features in the decoder's width [N, S, D]; or from the encoder's own [N, S, Dv]."""
-        features = pixel_values if pixel_values.ndim == 3 else encode(self.vision_tower, pixel_values)
-        weight = next(self.multi_modal_projector.parameters())
-        return self.multi_modal_projector(features.to(weight.dtype))
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Pixels [N, 3, H, W] through encoder and projector, or the encoder's features [N, S', Dv] through the latter.
+
+        `last_hidden_state` is the encoder's [N, S', Dv], `pooler_output` what the decoder reads, in its width
+        [N, S, D]. `output_hidden_states` and `output_attentions` ask for the encoder's too.
+        """
+        asked = {
+            name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)
+        }
+        if pixel_values.ndim == 3:
+            outputs = BaseModelOutputWithPooling(last_hidden_state=pixel_values)
+        elif asked:
+            outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **asked)
+        else:
+            outputs = BaseModelOutputWithPooling(last_hidden_state=encode(self.vision_tower, pixel_values))
+        outputs.pooler_output = self._projected(outputs.last_hidden_state)
+        return outputs
+
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.get_image_features(pixel_values, return_dict=True).pooler_output
+
+    def _projected(self, features: torch.Tensor) -> torch.Tensor:
+        """The encoder's features [N, S', Dv] -> [N, S, D]; quantised weights say nothing about precision."""
+        weights = (each for each in self.multi_modal_projector.parameters() if each.is_floating_point())
+        return self.multi_modal_projector(features.to(next(weights).dtype))
 
     @can_return_tuple
     def forward(
@@ -118,9 +192,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
         cache = past_key_values if cache is None else cache
         cached = cache.get_seq_length() if cache is not None else 0
         mm_token_type_ids = kinds_of_keys(self.config, input_ids, inputs_embeds, mm_token_type_ids, cached)
-        inputs_embeds, features = self._place_images(
-            input_ids, inputs_embeds, mm_token_type_ids, pixel_values
-        )
+        inputs_embeds, features = self._place_images(inputs_embeds, mm_token_type_ids, pixel_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         elif use_cache is None and cache is None and attention_mask is None:
@@ -161,7 +233,6 @@ class VisualChatModel(VisualChatPreTrainedModel):
 
     def _place_images(
         self,
-        input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor,
         kinds: torch.Tensor,
         pixel_values: torch.Tensor | None,
@@ -170,16 +241,13 @@ class VisualChatModel(VisualChatPreTrainedModel):
         queries = inputs_embeds.shape[1]
         if pixel_values is None and queries == 1:
             return inputs_embeds, None  # a step of generation
-        if input_ids is not None:
-            places = input_ids == self.config.image_token_id  # [B, Q]
-        else:
-            places = kinds[:, -queries:].to(inputs_embeds.device) == 1
+        places = kinds[:, -queries:].to(inputs_embeds.device) == 1  # [B, Q]
         if pixel_values is None:
             if places.any():
                 raise ValueError(f"there are {int(places.sum())} image tokens, but no pixel_values")
             blank = self._blank_image(inputs_embeds.device)
-            return enter_encoder_anyway(inputs_embeds, self.get_image_features, blank, self.training), None
-        features = self.get_image_features(pixel_values)  # [N, S, D]
+            return enter_encoder_anyway(inputs_embeds, self._features, blank, self.training), None
+        features = self._features(pixel_values)  # [N, S, D]
         return place_features(inputs_embeds, places, features), features
 
     def _blank_image(self, device: torch.device) -> torch.Tensor:
@@ -224,18 +292,6 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         model.generation_config = GenerationConfig.from_model_config(config.text_config)
         return model
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        """Load either form of checkpoint, strictly: a missing or unexpected key is an error that names it.
-
-        The trained-only form takes the frozen weights from the base models that its config.json names.
-        `base_models={"language_model": ..., "vision_model": ...}` says where they are on this machine.
-        Otherwise as transformers' `from_pretrained`.
-        """
-        from .loading import load_model  # here, because it needs this class
-
-        return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
@@ -248,9 +304,11 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels [N, 3, H, W] -> features in the decoder's width [N, S, D]."""
-        return self.model.get_image_features(pixel_values)
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
+        """As `VisualChatModel.get_image_features`: `pooler_output` [N, S, D] is what the decoder reads."""
+        return self.model.get_image_features(pixel_values, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -324,14 +382,36 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """One step's inputs; the kinds stay whole, where transformers would slice them to the new tokens."""
-        if mm_token_type_ids is None:
-            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        inputs["mm_token_type_ids"] = mm_token_type_ids
+        """One step's inputs: the kinds of all keys, cached ones too, and the images that are not in the cache yet.
+
+        transformers would slice the kinds to the new tokens, and drop the images of a draft model's first step.
+        """
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        kinds = kinds_in_generation(
+            self.config, input_ids, attention_mask, mm_token_type_ids, bool(is_first_iteration)
+        )
+        if kinds is not None:
+            inputs["mm_token_type_ids"] = kinds
+        new = inputs.get("inputs_embeds")
+        new = inputs["input_ids"] if new is None else new  # [B, Q, ...]
+        cached = 0 if kinds is None else kinds.shape[1] - new.shape[1]
+        if pixel_values is not None and (is_first_iteration or not cached):
+            if cached:
+                pixel_values = pixels_of_new_tokens(kinds, cached, pixel_values, self.config.image_seq_length)
+            inputs["pixel_values"] = pixel_values
         return inputs
 
     def _expand_inputs_for_generation(
@@ -344,17 +424,26 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         """Repeat rows for beams or samples; the images of a row repeat together, so their order holds."""
         pixels = model_kwargs.pop("pixel_values", None)
         if pixels is not None and expand_size > 1:
-            cache = model_kwargs.get(CACHE)
-            new = input_ids[:, cache.get_seq_length() if cache is not None else 0 :]
-            tokens = (new == self.config.image_token_id).sum(dim=1)
-            rows = pixels.split((tokens // self.config.image_seq_length).tolist())
-            pixels = torch.cat([row for row in rows for _ in range(expand_size)])
+            kinds = model_kwargs.get("mm_token_type_ids")
+            kinds = input_ids == self.config.image_token_id if kinds is None else kinds
+            counts = images_in_rows(kinds, self.config.image_seq_length)
+            if sum(counts) != pixels.shape[0]:  # those of new tokens alone
+                cached = model_kwargs[CACHE].get_seq_length() if model_kwargs.get(CACHE) is not None else 0
+                counts = images_in_rows(kinds[:, cached:], self.config.image_seq_length)
+            pixels = torch.cat([row for row in pixels.split(counts) for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         if pixels is not None:
             model_kwargs["pixel_values"] = pixels
         return input_ids, model_kwargs
+
+
+def name_auto_classes(config: VisualChatConfig) -> None:
+    """Let a saved configuration say which class each Auto class loads."""
+    module = __name__.rpartition(".")[2]
+    named = {auto: f"{module}.{name}" for auto, name in AUTO_CLASSES.items()}
+    config.auto_map = {**(getattr(config, "auto_map", None) or {}), **named}
 
 
 @contextmanager

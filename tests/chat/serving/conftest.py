@@ -218,3 +218,13 @@ def assert_error(response: httpx.Response, *statuses: int) -> dict[str, Any]:
     assert error.keys() == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str) and 0 < len(error["message"]) < 600
     return error
+
+
+def logged(caplog: pytest.LogCaptureFixture, response: httpx.Response) -> str:
+    """The line that the log of a server in this process holds of a request; it comes when all has been sent."""
+    for _ in range(1200):
+        for line in caplog.messages:
+            if line.endswith(f"[{response.headers['x-request-id']}]"):
+                return line
+        time.sleep(0.05)
+    raise AssertionError(caplog.messages)

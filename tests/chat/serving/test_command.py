@@ -42,7 +42,7 @@ def test_its_address_and_its_requests_are_in_its_log(own_process):
     response = own_process.ask(messages=[user("What?", data_url(png(1)))], max_tokens=2)
     assert response.status_code == 200
     own_process.client.get("/health")
-    log = own_process.log.read_text().splitlines()
+    log = own_process.log.read_text().splitlines()  # it has answered since
     assert log.count(f"serving tiny at {own_process.url}/v1") == 1
     (line,) = [line for line in log if response.headers["x-request-id"] in line]
     assert line.startswith("POST /v1/chat/completions 200 in ") and "images 1" in line

@@ -141,6 +141,21 @@ def test_own_data_are_found_where_the_script_is_called(dry_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_names_of_datasets_may_hold_spaces(dry_run, tmp_path):
+    (tmp_path / "my own").mkdir()
+    for file in ("my data.json", "data.json", "my own/all of it.NDJSON", "my own/a.parquet"):
+        (tmp_path / file).write_text("[]")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "some other.jsonl.gz").touch()
+    names = "llava  my data.json data.json my own/all of it.NDJSON\nsome other.jsonl.gz my own llava_dial"
+    printed = dry_run("run_7b.sh", **TINY, DATASETS=names, DATA_PATH="below", DATASET_CONCAT=1)
+    here = [
+        str(tmp_path / name) for name in ("my data.json", "data.json", "my own/all of it.NDJSON", "my own")
+    ]
+    assert printed.flags.dataset_names == ["llava", *here[:3], "some other.jsonl.gz", here[3], "llava_dial"]
+
+
+@pytest.mark.slow
 def test_run_tiny_can_start_where_its_data_are(dry_run, tmp_path):
     from helper.make_tiny_world import main as draw
 

@@ -1,0 +1,288 @@
+"""What is told of a request beside its answer: its id, a line in the log, counts for Prometheus, a description."""
+
+import re
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from pydantic import TypeAdapter
+
+from chat.serving.monitoring import Histogram
+from chat.serving.responses import ChatCompletion, Model, ModelList
+from chat.session import ChatSession
+from tests.chat.serving.conftest import GOLDEN, Server, assert_error, data_url, logged, png, user
+from tests.chat.serving.test_slots import gate  # noqa: F401
+
+
+@pytest.fixture
+def log(caplog) -> Any:
+    caplog.set_level("INFO", "chat")
+    return caplog
+
+
+def test_each_response_has_an_id(server):
+    responses = [
+        server.ask(**GOLDEN),
+        server.ask(messages=[]),
+        server.client.get("/health"),
+        server.client.get("/nothing"),
+        server.client.options("/v1/chat/completions"),
+    ]
+    ids = [response.headers["x-request-id"] for response in responses]
+    assert len(set(ids)) == 5 and all(re.fullmatch("req_[0-9a-f]{24}", each) for each in ids)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    assert client.chat.completions.create(**GOLDEN)._request_id.startswith("req_")
+
+
+@pytest.mark.parametrize(
+    "sent, kept",
+    [
+        ("my-id_1.2:3", True),
+        ("a" * 128, True),
+        ("a" * 129, False),
+        ("", False),
+        ("two words", False),
+        ("caf\u00e9", False),
+        ('"quoted"', False),
+    ],
+)
+@pytest.mark.parametrize(
+    "body", [{"messages": []}, {"messages": [user("What?")], "max_tokens": 1, "stream": True}]
+)
+def test_a_client_s_own_id_is_kept_where_it_is_one(server, sent, kept, body):
+    headers = {"x-request-id": sent.encode()}
+    response = server.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert (response.headers["x-request-id"] == sent) == kept
+
+
+def test_a_key_that_is_missing_has_an_id_and_a_line_too(serve, log):
+    with serve(key="secret") as server:
+        response = server.client.get("/v1/models")
+        assert_error(response, 401)
+        assert ": a key is needed: Authorization: Bearer KEY [" in logged(log, response)
+
+
+def test_a_line_for_each_request(server, log):
+    body = {
+        "messages": [user("What?", data_url(png(31)), data_url(png(32)))],
+        "max_tokens": 2,
+        "temperature": 0,
+    }
+    for stream in (False, True):
+        response = server.ask(**body, stream=stream)
+        line = logged(log, response)
+        assert line.startswith("POST /v1/chat/completions 200 in ")
+        assert re.search(r" s: images 2, tokens \d+ \(\d+ cached\), answer 2 \(length\) \[req_\w+\]$", line)
+    mistake = logged(log, server.ask(messages=[]))
+    assert " 400 in " in mistake and "s: messages: List should have at least 1 item" in mistake
+    server.client.get("/health")
+    server.client.get("/metrics")
+    odd = logged(log, server.client.get("/nothing%0Aelse%1b[31m"))
+    assert odd.startswith(r"GET /nothing\nelse\x1b[31m 404 in ")
+    assert "\n" not in logged(log, server.ask(messages=[user("What?")], **{"a\nb": 1}))
+    assert not any("/health" in line or "/metrics" in line for line in log.messages)  # asked all the time
+
+
+def counts(server: Server) -> dict[str, float]:
+    response = server.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = response.text.splitlines()
+    assert response.text.endswith("\n")
+    for line in lines:
+        assert re.fullmatch(r'# (HELP|TYPE) \w+ .+|\w+(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [\d.]+', line), line
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
+def test_counts(serve, gate):  # noqa: F811
+    gate.set()
+    completions = 'visualchat_requests_total{route="/v1/chat/completions",status="%d"}'
+    with serve() as server:
+        before = counts(server)
+        assert before["visualchat_answer_seconds_count"] == before["visualchat_images_total"] == 0
+        body = {"messages": [user("What?", data_url(png(41)))], "max_tokens": 2, "temperature": 0}
+        usages = [server.ask(**body).json()["usage"] for _ in range(2)]
+        server.ask(**body, stream=True)
+        server.ask(**{**body, "messages": []})
+        for name in ("a", "b"):
+            server.client.get(f"/{name}")
+            server.client.get(f"/v1/models/{name}")
+        gate.clear()
+        with server.client.stream("POST", "/v1/chat/completions", json={**GOLDEN, "stream": True}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            busy = counts(server)
+            assert (busy["visualchat_answering_now"], busy["visualchat_requests_now"]) == (1, 1)
+        gate.set()
+        server.wait_until_idle()
+        after = counts(server)
+    assert after[completions % 200] == 3 and after[completions % 400] == after[completions % 499] == 1
+    assert after['visualchat_requests_total{route="other",status="404"}'] == 2  # names of routes are ours
+    assert after['visualchat_requests_total{route="/v1/models/{name:path}",status="404"}'] == 2
+    assert after['visualchat_answers_total{finish_reason="length"}'] == 3
+    assert after["visualchat_images_total"] == 3 and after["visualchat_generated_tokens_total"] == 6
+    assert after["visualchat_prompt_tokens_total"] == 3 * usages[0]["prompt_tokens"]
+    cached = (
+        usages[0]["prompt_tokens_details"]["cached_tokens"]
+        + 2 * usages[1]["prompt_tokens_details"]["cached_tokens"]
+    )
+    assert after["visualchat_cached_prompt_tokens_total"] == cached > 0
+    assert (
+        after["visualchat_answer_seconds_count"] == after['visualchat_answer_seconds_bucket{le="+Inf"}'] == 3
+    )
+    assert after["visualchat_first_piece_seconds_count"] == 4  # that of the client that left, too
+    assert after["visualchat_answer_seconds_sum"] > 0
+    assert (
+        after["visualchat_answering_now"]
+        == after["visualchat_waiting_now"]
+        == after["visualchat_requests_now"]
+        == 0
+    )
+
+
+def test_buckets_hold_the_shorter_ones_too():
+    histogram = Histogram()
+    for seconds in (0.01, 0.1, 0.3, 1000):  # a bound belongs to its bucket
+        histogram.add(seconds)
+    lines = histogram.lines("t")
+    assert lines[:4] == [
+        't_bucket{le="0.05"} 1',
+        't_bucket{le="0.1"} 2',
+        't_bucket{le="0.25"} 2',
+        't_bucket{le="0.5"} 3',
+    ]
+    assert lines[-4:] == ['t_bucket{le="300"} 3', 't_bucket{le="+Inf"} 4', "t_sum 1000.410000", "t_count 4"]
+
+
+def test_a_fault_of_the_server_has_an_id_and_a_traceback(serve, log, monkeypatch):
+    with serve() as server:
+        monkeypatch.setattr("chat.serving.desk.read_dialogue", lambda *_, **__: 1 / 0)
+        response = server.ask(**GOLDEN)
+        error = assert_error(response, 500)
+        assert error["type"] == "server_error" and "division" not in error["message"]
+        assert (
+            f"request {response.headers['x-request-id']} failed" in log.messages
+            and "ZeroDivisionError" in log.text
+        )
+        monkeypatch.undo()
+        server.wait_until_idle()
+        assert server.ask(**GOLDEN).status_code == 200
+
+
+def test_a_fault_in_the_middle_of_a_stream_is_counted(serve, log, monkeypatch):
+    ask = ChatSession.ask
+
+    def fail(self, *args):
+        yield next(ask(self, *args))
+        raise RuntimeError("out of memory")
+
+    with serve() as server:
+        monkeypatch.setattr(ChatSession, "ask", fail)
+        response = server.ask(**GOLDEN, stream=True)
+        assert response.status_code == 200
+        assert "POST /v1/chat/completions 500 in" in logged(log, response)
+        assert counts(server)['visualchat_requests_total{route="/v1/chat/completions",status="500"}'] == 1
+
+
+def references(node: Any) -> set[str]:
+    if isinstance(node, list):
+        return set().union(*map(references, node))
+    if isinstance(node, dict):
+        return {node["$ref"]} if "$ref" in node else set().union(*map(references, node.values()))
+    return set()
+
+
+def test_the_description_for_programs(server):
+    schema = server.client.get("/openapi.json").json()
+    assert {(method, path) for path, methods in schema["paths"].items() for method in methods} == {
+        ("get", "/health"),
+        ("get", "/metrics"),
+        ("get", "/v1/models"),
+        ("get", "/v1/models/{name}"),
+        ("post", "/v1/chat/completions"),
+    }
+    named = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
+    assert references(schema) == named  # none is missing, none is left over
+    complete = schema["paths"]["/v1/chat/completions"]["post"]
+    assert complete["responses"].keys() == {"200", "400", "401", "408", "413", "415", "429", "500"}
+    message = schema["components"]["schemas"]["Message"]["properties"]["content"]["anyOf"]
+    assert {kind.get("type") for kind in message} == {"string", "array", "null"}
+    assert schema["components"]["schemas"]["CompletionRequest"]["required"] == ["messages"]
+
+
+def test_what_is_answered_is_what_is_described(server):
+    client = server.client
+    for response, shape in [
+        (server.ask(**GOLDEN), ChatCompletion),
+        (client.get("/v1/models"), ModelList),
+        (client.get("/v1/models/tiny"), Model),
+    ]:
+        body = response.json()
+        assert TypeAdapter(shape).validate_python(body, strict=True) == body  # nothing more is in it, either
+    assert "system_fingerprint" not in server.ask(**GOLDEN).text + server.ask(**GOLDEN, stream=True).text
+
+
+def test_the_page_for_people_loads_nothing(server):
+    response = server.client.get("/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    for words in (
+        "POST /v1/chat/completions",
+        "repetition_penalty",
+        "frequency_penalty",
+        "VisualChat: tiny",
+        "curl",
+    ):
+        assert words in response.text
+    assert "<script" not in response.text and "src=" not in response.text and "//cdn" not in response.text
+
+
+PREFLIGHT = {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+}
+
+
+@pytest.mark.parametrize("private", [{}, {"Access-Control-Request-Private-Network": "true"}])
+@pytest.mark.parametrize("key", [None, "secret"])
+@pytest.mark.parametrize("origins", [("https://app.example",), ("*",)])
+def test_web_pages_that_may_ask(serve, origins, key, private):
+    with serve(key=key, origins=origins) as server:
+        url, origin = "/v1/chat/completions", {"Origin": "https://app.example"}
+        asked = server.client.options(url, headers={**PREFLIGHT, **origin, **private})
+        assert asked.status_code == 200
+        allowed = origins[0]
+        assert asked.headers["access-control-allow-origin"] == allowed
+        assert "POST" in asked.headers["access-control-allow-methods"]
+        assert {"authorization", "content-type", "x-stainless-lang"} <= set(
+            asked.headers["access-control-allow-headers"].lower().replace(" ", "").split(",")
+        )
+        own = {**origin, "Authorization": "Bearer secret"}
+        answers = [
+            server.client.post(url, json={**GOLDEN, "stream": stream}, headers=own)
+            for stream in (False, True)
+        ]
+        mistakes = [server.client.post(url, json={}, headers=own), server.client.get("/nothing", headers=own)]
+        if key:
+            mistakes.append(server.client.get("/v1/models", headers=origin))
+        for response in answers + mistakes:
+            assert response.headers["access-control-allow-origin"] == allowed
+            assert "x-request-id" in response.headers["access-control-expose-headers"]
+        assert [response.status_code for response in answers + mistakes] == [200, 200, 400, 404, 401][
+            : 4 + bool(key)
+        ]
+
+
+def test_web_pages_that_may_not(serve, server):
+    other = {"Origin": "https://evil.example"}
+    with serve(origins=("https://app.example",)) as strict:
+        for each, status in ((strict, 400), (server, 405)):  # by default none may
+            asked = each.client.options("/v1/chat/completions", headers={**PREFLIGHT, **other})
+            got = each.client.get("/v1/models", headers=other)
+            assert asked.status_code == status
+            for response in (asked, got):
+                assert "access-control-allow-origin" not in response.headers
+
+
+def test_health_by_its_head_alone(server):
+    response: httpx.Response = server.client.head("/health")
+    assert response.status_code == 200 and response.content == b""
