@@ -62,10 +62,14 @@ def read_dialogue(
                 for place, part in enumerate(message.content)
                 if isinstance(part, ImagePart)
             )
-            question = text if text.strip() else _DESCRIBE.get(min(len(images), 2), "")
+            if not text.strip() and not images:
+                place = f"messages[{numbered[-1][0]}]"
+                raise invalid(f"{place}: a question needs a text or an image", place)
+            question = text if text.strip() else _DESCRIBE[min(len(images), 2)]
         elif question is not None:
             turns.append(Turn(question, recordable(text, tokenizer), images))
-    return Dialogue(tuple(turns), question or "", images, system)
+    assert question is not None  # the last message is a user's
+    return Dialogue(tuple(turns), question, images, system)
 
 
 _DESCRIBE = {1: "Describe the image.", 2: "Describe the images."}

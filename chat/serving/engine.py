@@ -128,7 +128,7 @@ class Engine:
         except ChatError as error:
             job.tell(invalid(str(error), "messages", "context_length_exceeded"))
         except ConversationError as error:
-            job.tell(invalid(str(error), "messages"))
+            job.tell(invalid(str(error).removeprefix("chat: "), "messages"))
         except Exception as error:  # whatever it is, the other answers go on
             self._fail(slot, job, error)
         else:

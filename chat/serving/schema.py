@@ -78,7 +78,9 @@ class CompletionRequest(BaseModel):
     """What is asked for. Other fields are kept as they are, for `ignored_fields` to judge."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: list[Message] = Field(
+        min_length=1, description="the dialogue so far, the question to answer last; images as data URLs"
+    )
     model: str | None = Field(None, description="any name: there is one model")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None,
@@ -106,7 +108,9 @@ class CompletionRequest(BaseModel):
         Field([], max_length=4, description="texts at which the answer ends, themselves left out")
     )
     stream: bool | None = Field(None, description="the answer in pieces, as server-sent events")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(
+        None, description="include_usage: a last event that says what the answer took"
+    )
 
     @property
     def answer_tokens(self) -> int | None:

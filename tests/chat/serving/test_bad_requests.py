@@ -139,7 +139,8 @@ def test_after_all_of_them_the_golden_answer_is_golden(server, golden):
         ("two answers at once", "n=2 is not supported here"),
         ("a text beyond the context", "leaves no room for an answer"),
         ("system in the middle", "messages[1]: system messages stand first"),
-        ("a reserved word", "'<image>'"),
+        ("a reserved word", "the text of a user contains '<image>'"),
+        ("a blank question", "messages[0]: a question needs a text or an image"),
     ],
 )
 def test_it_is_told_where_the_mistake_is(server, name, words):
