@@ -18,8 +18,8 @@ from benchmarks import two_softmaxes
 from benchmarks.layouts import mixture
 from benchmarks.turns import peak_memory, print_machine, take_turns, timed
 
-_FORMS = {"ours": "mmca", "causal": "sdpa", "dense": two_softmaxes.NAME}
-_WIDTHS = {  # inner width, query heads, key-value heads
+FORMS = {"ours": "mmca", "causal": "sdpa", "dense": two_softmaxes.NAME}
+WIDTHS = {  # inner width, query heads, key-value heads
     1024: (2816, 16, 16),
     2048: (5504, 16, 16),
     4096: (11008, 32, 32),
@@ -30,7 +30,7 @@ def main() -> None:
     """Print the table."""
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=4096 if on_gpu else 1024, choices=_WIDTHS)
+    parser.add_argument("--width", type=int, default=4096 if on_gpu else 1024, choices=WIDTHS)
     sizes = ["1024+4", "2048+8", "4096+16"] if on_gpu else ["1024+4", "256+8"]
     parser.add_argument("--sizes", nargs="+", default=sizes)
     parser.add_argument("--rounds", type=int, default=5)
@@ -41,7 +41,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    layer = _layer(arguments.width, getattr(torch, arguments.dtype), arguments.device)
+    layer = random_layer(arguments.width, getattr(torch, arguments.dtype), arguments.device)
     print(f"layer of width {arguments.width}, {arguments.dtype}; f forward, fb forward and backward")
     print_machine()
     print("| text + images | pass | ours, ms | causal, ms | dense, ms | faster than causal | than dense |")
@@ -50,8 +50,8 @@ def main() -> None:
         rows = mixture(*map(int, size.split("+")))
         for backward in (False, True):
             contenders = {
-                name: _contender(layer, form, rows.kinds.to(arguments.device), backward)
-                for name, form in _FORMS.items()
+                name: contender(layer, form, rows.kinds.to(arguments.device), backward)
+                for name, form in FORMS.items()
             }
             measured = take_turns(contenders, arguments.rounds)
             medians = {name: statistics.median(values) * 1e3 for name, values in measured.items()}
@@ -64,8 +64,9 @@ def main() -> None:
     print(f"peak memory of all: {peak_memory()}")
 
 
-def _layer(width: int, dtype: torch.dtype, device: str) -> LlamaModel:
-    inner, heads, shared = _WIDTHS[width]
+def random_layer(width: int, dtype: torch.dtype, device: str) -> LlamaModel:
+    """A decoder of one layer, frozen."""
+    inner, heads, shared = WIDTHS[width]
     config = LlamaConfig(
         vocab_size=8,
         hidden_size=width,
@@ -80,7 +81,8 @@ def _layer(width: int, dtype: torch.dtype, device: str) -> LlamaModel:
     return LlamaModel(config).to(device, dtype).requires_grad_(False)
 
 
-def _contender(layer: LlamaModel, form: str, kinds: torch.Tensor, backward: bool) -> Callable[[int], float]:
+def contender(layer: LlamaModel, form: str, kinds: torch.Tensor, backward: bool) -> Callable[[int], float]:
+    """Times the layer under an attention over rows of `kinds` [B, S]."""
     states = torch.randn(*kinds.shape, layer.config.hidden_size, device=kinds.device, dtype=layer.dtype)
     states.requires_grad_(backward)
     arguments = {} if form == "sdpa" else {"mm_token_type_ids": kinds}

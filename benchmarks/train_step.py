@@ -74,45 +74,55 @@ def main() -> None:
 
 
 class Step:
-    """One row of text and images, of which a share of the text is learned."""
+    """One row of text and images, of which a share of the text is learned.
+
+    conversations: of equal length, packed into the row. inputs, labels: the model's arguments.
+    """
 
     def __init__(
-        self, model: VisualChatForConditionalGeneration, text: int, images: int, supervised: float
+        self,
+        model: VisualChatForConditionalGeneration,
+        text: int,
+        images: int,
+        supervised: float,
+        conversations: int = 1,
+        seed: int = 0,
     ) -> None:
         self._model = model
-        kinds = [
-            kind for length, image in between(text, images, IMAGE_TOKENS) for kind in [int(image)] * length
-        ]
+        spans = between(text // conversations, images // conversations, IMAGE_TOKENS) * conversations
+        kinds = [kind for length, image in spans for kind in [int(image)] * length]
         kinds = torch.tensor([kinds], device=model.device)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         words = torch.randint(3, 1000, kinds.shape, device=model.device)
+        words = torch.where(words == model.config.image_token_id, 3, words)
         ids = torch.where(kinds == 1, model.config.image_token_id, words)
         learned = (torch.rand(kinds.shape, device=model.device) < supervised) & (kinds == 0)
         pixels = torch.randn(images, 3, SIDE, SIDE, device=model.device, dtype=model.dtype)
-        self._inputs = {"input_ids": ids, "mm_token_type_ids": kinds, "pixel_values": pixels}
-        self._inputs["position_ids"] = torch.arange(kinds.shape[1], device=model.device)[None]
-        self._labels = torch.where(learned, ids, -100)
+        self.inputs = {"input_ids": ids, "mm_token_type_ids": kinds, "pixel_values": pixels}
+        positions = torch.arange(kinds.shape[1], device=model.device) % (kinds.shape[1] // conversations)
+        self.inputs["position_ids"] = positions[None]
+        self.labels = torch.where(learned, ids, -100)
         self.tokens, self.supervised = kinds.numel(), int(learned.sum())
 
     def run(self, form: str) -> None:
         """The model's own loss."""
         with attention(self._model, form):
-            self._model(**self._inputs, labels=self._labels).loss.backward()
+            self._model(**self.inputs, labels=self.labels).loss.backward()
         self._model.zero_grad()
 
     def run_all_rows(self, form: str) -> None:
         """The loss over the logits of all rows."""
         with attention(self._model, form):
-            logits = self._model(**self._inputs, use_cache=False).logits
-            F.cross_entropy(logits[0, :-1].float(), self._labels[0, 1:]).backward()
+            logits = self._model(**self.inputs, use_cache=False).logits
+            F.cross_entropy(logits[0, :-1].float(), self.labels[0, 1:]).backward()
         self._model.zero_grad()
 
     def operations(self) -> float:
         """Useful operations of a step, by the formula of docs/training.md."""
-        kinds, labels = self._inputs["mm_token_type_ids"], self._labels
-        positions = self._inputs["position_ids"]
+        kinds, labels = self.inputs["mm_token_type_ids"], self.labels
+        positions = self.inputs["position_ids"]
         pairs = visible_pairs("mmca", positions, kinds, torch.ones_like(kinds).bool())
-        images = len(self._inputs["pixel_values"])
+        images = len(self.inputs["pixel_values"])
         return StepFlops.of(self._model).total(self.tokens, float(pairs), images, int((labels != -100).sum()))
 
     def kept(self, work: Callable[[], None]) -> int:

@@ -38,7 +38,8 @@ def dense(
 
 def _softmax(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     lowest = torch.finfo(scores.dtype).min
-    return torch.where(mask, scores, lowest).softmax(dim=-1, dtype=torch.float32)
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return torch.where(mask, scores, lowest).softmax(dim=-1, dtype=exact)
 
 
 def _attention(
