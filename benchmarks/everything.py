@@ -1,17 +1,15 @@
 """All tables of docs/performance.md, one after the other, each in a process of its own.
 
-    python -m benchmarks.everything                 # this machine's GPU where it has one, else its CPU
-    python -m benchmarks.everything --threads 2     # of a CPU; with several, wall time on an idle machine
+    python -m benchmarks.everything                 # processor time on one core of a CPU
+    python -m benchmarks.everything --threads 2     # with several, wall time on an idle machine
 
-With a GPU the sizes are those of a 7B decoder in bfloat16.
+For a GPU there is `benchmarks.gpu`.
 """
 
 import argparse
 import subprocess
 import sys
 import time
-
-import torch
 
 _TABLES = [
     ["attention"],
@@ -22,8 +20,6 @@ _TABLES = [
     ["chat"],
     ["evaluation"],
 ]
-_ON_GPU = ["--size", "7b", "--dtype", "bfloat16"]
-_SIZED = ("generate", "chat", "evaluation")  # the others choose by the device themselves
 
 
 def main() -> int:
@@ -37,8 +33,6 @@ def main() -> int:
         if arguments.only and name not in arguments.only:
             continue
         command = [sys.executable, "-m", f"benchmarks.{name}", *flags, "--threads", str(arguments.threads)]
-        if torch.cuda.is_available() and name in _SIZED:
-            command += _ON_GPU
         started = time.monotonic()
         print(f"\n== {' '.join(command[1:])}", flush=True)
         if subprocess.run(command, check=False).returncode:

@@ -6,6 +6,7 @@ that it runs.
 
 import importlib.util
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ from benchmarks.random_models import IMAGE_TOKENS, random_model
 from benchmarks.train_step import Step
 from benchmarks.turns import memory_bandwidth, product_speed, take_turns, timed
 from training.memory.batch import BatchShape
-from training.memory.trace import meta_model, trace
+from training.memory.trace import enable_checkpointing, meta_model, trace
 from training.peak_flops import peak_flops
 from utils.model import VisualChatForConditionalGeneration, freeze
 
@@ -103,19 +104,18 @@ def train(place: Place) -> Iterator[Result]:
     )
     peak = None if place.miniature else peak_flops(torch.cuda.get_device_name())
     for checkpointing in (False, True):
-        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
+        if checkpointing:
+            enable_checkpointing(model)
         for name, (text, images, conversations) in rows.items():
             step = Step(model, text, images, 0.25, conversations)
             setting = {"row": name, "checkpointing": checkpointing}
             yield setting | _train_step(place, model, step, images, checkpointing, peak)
             if not checkpointing:
-                yield from ({**setting, **cost} for cost in _largest_costs(place, step))
+                yield from ({"row": name} | cost for cost in _largest_costs(place, step))
+                with _compiled_elementwise(model):
+                    seconds = place.median(lambda step=step: step.run("ours"))
+                yield {"row": name, "variant": "norms and MLPs by torch.compile", "step, s": seconds}
             place.free()
-    model.gradient_checkpointing_disable()
-    step = Step(model, *next(iter(rows.values()))[:2], 0.25)
-    with _compiled_elementwise(model):
-        seconds = place.median(lambda: step.run("ours"))
-    yield {"row": next(iter(rows)), "note": "norms and MLPs by torch.compile", "step, s": seconds}
 
 
 def _train_step(
@@ -126,12 +126,13 @@ def _train_step(
     checkpointing: bool,
     peak: float | None,
 ) -> Result:
-    measured = None
+    measured = waits = None
     step.run("ours")
     if not place.miniature:
         torch.cuda.reset_peak_memory_stats()
         step.run("ours")
         measured = torch.cuda.max_memory_allocated() / 1e9
+        waits = _waits_for_the_gpu(lambda: step.run("ours"))
     seconds = place.median(lambda: step.run("ours"))
     if seconds is None:
         return {"note": "it does not fit into memory"}
@@ -150,7 +151,20 @@ def _train_step(
         "peak, GB": measured,
         "plan, GB": expected,
         "plan / peak": expected / measured if measured else None,
+        "waits for the GPU": waits,
     }
+
+
+def _waits_for_the_gpu(work: Callable[[], object]) -> int:
+    """How often the host waits for the device during a call."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(each.message) for each in said)
 
 
 def _largest_costs(place: Place, step: Step, count: int = 5) -> Iterator[Result]:
@@ -163,7 +177,7 @@ def _largest_costs(place: Place, step: Step, count: int = 5) -> Iterator[Result]
     costs = sorted(profile.key_averages(), key=lambda each: getattr(each, field), reverse=True)
     total = sum(getattr(each, field) for each in costs) or 1
     for each in costs[:count]:
-        yield {"note": each.key[:60], "share": getattr(each, field) / total}
+        yield {"cost": each.key[:60], "share": getattr(each, field) / total}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaModel
 from benchmarks.attention import Shape
 from benchmarks.layouts import Rows, between
 from benchmarks.two_softmaxes import NAME, dense
+from training.memory.trace import enable_checkpointing
 from utils.model.mmca import attend
 from utils.model.mmca_kernels import VARIABLE, kernel_for
 from utils.model.mmca_layout import Layout, build_layout
@@ -123,7 +124,7 @@ class DecoderCase:
 
     @property
     def tolerance(self) -> float:
-        return {"float32": 1e-3, "bfloat16": 0.1}[self.dtype]
+        return {"float32": 1e-3, "bfloat16": 0.05}[self.dtype]
 
     def errors(self, device: str) -> tuple[str, float]:
         """The kernel asked for, and the largest error of hidden states and of the embeddings' gradients."""
@@ -136,6 +137,7 @@ class DecoderCase:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            initializer_range=0.05,  # so that attention counts among what else a layer adds
         )
         torch.manual_seed(0)
         decoder = LlamaModel(config).to(device).requires_grad_(False).train()
@@ -146,7 +148,7 @@ class DecoderCase:
         decoder = decoder.to(dtype)
         config._attn_implementation = "mmca"
         if self.way == "checkpointed":
-            decoder.gradient_checkpointing_enable()
+            enable_checkpointing(decoder)
         with kernel(self.kernel):
             run = torch.compile(decoder) if self.way == "compiled" else decoder
             found = _run(run, states.to(dtype), kinds, grad)

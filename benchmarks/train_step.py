@@ -102,6 +102,8 @@ class Step:
         positions = torch.arange(kinds.shape[1], device=model.device) % (kinds.shape[1] // conversations)
         self.inputs["position_ids"] = positions[None]
         self.labels = torch.where(learned, ids, -100)
+        counts = {"image_tokens": int(kinds.sum()), "supervised_tokens": int(learned[:, 1:].sum())}
+        self.inputs |= counts
         self.tokens, self.supervised = kinds.numel(), int(learned.sum())
 
     def run(self, form: str) -> None:

@@ -31,8 +31,8 @@ class WholeBatchReader:
         """The tokens of each answer, at most as many as it has room for, without the one that ends it."""
         encoded = [self._processor.encode(conversation, load_images=False) for conversation in conversations]
         batch = self._collate(encoded)
-        del batch["labels"]
-        batch = {name: tensor.to(self._model.device) for name, tensor in batch.items()}
+        names = ("input_ids", "attention_mask", "mm_token_type_ids")
+        batch = {name: batch[name].to(self._model.device) for name in names}
         if images := [image for conversation in conversations for image in conversation.images]:
             batch["pixel_values"] = self._pixels(images)
         generated = self._model.generate(**batch, generation_config=self._generation(max(rooms)))

@@ -14,6 +14,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Some tests fork; a child of several threads may wait for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
 STARTED = time.monotonic()
 
 
@@ -36,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
     for length in LENGTHS:
         limit = item.config.getoption(f"--{length}_until")
         if limit is not None and item.get_closest_marker(length) and time.monotonic() - STARTED > limit * 60:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ class Collator:
     """Pad rows to a common length, a multiple of `pad_to_multiple_of` (tensor cores like eights).
 
     Returns `input_ids`, `attention_mask`, `mm_token_type_ids`, `labels`, each [B, S] int64, and, unless no
-    conversation has an image, `pixel_values` [images of the batch in order, 3, H, W].
+    conversation has an image, `pixel_values` [images of the batch in order, 3, H, W]. `image_tokens` and
+    `supervised_tokens` say how many there are (int), so that the model need not wait for a GPU to count them.
 
     Two lists beside them are not for the model: where rows know their `origins`, all of the batch in order
     (`Origin`); and where there are any, `bad`: the bad records that were found in making the batch.
@@ -28,7 +29,7 @@ class Collator:
     padding_side: Literal["left", "right"] = "right"
     pad_to_multiple_of: int = 8
 
-    def __call__(self, conversations: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    def __call__(self, conversations: Sequence[Encoded]) -> dict[str, Any]:
         lengths = [len(conversation.input_ids) for conversation in conversations]
         width = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
         packed = hasattr(conversations[0], "position_ids")
@@ -49,6 +50,8 @@ class Collator:
             arrays["mm_token_type_ids"][row, place] = conversation.mm_token_type_ids
             arrays["labels"][row, place] = conversation.labels
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch["image_tokens"] = int(arrays["mm_token_type_ids"].sum())
+        batch["supervised_tokens"] = int((arrays["labels"][:, 1:] != IGNORED_LABEL).sum())
         pixels = [each.pixel_values for each in conversations if each.pixel_values is not None]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)

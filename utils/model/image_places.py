@@ -77,13 +77,15 @@ def pixels_of_new_tokens(
     return torch.cat([images[first:] for images, first in rows])
 
 
-def place_features(inputs_embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Features [N, S, D] on the places [B, Q] (True) of embeddings [B, Q, D], in order of appearance.
+def place_features(
+    inputs_embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor, wanted: int
+) -> torch.Tensor:
+    """Features [N, S, D] on the `wanted` places [B, Q] (True) of embeddings [B, Q, D], in order of appearance.
 
     Raises `ValueError` with both counts where they differ.
     """
     features = features.to(inputs_embeds)
-    wanted, given = int(places.sum()), features.shape[0] * features.shape[1]
+    given = features.shape[0] * features.shape[1]
     if wanted != given:
         raise ValueError(
             f"there are {wanted} image tokens, but {given} image features: {features.shape[0]} images of"

@@ -179,6 +179,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
         wanted_rows: torch.Tensor | None = None,
+        image_tokens: int | None = None,
         **kwargs: Any,
     ) -> VisualChatModelOutput:
         """As `VisualChatForConditionalGeneration.forward`, with hidden states [B, Q, D] instead of logits.
@@ -192,7 +193,9 @@ class VisualChatModel(VisualChatPreTrainedModel):
         cache = past_key_values if cache is None else cache
         cached = cache.get_seq_length() if cache is not None else 0
         mm_token_type_ids = kinds_of_keys(self.config, input_ids, inputs_embeds, mm_token_type_ids, cached)
-        inputs_embeds, features = self._place_images(inputs_embeds, mm_token_type_ids, pixel_values)
+        inputs_embeds, features = self._place_images(
+            inputs_embeds, mm_token_type_ids, pixel_values, image_tokens
+        )
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         elif use_cache is None and cache is None and attention_mask is None:
@@ -236,19 +239,22 @@ class VisualChatModel(VisualChatPreTrainedModel):
         inputs_embeds: torch.Tensor,
         kinds: torch.Tensor,
         pixel_values: torch.Tensor | None,
+        image_tokens: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Image features on the placeholders, in order of appearance; embeddings stay [B, Q, D]."""
         queries = inputs_embeds.shape[1]
         if pixel_values is None and queries == 1:
             return inputs_embeds, None  # a step of generation
         places = kinds[:, -queries:].to(inputs_embeds.device) == 1  # [B, Q]
+        if image_tokens is None:
+            image_tokens = int(places.sum())
         if pixel_values is None:
-            if places.any():
-                raise ValueError(f"there are {int(places.sum())} image tokens, but no pixel_values")
+            if image_tokens:
+                raise ValueError(f"there are {image_tokens} image tokens, but no pixel_values")
             blank = self._blank_image(inputs_embeds.device)
             return enter_encoder_anyway(inputs_embeds, self._features, blank, self.training), None
         features = self._features(pixel_values)  # [N, S, D]
-        return place_features(inputs_embeds, places, features), features
+        return place_features(inputs_embeds, places, features, image_tokens), features
 
     def _blank_image(self, device: torch.device) -> torch.Tensor:
         """One, as `pixel_values` has them."""
@@ -325,6 +331,8 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        image_tokens: int | None = None,
+        supervised_tokens: int | None = None,
         **kwargs: Any,
     ) -> VisualChatOutput:
         """One forward over Q new tokens of B rows; K keys = cached + new.
@@ -332,7 +340,9 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         input_ids: [B, Q]. attention_mask, mm_token_type_ids: [B, K], cached keys included; the kinds (0 text,
         1 image) default to where input_ids is the image token. No attention_mask and restarting position_ids
         [B, Q]: packed rows. pixel_values: [N, 3, H, W], the images whose placeholders stand in input_ids, in
-        order of appearance. labels: [B, Q], -100 where not learned.
+        order of appearance. labels: [B, Q], -100 where not learned. image_tokens, supervised_tokens: how many
+        there are among the Q (of labels, those that are not -100 and not at the start of a row), as the
+        collator counts them; without them a GPU is waited for to count them.
 
         cache: keys and values of earlier calls, `past_key_values` in transformers before 5.24; either name serves.
 
@@ -345,7 +355,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
             use_cache = False
         supervised = wanted_rows = None
         if labels is not None:
-            supervised = Supervised.of(labels)
+            supervised = Supervised.of(labels, supervised_tokens)
             wanted_rows = supervised.rows
         elif isinstance(logits_to_keep, int) and logits_to_keep > 0:
             wanted_rows = _last_rows(input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
@@ -359,6 +369,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             wanted_rows=wanted_rows,
+            image_tokens=image_tokens,
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # [B, Q, D]

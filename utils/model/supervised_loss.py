@@ -27,10 +27,12 @@ class Supervised:
     targets: torch.Tensor
 
     @classmethod
-    def of(cls, labels: torch.Tensor) -> "Supervised":
-        """From labels [B, Q]; one question to the device, asked before the forward keeps it busy."""
+    def of(cls, labels: torch.Tensor, count: int | None = None) -> "Supervised":
+        """From labels [B, Q]; count: how many are supervised, so that a GPU need not be waited for."""
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).flatten()
-        rows = (targets != IGNORED_LABEL).nonzero()[:, 0]
+        supervised = targets != IGNORED_LABEL
+        rows = supervised.nonzero() if count is None else supervised.nonzero_static(size=count)
+        rows = rows[:, 0]
         return cls(rows, targets[rows])
 
 

@@ -26,6 +26,8 @@ def test_padding_on_the_right() -> None:
     batch = Collator(pad_token_id=0, pad_to_multiple_of=4)(
         [encoded([1, 5, 7], RED), encoded([1, 5, 5, 8, 9], BLUE)]
     )
+    counts = batch.pop("image_tokens"), batch.pop("supervised_tokens")
+    assert counts == (3, 3)
     assert {name: tensor.tolist() for name, tensor in batch.items() if name != "pixel_values"} == {
         "input_ids": [[1, 5, 7, 0, 0, 0, 0, 0], [1, 5, 5, 8, 9, 0, 0, 0]],
         "attention_mask": [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]],

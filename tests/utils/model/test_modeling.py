@@ -318,3 +318,44 @@ def test_unknown_kinds_over_a_cache_are_an_error(model):
 def test_unknown_choices_name_the_known(field, message):
     with pytest.raises(ValueError, match=message):
         make(**{field: "other"})
+
+
+LEARNED = {
+    "packed": {"position_ids": torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]])},
+    "padded": {"attention_mask": torch.tensor([[1] * 14 + [0] * 2])},
+}
+
+
+def learned_batch(form: str) -> dict:
+    ids = torch.tensor([[3, *PLACE, 7, 8, 4, *PLACE, 5, 0]])
+    labels = torch.where((ids == IMAGE) | (ids < 5), -100, ids)
+    counts = {"image_tokens": 2 * TOKENS, "supervised_tokens": 3}
+    kinds = (ids == IMAGE).long()
+    return {"input_ids": ids, "mm_token_type_ids": kinds, "labels": labels, "pixel_values": pixels(2)} | (
+        counts | LEARNED[form]
+    )
+
+
+@pytest.mark.parametrize("form", LEARNED)
+def test_counts_that_the_collator_knows_change_no_loss(model, form):
+    known = learned_batch(form)
+    unknown = {name: value for name, value in known.items() if isinstance(value, torch.Tensor)}
+    ours, theirs = model(**known), model(**unknown)
+    assert torch.equal(ours.loss, theirs.loss) and torch.equal(ours.token_losses, theirs.token_losses)
+
+
+@pytest.mark.parametrize("form", LEARNED)
+def test_a_training_step_never_waits_for_the_device(model, form, monkeypatch):
+    """On the device "meta" there are no numbers: whatever asks for one raises. Kernels have tests of their own."""
+
+    def attend(layout, query, key, value, *_rest):
+        read = [each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value)]
+        return (query + read[0] + read[1]).transpose(1, 2)
+
+    monkeypatch.setattr("utils.model.mmca.attend_by_kernel", attend)
+    batch = {
+        name: each.to("meta") if isinstance(each, torch.Tensor) else each
+        for name, each in learned_batch(form).items()
+    }
+    model.train().to("meta")(**batch).loss.backward()
+    assert model.get_input_embeddings().weight.grad.is_meta
