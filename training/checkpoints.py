@@ -5,10 +5,8 @@ scheduler, the random states, the Trainer's state and a manifest of all of it, a
 that loads for chat and evaluation. {output_dir}/latest names the one that was written last.
 """
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.atomic import atomic_write, remove_directory
@@ -31,44 +29,6 @@ _NEWEST = (True, "True", "true", "latest")
 
 class ResumeError(ValueError):
     """A checkpoint that training cannot go on from; the message is one line and says what to do."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run is, as far as its checkpoints depend on it."""
-
-    processes: int
-    zero_stage: int
-    precision: str
-    global_batch: int  # conversations, or packed rows, an optimizer step
-
-    def save(self, folder: Path) -> None:
-        """Write it into a checkpoint."""
-        atomic_write(folder / RUN, json.dumps(asdict(self), indent=2))
-
-    @classmethod
-    def load(cls, folder: Path) -> "Run":
-        """The run that wrote the checkpoint in `folder`."""
-        return cls(**json.loads((folder / RUN).read_text()))
-
-    def check(self, folder: Path) -> "Run":
-        """The run that wrote `folder`; `ResumeError` where this one cannot go on from it.
-
-        The number of processes may differ, ZeRO stage, precision and global batch may not.
-        """
-        written = self.load(folder)
-        if (written.zero_stage, written.precision) != (self.zero_stage, self.precision):
-            raise ResumeError(
-                f"{folder} was written at ZeRO {written.zero_stage} in {written.precision}, this run is at ZeRO"
-                f" {self.zero_stage} in {self.precision}: give the same --zero_stage and --precision"
-            )
-        if written.global_batch != self.global_batch:
-            raise ResumeError(
-                f"{folder} was written at {written.global_batch} conversations a step, this run takes"
-                f" {self.global_batch}: choose --per_device_train_batch_size and --gradient_accumulation_steps"
-                f" so that their product times {self.processes} processes is {written.global_batch}"
-            )
-        return written
 
 
 def results_in(output_dir: str | Path) -> list[str]:

@@ -22,6 +22,7 @@ from training.ds_configs.own_config import mismatches_named
 from training.output_lock import OutputInUseError, reserved
 from training.parser import VisualChatTrainingArguments
 from training.reporting import begin_wandb
+from training.run_record import Run
 from training.run_report.write import close_run
 from training.saving import SavingError
 from training.survival.departures import end_after
@@ -136,7 +137,8 @@ def train(
     if not is_main_process():
         set_verbosity_error()  # transformers' warnings once, not once a process
     seed_everything(arguments.seed)
-    resumed = prepare_output(arguments)
+    run = Run.of(model_arguments, data_arguments, arguments)
+    resumed = prepare_output(arguments, run)
     bad = bad_records(data_arguments, arguments.output_dir)
     if resumed:
         bad.restore()  # what was found before the run was interrupted
@@ -144,6 +146,9 @@ def train(
         output, name = arguments.output_dir, arguments.run_name
         decided_by_main(lambda: begin_wandb(output, name, go_on=resumed is not None))
     training_part, evaluation_part = load_data(data_arguments, arguments, bad)
+    run = run.with_data(training_part)
+    if resumed:
+        decided_by_main(lambda: run.check_data(resumed))
     model, processor = load_model(model_arguments, arguments, begin=resumed is None)
     features = None
     if data_arguments.cache_vision_features:
@@ -164,6 +169,7 @@ def train(
         collator=Collator(pad_token_id=processor.tokenizer.pad_token_id),
         train_dataset=learned,
         dataset_names=data_arguments.dataset_names,
+        run=run,
         eval_dataset=rows(evaluation_part) if len(evaluation_part) else None,
         callbacks=[ProgressReporter()],
         bad_records=bad,
@@ -180,24 +186,27 @@ def train(
     summarise(trainer, learned)
 
 
-def prepare_output(arguments: VisualChatTrainingArguments) -> Path | None:
+def prepare_output(arguments: VisualChatTrainingArguments, run: Run) -> Path | None:
     """Clear up the output folder after crashes, and find the checkpoint to go on from, if any.
 
-    Raises `ResumeError` where there is none to go on from, and where a new run would replace another's results.
+    Raises `ResumeError` where there is none to go on from, where this run's flags contradict it, and where
+    a new run would replace another's results.
     """
-    resumed = decided_by_main(lambda: _tidied(arguments))
+    resumed = decided_by_main(lambda: _tidied(arguments, run))
     if resumed:
         logger.info("going on from %s", resumed)
         arguments.eval_on_start = False
     return resumed
 
 
-def _tidied(arguments: VisualChatTrainingArguments) -> Path | None:
+def _tidied(arguments: VisualChatTrainingArguments, run: Run) -> Path | None:
     """What the main process does for all: clear up the folder, and verify what is to be gone on from."""
     output = Path(arguments.output_dir)
     for name in clear_leftovers(output):
         logger.info("removed a half-written %s from %s", name, output)
     resumed = resume_folder(output, arguments.resume_from_checkpoint)
+    if resumed:
+        run.check(resumed)
     if not arguments.overwrite_output_dir:
         require_free(output, resumed, may_begin=arguments.resume_from_checkpoint == "auto")
     return resumed

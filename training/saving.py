@@ -5,16 +5,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 
 from training.checkpoints import (
     LATEST,
     SCHEDULER,
     TRAINER_STATE,
-    Run,
     checkpoint_name,
     next_order,
     point_to,
@@ -22,6 +22,7 @@ from training.checkpoints import (
     rotate,
 )
 from training.resharding import load_resharded
+from training.run_record import Run
 from utils.atomic import (
     atomic_write,
     begin_directory,
@@ -42,6 +43,9 @@ logger = get_logger(__name__)
 _DISK_ERRORS = (OSError, SafetensorError, RuntimeError)  # the last is what torch makes of some of them
 
 
+_SETTINGS = ("weight_decay", "betas", "eps", "initial_lr")  # of an optimizer's group, as flags give them
+
+
 class SavingError(RuntimeError):
     """Something could not be written; what was there before is as it was. The message is one line."""
 
@@ -49,15 +53,8 @@ class SavingError(RuntimeError):
 class CheckpointWriter:
     """Writes a trainer's checkpoints and reads them back into its engine; all processes call alike."""
 
-    def __init__(self, trainer: "VisualChatTrainer") -> None:
-        self.trainer = trainer
-        args = trainer.args
-        self.run = Run(
-            processes=args.world_size,
-            zero_stage=args.hf_deepspeed_config.get_value("zero_optimization.stage", 0),
-            precision=str(args.dtype).removeprefix("torch."),
-            global_batch=trainer._train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        )
+    def __init__(self, trainer: "VisualChatTrainer", run: Run) -> None:
+        self.trainer, self.run = trainer, run
         self._failure: Exception | None = None  # of this process, since all last agreed
 
     def export(self, folder: str | Path, form: str) -> None:
@@ -110,20 +107,22 @@ class CheckpointWriter:
             self._tidy(target)
 
     def restore(self, folder: str | Path) -> None:
-        """Put engine and schedule back to where they were; `ResumeError` for a run of another kind."""
+        """Put engine and schedule back to where they were, under the rates and decay that this run's flags give."""
         folder = Path(folder)
-        written = self.run.check(folder)
+        written = self.run.load(folder)
+        schedule = self.trainer.lr_scheduler
+        schedule = getattr(schedule, "scheduler", schedule)  # accelerate wraps that of an own configuration
+        settings = [
+            {name: group[name] for name in _SETTINGS if name in group}
+            for group in schedule.optimizer.param_groups
+        ]
         if written.processes != self.run.processes and self.run.zero_stage > 0:
             load_resharded(self.trainer.deepspeed, folder, Path(self.trainer.args.output_dir))
         else:  # without ZeRO every process holds the whole state
             self.load_engine(folder)
-        schedule = self.trainer.lr_scheduler
-        schedule = getattr(schedule, "scheduler", schedule)  # accelerate wraps that of an own configuration
-        state = torch.load(folder / SCHEDULER, weights_only=True)
-        schedule.load_state_dict(state)
-        rates = state.get("_last_lr") or schedule.get_lr()  # DeepSpeed's schedules leave it to be computed
-        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for group, setting in zip(schedule.optimizer.param_groups, settings, strict=True):
+            group.update(setting)  # those of the checkpoint are there now
+        _restore_schedule(schedule, torch.load(folder / SCHEDULER, weights_only=True))
 
     def load_engine(self, folder: str | Path) -> None:
         """Read DeepSpeed's state: trained weights and the optimizer."""
@@ -202,6 +201,23 @@ class CheckpointWriter:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
         return weights | buffers if is_main_process() else {}
+
+
+def _restore_schedule(schedule: Any, state: dict[str, Any]) -> None:
+    """Go to the step that `state` was saved at, on the curve that this run's flags give."""
+    peaks = getattr(schedule, "base_lrs", None)
+    schedule.load_state_dict(state)
+    if isinstance(schedule, LambdaLR):
+        schedule.base_lrs = peaks
+        rates = [
+            peak * factor(schedule.last_epoch)
+            for peak, factor in zip(peaks, schedule.lr_lambdas, strict=True)
+        ]
+        schedule._last_lr = rates
+    else:
+        rates = state.get("_last_lr") or schedule.get_lr()  # DeepSpeed's schedules leave it to be computed
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _one_line(error: Exception) -> str:

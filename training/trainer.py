@@ -34,6 +34,7 @@ from training.loss_by_dataset import LossByDataset
 from training.parameter_groups import parameter_groups
 from training.parser import VisualChatTrainingArguments
 from training.reporting import TensorBoard
+from training.run_record import Run
 from training.saving import CheckpointWriter, SavingError
 from training.survival.signals import StopRequest
 from training.survival.survival import Survival
@@ -56,12 +57,13 @@ class VisualChatTrainer(Trainer):
         collator: Any,
         train_dataset: Dataset,
         dataset_names: Sequence[str],
+        run: Run,
         eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
         bad_records: BadRecords | None = None,
         stop_request: StopRequest | None = None,
     ) -> None:
-        """`dataset_names` are those that the records come from: each gets a loss of its own.
+        """`dataset_names` are those that the records come from: each gets a loss of its own. Checkpoints record `run`.
 
         `bad_records` takes up bad ones that turn up while batches are read (`Collator`).
         """
@@ -84,7 +86,7 @@ class VisualChatTrainer(Trainer):
             self.add_callback(TensorBoard())
         if args.stage3_gather_layers and args.hf_deepspeed_config.is_zero3():
             gather_by_layer(model)
-        self.checkpoints = CheckpointWriter(self)
+        self.checkpoints = CheckpointWriter(self, run)
         self._failed_saves = 0  # in a row
         self.survival = Survival(self, stop_request or StopRequest())
         self.add_callback(self.survival)
@@ -257,6 +259,9 @@ class VisualChatTrainer(Trainer):
         self.survival.guard(self.deepspeed.basic_optimizer)  # the one that steps, whoever made it
         if resume_from_checkpoint is not None:
             self.checkpoints.restore(resume_from_checkpoint)
+            self.state.compute_steps(
+                self.args, max_steps
+            )  # logging, evaluating and saving as often as flags say now
         return prepared
 
     def _load_best_model(self) -> None:

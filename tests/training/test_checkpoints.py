@@ -4,7 +4,6 @@ import pytest
 
 from training.checkpoints import (
     ResumeError,
-    Run,
     next_order,
     point_to,
     remove_results,
@@ -13,6 +12,7 @@ from training.checkpoints import (
     resume_folder,
     rotate,
 )
+from training.run_record import Run
 from utils.manifest import write_manifest
 
 RUN = Run(processes=2, zero_stage=3, precision="bfloat16", global_batch=128)

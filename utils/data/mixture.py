@@ -89,6 +89,11 @@ class Mixture(Sequence[Conversation]):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """A digest of each dataset's annotation files, by its name: of what is in them, not of where they are."""
+        return {records.spec.name: records.content() for records in self._recipe.sets}
+
     def set_epoch(self, epoch: int) -> None:
         """Join other records in each epoch, and draw anew, into as many conversations; repeatable from seed and
         epoch, whatever came before.

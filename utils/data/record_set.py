@@ -1,9 +1,11 @@
 """One dataset: the records of its annotation files, put together as its row says, adapted when asked for."""
 
+import hashlib
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 
 from utils.conversation import Conversation, ConversationError, ImageError
 from utils.data.bad_data import BadRecord, BadRecords, RecordPlace
+from utils.data.cache import Source, cached
 from utils.data.sources import Unusable, open_image_store, open_records
 from utils.data.spec import (
     FORMAT_ERRORS,
@@ -23,6 +26,8 @@ from utils.data.spec import (
     PictureStore,
     RawRecord,
 )
+
+_DIGEST, _CHUNK = "sha256", 1 << 20
 
 
 class RecordSet:
@@ -43,6 +48,20 @@ class RecordSet:
 
     def __len__(self) -> int:
         return self._first[-1]
+
+    def content(self) -> str:
+        """A digest of the annotation files, whatever their places and times of change; read once per machine.
+
+        Raises `DataError` for a cache folder that cannot be written.
+        """
+        digest = hashlib.sha256()
+        for part in self.spec.annotations:
+            path = located(part, self.data_path)
+            files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+            source = Source(path, tuple(files), "content")
+            entry = cached(source, "contents", partial(_write_digest, files), share=0, is_quiet=True)
+            digest.update((entry / _DIGEST).read_bytes())
+        return digest.hexdigest()
 
     def arrange(self) -> Arrangement:
         """Which records make which conversation; one each, unless the dataset's row says otherwise."""
@@ -97,6 +116,15 @@ class RecordSet:
 
     def _raw(self, index: int, fields: dict[str, Any], rng: np.random.Generator) -> RawRecord:
         return RawRecord(fields, str(self.place(index)), self.places, rng, self._file(index))
+
+
+def _write_digest(files: Sequence[Path], folder: Path) -> None:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    (folder / _DIGEST).write_text(digest.hexdigest())
 
 
 def located(part: Part, data_path: Path) -> Path:
