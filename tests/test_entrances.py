@@ -28,6 +28,7 @@ QUESTIONS = (
     "What colour is the circle?",
     "first line\nsecond line\nwhat colour?",
     "  Which?\n\n- red\n\t- blue  (both)\n ",
+    "of\r\nWindows",
     "compare image 1 with image 1 please",
     "¿Qué? 🐕 'a' \"b\" \\n C:\\x",
 )

@@ -163,7 +163,9 @@ def _left_out(report: Report) -> list[tuple[str, str, int]]:
     listed = []
     for name, account in (report.accounts or {}).items():
         listed += [(name, rule, count) for rule, count in account.left_out.items() if count]
-        listed += [(name, f"conversations with {repair}", count) for repair, count in account.repairs.items()]
+        listed += [
+            (name, f"conversations used with {repair}", count) for repair, count in account.repairs.items()
+        ]
         if account.absent_images:
             absent = (
                 "images that are named, but are not in the image store (the records are used without them)"
@@ -189,6 +191,8 @@ _KINDS = {  # the first phrase that is found decides
     "not in the format of": "not in the dataset's format",
     "not a record": "not a record",
     "not valid JSON": "not valid JSON",
+    "which is not read": "images under a key that is not read, videos or sound",
+    "has no text": "message without a text",
     "expected ": "not question and answer in turn",
     "questions hold": "images and tags differ in number",
     " is empty": "question or answer empty",

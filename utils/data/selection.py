@@ -83,7 +83,7 @@ def select(
         absent_images=int(known.absent.sum()),
         repairs=known.repairs,
     )
-    _log(records.spec.name, account)
+    _log(records.spec.name, account, len(known))
     return Selection(chosen, account)
 
 
@@ -108,11 +108,11 @@ def _note(records: RecordSet, known: Survey, index: int, bad: BadRecords | None)
     bad.add(BadRecord(place, reason))
 
 
-def _log(name: str, account: Account) -> None:
+def _log(name: str, account: Account, conversations: int) -> None:
     for rule, count in account.left_out.items():
         logger.info("%s: %d of %d records left out: %s", name, count, account.records, rule)
     for repair, count in account.repairs.items():
-        logger.info("%s: %s conversations are used with %s", name, f"{count:,}", repair)
+        logger.info("%s: %s, in %s of %s conversations", name, repair, f"{count:,}", f"{conversations:,}")
     if account.absent_images:
         logger.info("%s: %d images are named that are not in its image store", name, account.absent_images)
     if account.records and not (account.used or account.bad):

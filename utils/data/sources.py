@@ -130,7 +130,8 @@ def _write_texts(
     folder: Path,
 ) -> None:
     count = objects = 0
-    with byte_bar(path.name, path.stat().st_size) as advance, RowWriter(folder / _FILE, _SCHEMA) as writer:
+    size = path.stat().st_size * (_UNPACKED if is_packed(path) else 1)
+    with byte_bar(path.name, size) as advance, RowWriter(folder / _FILE, _SCHEMA) as writer:
         for record in read(path, advance):
             writer.add({"record": record.text, "problem": record.problem}, len(record.text or ""))
             count += 1

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from utils.data import BadDataError, BadRecords, DataError, build_dataset
+from utils.data.adapters.custom import GREETING, JOINED
+from utils.data.adapters.texts import UNANSWERED
 
 
 def record(number: int) -> dict:
@@ -125,6 +128,22 @@ def test_a_path_of_another_kind_is_named(tmp_path: Path, make: Callable[[Path], 
     ) as caught:
         build_dataset([str(tmp_path / "my.txt")], tmp_path)
     assert "aokvqa" not in str(caught.value)
+
+
+def test_what_is_mended_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    human, gpt = record(0)["conversations"]
+    dialogues = [[human, gpt], [gpt, human, gpt], [human, human, gpt, human], [gpt, human, gpt, human]]
+    name = write(tmp_path / "my.json", json.dumps([{"conversations": said} for said in dialogues]))
+    with caplog.at_level(logging.INFO):
+        account = build_dataset([name], tmp_path).accounts[name]
+    counts = {GREETING: 2, JOINED: 1, UNANSWERED: 2}
+    assert (account.used, account.bad, account.repairs) == (4, 0, counts)
+    for repair, count in counts.items():
+        assert f"{name}: {repair}, in {count} of 4 conversations" in caplog.messages
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        build_dataset([name], tmp_path)  # from the cache
+    assert f"{name}: {JOINED}, in 1 of 4 conversations" in caplog.messages
 
 
 def test_base64_is_never_printed(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ _LEADS_ON = re.compile(  # a sentence that is not over where a tag ends it
     r"\b(and|or|nor|with|without|to|of|in|on|at|from|than|like|as|for|between|about|against|vs\.?|versus)$",
     re.IGNORECASE,
 )
-_RUN = rf"[ \t]*{TAG}(?:\s*{TAG})*[ \t]*"
+_RUN = rf"(?<![ \t])[ \t]*{TAG}(?:\s*{TAG})*[ \t]*"
 _TAGS = re.compile(rf"(?P<apart>^{_RUN}(?:\r?\n|\Z))|{_RUN}", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.?!\u2026\u3002\uff1f\uff01]['\"\u201d\u2019)\]]*$")
 _OPENING = "([{\"'\u201c\u2018\u00bf\u00a1/-"
