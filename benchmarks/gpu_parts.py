@@ -206,6 +206,7 @@ def attention_speed(place: Place) -> Iterator[Result]:
             for backward in (False, True):
                 rows = mixture(text, images)
                 case = attention.Case(rows, attention.Shape.of(heads), place.dtype, place.device, backward)
+                case.prepare()
                 ours, causal, dense = (
                     place.median(work, repeats)
                     for work, repeats in ((case.ours, 10), (case.causal, 10), (case.dense, 1))

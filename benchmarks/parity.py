@@ -16,7 +16,7 @@ from benchmarks.layouts import Rows, between
 from benchmarks.two_softmaxes import NAME, dense
 from training.memory.trace import enable_checkpointing
 from utils.model.mmca import attend
-from utils.model.mmca_kernels import VARIABLE, kernel_for
+from utils.model.mmca_kernels import VARIABLE, States, kernel_for, prepare_kernel
 from utils.model.mmca_layout import Layout, build_layout
 
 KERNELS = ("flex", "flash", "masked")
@@ -104,6 +104,7 @@ class AttentionCase:
     ) -> tuple[list[torch.Tensor], str]:
         states = [each.to(device, getattr(torch, self.dtype)).requires_grad_(backward) for each in states]
         with kernel(self.kernel):
+            prepare_kernel(States.of(states[0], states[2]), states[0].device)
             used = kernel_for(layout, states[0], states[2])
             found = [attend(layout, *states, states[0].shape[-1] ** -0.5)]
         if backward:

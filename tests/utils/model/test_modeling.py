@@ -6,7 +6,14 @@ from accelerate import cpu_offload
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig
 
-from utils.model import LoraSettings, VisualChatConfig, VisualChatForConditionalGeneration, freeze
+from utils.model import (
+    LoraSettings,
+    VisualChatConfig,
+    VisualChatForConditionalGeneration,
+    forward_layout,
+    freeze,
+    mmca_kernels,
+)
 from utils.model.lora import inject_lora
 
 IMAGE, TOKENS = 49, 5  # the placeholder's id; four patches and the class token
@@ -346,13 +353,17 @@ def test_counts_that_the_collator_knows_change_no_loss(model, form):
 
 @pytest.mark.parametrize("form", LEARNED)
 def test_a_training_step_never_waits_for_the_device(model, form, monkeypatch):
-    """On the device "meta" there are no numbers: whatever asks for one raises. Kernels have tests of their own."""
+    """On the device "meta" there are no numbers, so whatever asks for one raises. Attention's blocks are prepared
+    as on a GPU; only its kernel, which "meta" cannot run, is another.
+    """
 
     def attend(layout, query, key, value, *_rest):
         read = [each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value)]
         return (query + read[0] + read[1]).transpose(1, 2)
 
     monkeypatch.setattr("utils.model.mmca.attend_by_kernel", attend)
+    prepare = mmca_kernels.KERNELS["flex"].prepare
+    monkeypatch.setattr(forward_layout, "prepare_layout", lambda layout, *_rest: prepare(layout))
     batch = {
         name: each.to("meta") if isinstance(each, torch.Tensor) else each
         for name, each in learned_batch(form).items()
