@@ -4,9 +4,10 @@
     --output_filename F
 
 Writes F.csv (columns test_name,image_path,question,answer; with several checkpoints F_a.csv and F_b.csv), and
-F.json, which `python -m eval.report` shows, with the scores where the set has reference answers. Run again after an
-interruption, it goes on where it was. Several GPUs share the dialogues: `torchrun --nproc_per_node 8 -m
-eval.batch_generation ...`.
+F.json, which `python -m eval.report` shows, with the scores where the set has reference answers. Dialogues that cannot
+be asked are listed in F.bad_dialogues.jsonl before a model is loaded, and the others answered; the exit code is then 1.
+Run again after an interruption, it goes on where it was. Several GPUs share the dialogues: `torchrun
+--nproc_per_node 8 -m eval.batch_generation ...`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from chat.checkpoint_arguments import (
     positive,
 )
 from chat.image_store_arguments import add_image_store_arguments, store_settings
-from utils.commands import command, complain, end_process, writable_folder
+from utils.commands import FINISHED, UsageError, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
-    from eval.dialogues import EvalDialogue
+    from eval.dialogues import EvalSet
     from eval.generation import GenerationSettings
 
 RESULTS = Path(__file__).resolve().parent / "results"
+LEFT_OUT = 1
+"""The exit code where some dialogues could not be asked; the others are answered."""
 BATCHES_PER_PART = 8
 """So many batches are lost at most by an interruption, and shared out at a time among processes."""
 
@@ -46,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch.distributed as dist
 
     from chat.sampling import Sampling
-    from eval.dialogues import load_dialogues
+    from eval.checks import with_sound_images
+    from eval.dialogues import read_set
     from eval.generation import GenerationSettings
     from utils import distributed
     from utils.conversation import ConversationError, ImageError
@@ -57,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # They meet at the end of each checkpoint only, which may be hours away for those that are done first.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     try:
-        dialogues = load_dialogues(parsed.eval_data, parsed.image_folder, parsed.max_images)
+        found = read_set(parsed.eval_data, parsed.image_folder, parsed.max_images)
         settings = GenerationSettings(
             batch_size=parsed.batch_size,
             max_new_tokens=parsed.max_new_tokens,
@@ -67,13 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
             ),
         )
-        for checkpoint, output in _runs(parsed):
-            _run(checkpoint, output, dialogues, settings, parsed)
+        runs = _runs(parsed)
+        found = with_sound_images(found)
+        sets = [_checked(checkpoint, output, found, settings) for checkpoint, output in runs]
+        for (checkpoint, output), checked in zip(runs, sets, strict=True):
+            _run(checkpoint, output, checked, settings, parsed)
     except (ConversationError, ImageError) as error:
         return complain(error)
     finally:
         distributed.shut_down()
-    return 0
+    return LEFT_OUT if any(checked.bad for checked in sets) else FINISHED
 
 
 def _runs(parsed: argparse.Namespace) -> list[tuple[Path, Path]]:
@@ -93,10 +102,33 @@ def _runs(parsed: argparse.Namespace) -> list[tuple[Path, Path]]:
     ]
 
 
+def _checked(checkpoint: Path, output: Path, found: EvalSet, settings: GenerationSettings) -> EvalSet:
+    """The dialogues that this checkpoint can be asked; the others are listed beside its results."""
+    from eval.checks import told, with_askable_texts, write_bad
+    from eval.dialogues import EvalDataError
+    from utils import distributed
+    from utils.model import CheckpointError, VisualChatConfig
+    from utils.model.checkpoint import load_processor
+
+    try:
+        processor, config = load_processor(checkpoint), VisualChatConfig.from_pretrained(checkpoint)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    checked = with_askable_texts(found, processor, config, settings)
+    file = output.with_name(f"{output.name}.bad_dialogues.jsonl")
+    if distributed.is_main_process():
+        write_bad(file, checked.bad)
+    if not checked.dialogues:
+        raise EvalDataError(told(checked, file))
+    if checked.bad:
+        logger.warning("%s", told(checked, file))
+    return checked
+
+
 def _run(
     checkpoint: Path,
     output: Path,
-    dialogues: Sequence[EvalDialogue],
+    found: EvalSet,
     settings: GenerationSettings,
     parsed: argparse.Namespace,
 ) -> None:
@@ -113,6 +145,7 @@ def _run(
     if distributed.world_size() > 1 and parsed.device_map == "auto" and torch.accelerator.is_available():
         parsed.device_map = {"": distributed.local_rank()}
     model, processor = load_named_checkpoint(parsed, checkpoint)
+    dialogues = found.dialogues
     parts = Parts(
         output.with_name(f"{output.name}.parts"),
         key_of(checkpoint, dialogues, settings),
@@ -132,12 +165,18 @@ def _run(
     scores = scores_of_rows(rows)
     table_file, results_file = (output.with_name(f"{output.name}.{ending}") for ending in ("csv", "json"))
     write_csv(table_file, rows)
-    write_results(results_file, rows, scores, _described(checkpoint, parsed))
+    left_out = {"left_out": len(found.bad)} if found.bad else {}
+    write_results(results_file, rows, scores, {**_described(checkpoint, parsed), **left_out})
     parts.clear()
     if unasked := sum(row.answer is None for row in rows):
         console.print(
-            f"{unasked} questions were not asked: their dialogues had outgrown --max_seq_len", style="yellow"
+            f"{unasked} questions were not asked: their dialogues had outgrown --max_seq_len (or the decoder)",
+            style="yellow",
         )
+    if found.bad:
+        listed = f"{output}.bad_dialogues.jsonl"
+        said = f"{len(found.bad)} dialogues were left out: {listed}"
+        console.print(said, style="yellow", markup=False, soft_wrap=True)
     if scores is not None:
         console.print(score_table(f"{checkpoint.name} on {Path(parsed.eval_data).stem}", scores))
     console.print(f"{len(rows)} answers: {table_file}", markup=False, soft_wrap=True)
@@ -172,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint_names", nargs="*", help="folders inside checkpoint_path; none: checkpoint_path itself"
     )
     parser.add_argument(
-        "--eval_data", default="eval_single", help="a set of eval/eval_data, or the path of a JSON file"
+        "--eval_data",
+        default="eval_single",
+        help="a set of eval/eval_data, or the path of a file: dialogues by name, or own data as for training",
     )
     parser.add_argument("--image_folder", help="where the set's relative image paths start")
     parser.add_argument(

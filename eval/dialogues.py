@@ -6,21 +6,41 @@
 
 Only the question is required. Image paths stand in one string, separated by spaces (quoted where they hold
 some), or in a list. Several reference answers, as several people gave them, stand in a list.
+
+Data of one's own, in the shapes and files in which they are trained (`utils.data.adapters.custom`), are taken too: a
+record is a dialogue, its answers are the references, and a question without one is asked all the same.
 """
 
-import json
-from dataclasses import dataclass
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chat.image_paths import ImagePathError, split_image_paths
 from utils.commands import UsageError
-from utils.conversation import Image
+from utils.conversation import ConversationError, Image, ImageError
+from utils.data.adapters.custom import custom
+from utils.data.bad_data import BadRecord
+from utils.data.file_kinds import REWRITE
+from utils.data.json_stream import JsonStream
+from utils.data.record_set import RecordSet
+from utils.data.registry import find_specs
+from utils.data.spec import DataError
+from utils.image_bytes import shortened
 
 ROOT = Path(__file__).resolve().parent.parent
 EVAL_DATA = ROOT / "eval" / "eval_data"
 IMAGE_FOLDERS = ("", "image", "images")
 """Where, beside the JSON file, images are looked for; then come the working directory and the repository."""
+
+
+_LONGEST_REASON = 1000  # characters; a longer one quotes the data
 
 
 class EvalDataError(UsageError):
@@ -45,10 +65,11 @@ class EvalTurn:
 
 @dataclass(frozen=True)
 class EvalDialogue:
-    """Turns that follow each other in one dialogue."""
+    """Turns that follow each other in one dialogue, behind a system text (None: the template's)."""
 
     name: str
     turns: tuple[EvalTurn, ...]
+    system: str | None = None
 
     @property
     def images(self) -> int:
@@ -56,51 +77,174 @@ class EvalDialogue:
         return sum(len(turn.images) for turn in self.turns)
 
 
+@dataclass(frozen=True)
+class BadDialogue:
+    """A dialogue that cannot be asked, by its name or its place in the file, and why."""
+
+    dialogue: str
+    reason: str
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> "BadDialogue":
+        """From an error about it, which may begin with its name."""
+        reason = " ".join(str(error).split())
+        return cls(name, shortened(reason.removeprefix(f"{name}: "), _LONGEST_REASON))
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The dialogues of a file, in its order, each name once; those that are `bad` are not among them."""
+
+    dialogues: tuple[EvalDialogue, ...]
+    bad: tuple[BadDialogue, ...] = ()
+
+    def checked(self, check: Callable[[EvalDialogue], None]) -> "EvalSet":
+        """The same without the dialogues of which `check` raises a `ValueError`; a `UsageError` is about more."""
+        sound, bad = [], []
+        for dialogue in self.dialogues:
+            try:
+                check(dialogue)
+            except UsageError:
+                raise
+            except ValueError as error:  # ConversationError, ImageError, and the processor's about a text
+                bad.append(BadDialogue.of(dialogue.name, error))
+            else:
+                sound.append(dialogue)
+        return EvalSet(tuple(sound), (*self.bad, *bad))
+
+
+def read_set(name: str | Path, image_folder: str | Path | None = None, max_images: int = 8) -> EvalSet:
+    """Read the evaluation set `name` (of eval/eval_data), or the file at that path: dialogues in the format of 2023,
+    or records as training takes them.
+
+    Every image must exist; `image_folder` is where relative paths start, instead of the folders that are
+    tried otherwise. Raises `EvalDataError` for a file that cannot be read, or holds no dialogue.
+    """
+    if image_folder is not None and not Path(image_folder).is_dir():
+        raise EvalDataError(f"--image_folder {image_folder}: there is no such folder")
+    file = _file_of(name)
+    try:
+        found = _own_data(file, image_folder) if _is_own_data(file) else _published(file, image_folder)
+        read = list(found)
+    except DataError as error:
+        raise EvalDataError(str(error)) from error
+    if not read:
+        raise EvalDataError(f"{file}: there is no dialogue in it")
+    seen: Counter[str] = Counter()
+    dialogues: list[EvalDialogue] = []
+    bad: list[BadDialogue] = []
+    for dialogue in read:
+        if isinstance(dialogue, EvalDialogue) and dialogue.images > max_images:
+            reason = f"{dialogue.images} images, of {max_images} allowed in a dialogue; see --max_images"
+            dialogue = BadDialogue(dialogue.name, reason)
+        if isinstance(dialogue, BadDialogue):
+            bad.append(dialogue)
+        else:
+            dialogues.append(replace(dialogue, name=_unused(dialogue.name, seen)))
+    return EvalSet(tuple(dialogues), tuple(bad))
+
+
 def load_dialogues(
     name: str | Path, image_folder: str | Path | None = None, max_images: int = 8
 ) -> tuple[EvalDialogue, ...]:
-    """Read the evaluation set `name` (of eval/eval_data), or the JSON file at that path.
+    """The dialogues of `read_set`; raises `EvalDataError` where one of them is bad."""
+    found = read_set(name, image_folder, max_images)
+    if found.bad:
+        raise EvalDataError(f"{Path(name).name}: {found.bad[0].dialogue!r}: {found.bad[0].reason}")
+    return found.dialogues
 
-    Every image must exist; `image_folder` is where relative paths start, instead of the folders that are
-    tried otherwise. Raises `EvalDataError` with what is wrong first.
-    """
-    file = _file_of(name)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EvalDataError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict) or not content:
-        raise EvalDataError(
-            f"{file}: expected an object of dialogues by name, found {type(content).__name__}"
-        )
-    folders = _image_folders(file, image_folder)
-    dialogues = []
-    for dialogue_name, turns in content.items():
-        where = f"{file.name}: {dialogue_name!r}"
-        if not isinstance(turns, list) or not turns:
-            raise EvalDataError(f"{where}: expected a list of turns, found {turns!r:.60}")
-        read = [_turn(turn, folders, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1)]
-        dialogue = EvalDialogue(dialogue_name, tuple(read))
-        if dialogue.images > max_images:
-            raise EvalDataError(f"{where}: {dialogue.images} images, of {max_images} allowed in a dialogue")
-        dialogues.append(dialogue)
-    return tuple(dialogues)
+
+def _unused(name: str, seen: Counter[str]) -> str:
+    """The name, or with a number behind it where a dialogue before has it."""
+    seen[name] += 1
+    return name if seen[name] == 1 else _unused(f"{name} ({seen[name]})", seen)
 
 
 def _file_of(name: str | Path) -> Path:
     for file in (Path(name), EVAL_DATA / f"{name}.json"):
-        if file.is_file():
+        if file.exists():
             return file
     known = ", ".join(sorted(path.stem for path in EVAL_DATA.glob("*.json")))
     raise EvalDataError(
-        f"there is no evaluation set {str(name)!r}; give the path of a JSON file, or one of: {known}"
+        f"there is no evaluation set {shortened(str(name))!r}; give the path of a file, or one of: {known}"
     )
+
+
+def _is_own_data(file: Path) -> bool:
+    """Whether a file holds records as training takes them, and not an object of dialogues by name."""
+    if file.is_dir() or file.name.lower().endswith((".jsonl", ".ndjson", ".gz", ".parquet")):
+        return True
+    with JsonStream(file, remedy=REWRITE) as stream:
+        if stream.peek() != "{":
+            return True
+        name = next(stream.members(), None)
+        if name is None:
+            raise EvalDataError(f"{file}: expected an object of dialogues by name, found an empty one")
+        opening = stream.value().value
+    first = opening[0] if isinstance(opening, list) and opening else opening
+    return name in ("conversations", "messages") or (isinstance(first, dict) and "question" not in first)
+
+
+def _own_data(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialogue | BadDialogue]:
+    """Records in the shapes of `utils.data.adapters.custom`; their answers are the references."""
+    (spec,) = find_specs([str(file)], image_folder)
+    records = RecordSet(replace(spec, adapter=partial(custom, keep_unanswered=True)), Path())
+    for index in range(len(records)):
+        record = records.record([index], np.random.default_rng(0))
+        place = f"{file.name}#{index}"
+        try:
+            conversation = records.adapt(record)
+        except (ConversationError, ImageError) as error:
+            yield BadDialogue(place, BadRecord.of(records.place(index), error).reason)
+            continue
+        turns = [
+            EvalTurn(
+                turn.question,
+                shlex.join(_written(image, records.places[0]) for image in turn.images),
+                turn.images,
+                () if turn.answer is None else (turn.answer,),
+            )
+            for turn in conversation.turns
+        ]
+        named = record.fields.get("id")
+        name = str(named) if isinstance(named, str | int) and str(named).strip() else place
+        yield EvalDialogue(name, tuple(turns), conversation.system)
+
+
+def _written(image: Image, folder: Path) -> str:
+    """An image's path as its record writes it; the name of one that the record holds itself."""
+    path = image.source
+    if not isinstance(path, Path):
+        return image.name
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _published(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialogue | BadDialogue]:
+    """Dialogues by name in the format of 2023, and with its extensions."""
+    folders = _image_folders(file, image_folder)
+    with JsonStream(file, remedy=REWRITE) as stream:
+        for key in stream.members():
+            read = stream.value()
+            name = key.encode(errors="replace").decode()  # half a character can be written nowhere
+            try:
+                if read.repeated_key is not None:
+                    raise EvalDataError(f"the key {read.repeated_key!r} is in it twice")
+                yield EvalDialogue(name, _turns(read.value, folders))
+            except EvalDataError as error:
+                yield BadDialogue.of(name, error)
+        stream.end()
 
 
 def _image_folders(file: Path, image_folder: str | Path | None) -> list[Path]:
     if image_folder is not None:
         return [Path(image_folder)]
     return [*(file.parent / folder for folder in IMAGE_FOLDERS), Path(), ROOT]
+
+
+def _turns(turns: Any, folders: list[Path]) -> tuple[EvalTurn, ...]:
+    if not isinstance(turns, list) or not turns:
+        raise EvalDataError(f"expected a list of turns, found {turns!r:.60}")
+    return tuple(_turn(turn, folders, f"turn {number}") for number, turn in enumerate(turns, start=1))
 
 
 def _turn(entry: Any, folders: list[Path], where: str) -> EvalTurn:
@@ -137,6 +281,8 @@ def _turn(entry: Any, folders: list[Path], where: str) -> EvalTurn:
 
 def _found(path: str, folders: list[Path], where: str) -> Path:
     for folder in folders:
-        if (folder / path).is_file():
+        if os.path.isfile(folder / path):  # False for a name that no file can have
             return folder / path
-    raise EvalDataError(f"{where}: there is no image {path!r} in {folders[0].resolve()}; see --image_folder")
+    raise EvalDataError(
+        f"{where}: there is no image {shortened(path)!r} in {folders[0].resolve()}; see --image_folder"
+    )

@@ -42,6 +42,22 @@ class GenerationSettings:
     sampling: Sampling = field(default_factory=Sampling)
 
 
+def history_answer(dialogue: EvalDialogue, turn: int, given: str, history: History) -> str:
+    """What later rounds see as the answer of a turn (counted from 0): the one that the model gave, or the reference.
+
+    Raises `EvalDataError` where that should be a reference and there is none.
+    """
+    if history == "generated":
+        return given
+    reference = dialogue.turns[turn].reference
+    if reference is None:
+        raise EvalDataError(
+            f"{dialogue.name!r}, turn {turn + 1}: there is no reference answer for later rounds to see;"
+            " use --history generated"
+        )
+    return reference
+
+
 @dataclass(frozen=True)
 class _Prompt:
     """One dialogue's question in this round."""
@@ -117,22 +133,16 @@ class DialogueRunner:
             for turn, (asked, answer) in enumerate(zip(dialogue.turns, answers, strict=False))
         ]
         asked = dialogue.turns[len(answers)]
-        conversation = Conversation((*turns, Turn(asked.question, None, asked.images)), dialogue.name)
+        last = Turn(asked.question, None, asked.images)
+        conversation = Conversation((*turns, last), dialogue.name, dialogue.system)
         encoded = self._processor.encode(conversation, load_images=False)
         ids, is_image = encoded.input_ids, encoded.mm_token_type_ids == 1
         room = min(self._settings.max_new_tokens, self._settings.max_seq_len - len(ids))
         return _Prompt(number, conversation, ids, is_image, room)
 
     def _history(self, dialogue: EvalDialogue, turn: int, answer: str | None) -> str:
-        if self._settings.history == "generated":
-            return recordable(answer or "", self._processor.tokenizer)
-        reference = dialogue.turns[turn].reference
-        if reference is None:
-            raise EvalDataError(
-                f"{dialogue.name!r}, turn {turn + 1}: there is no reference answer for later rounds to see;"
-                " use --history generated"
-            )
-        return reference
+        given = recordable(answer or "", self._processor.tokenizer)
+        return history_answer(dialogue, turn, given, self._settings.history)
 
     def _reading_whole(self) -> _Read:
         reader = WholeBatchReader(self._model, self._processor, self._settings.sampling, self._eos)

@@ -74,6 +74,9 @@ def key_of(checkpoint: Path, dialogues: Sequence[EvalDialogue], settings: object
     """What answers depend on, as one short text: the checkpoint's files, the questions, the settings."""
     files = sorted(path for path in checkpoint.iterdir() if path.is_file())
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    asked = [[(turn.question, turn.image_path, turn.references) for turn in each.turns] for each in dialogues]
+    asked = [
+        (each.system, [(turn.question, turn.image_path, turn.references) for turn in each.turns])
+        for each in dialogues
+    ]
     content = repr((str(checkpoint.resolve()), stamps, asked, settings))
     return hashlib.sha256(content.encode()).hexdigest()[:32]

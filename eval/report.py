@@ -21,6 +21,7 @@ from eval.results import ResultsError, Row, read_results, scores_of_rows
 from eval.scores import Score, Scores
 from utils.atomic import atomic_write
 from utils.commands import command, end_process, writable_folder
+from utils.image_bytes import is_data_url
 
 _PAGE = Path(__file__).parent / "report_page"
 
@@ -204,7 +205,7 @@ def _dialogues(group: Sequence[Results]) -> tuple[Dialogue, ...]:
         first = rows[0]
         shown = first.images_so_far - len(first.images)
         pictures = tuple(
-            (picture_url(file), Path(file).name, shown + number)
+            (picture_url(file), "" if is_data_url(file) else Path(file).name, shown + number)
             for number, file in enumerate(first.images, start=1)
         )
         answers = tuple(Answer(row.answer, row.correct, row.judged) for row in rows)

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from eval.dialogues import EvalDialogue
 from eval.metrics import is_correct
+from eval.report_page.pictures import picture_url
 from eval.scores import Score, Scored, Scores, scores_of
 from utils.atomic import atomic_write
 from utils.commands import UsageError
+from utils.conversation import Image
 
 COLUMNS = ("test_name", "image_path", "question", "answer")
 """The CSV of 2023; `image_path` is empty where a turn has no new image."""
@@ -32,8 +34,9 @@ class ResultsError(UsageError):
 class Row:
     """A question with the model's answer; None where the dialogue had grown too long to ask it.
 
-    `image_path` is as the set writes it, `images` the files of this turn's new images; `images_so_far` counts
-    those of the dialogue up to here. `judged` is the mark that `eval.judge` gave, from 1 to 10.
+    `image_path` is as the set writes it, `images` the files of this turn's new images (a data URL of one that the set
+    holds itself); `images_so_far` counts those of the dialogue up to here. `judged` is the mark that `eval.judge`
+    gave, from 1 to 10.
     """
 
     test_name: str
@@ -59,7 +62,7 @@ def rows_of(dialogues: Sequence[EvalDialogue], answers: Sequence[Sequence[str | 
         shown = 0
         for turn, answer in zip(dialogue.turns, given, strict=True):
             shown += len(turn.images)
-            files = tuple(str(Path(image.source).resolve()) for image in turn.images)
+            files = tuple(map(_file, turn.images))
             rows.append(
                 Row(
                     dialogue.name,
@@ -73,6 +76,13 @@ def rows_of(dialogues: Sequence[EvalDialogue], answers: Sequence[Sequence[str | 
                 )
             )
     return rows
+
+
+def _file(image: Image) -> str:
+    """The image's file; one that the set itself holds is written down, reduced, as a data URL."""
+    if isinstance(image.source, str | Path):
+        return str(Path(image.source).resolve())
+    return picture_url(image) or image.name
 
 
 def scores_of_rows(rows: Iterable[Row]) -> Scores | None:

@@ -8,16 +8,19 @@ from pathlib import Path
 import PIL.Image
 
 from utils.conversation import Image, ImageError
+from utils.image_bytes import is_data_url
 
 LARGEST_SIDE = 360  # pixels
 _SMALL = 128  # pictures up to here stay exact
 
 
 @lru_cache(maxsize=4096)
-def picture_url(path: str) -> str | None:
-    """The picture as a data URL; None where the file cannot be read any more."""
+def picture_url(source: str | Image) -> str | None:
+    """The image, or that of a file, as a data URL, which one is already; None where it cannot be read any more."""
+    if isinstance(source, str) and is_data_url(source):
+        return source
     try:
-        picture = Image(Path(path)).open()
+        picture = (source if isinstance(source, Image) else Image(Path(source))).open()
     except ImageError:
         return None
     stream = io.BytesIO()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.dialogues import EvalDataError, EvalTurn, load_dialogues
+from eval.dialogues import BadDialogue, EvalDataError, EvalTurn, load_dialogues, read_set
 from utils.conversation import Image
 
 
@@ -46,12 +46,15 @@ def test_images_are_found_beside_the_file_in_its_image_folder_or_from_the_workin
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "cannot be read as JSON"),
-        ("[]", "expected an object of dialogues by name, found list"),
-        ("{}", "expected an object"),
+        ("{", "set.json is damaged at byte 1 .line 1.*write it again"),
+        ("[]", "set.json: there is no dialogue in it"),
+        ("{}", "expected an object of dialogues by name, found an empty one"),
+        ("", "set.json is empty"),
+        ("null", "expected a list of records"),
+        ('{"x": ["q"]} {}', "something follows"),
         ('{"x": []}', "'x': expected a list of turns"),
-        ('{"x": [["q"], [""]]}', "'x', turn 2: the question is missing"),
-        ('{"x": [["q", "nowhere.png"]]}', "'x', turn 1: there is no image 'nowhere.png'"),
+        ('{"x": [["q"], [""]]}', "'x': turn 2: the question is missing"),
+        ('{"x": [["q", "nowhere.png"]]}', "'x': turn 1: there is no image 'nowhere.png'"),
         ('{"x": [["q", "\'a.png"]]}', "No closing quotation"),
         ('{"x": [["q", 7]]}', "turn 1: "),
         ('{"x": [["q", "", 7]]}', "answer must be a text or a list of texts"),
@@ -71,3 +74,33 @@ def test_too_many_images_and_unknown_sets(mixed_set):
         load_dialogues(mixed_set, max_images=2)
     with pytest.raises(EvalDataError, match="eval_comprehensive, eval_robustness, eval_single"):
         load_dialogues("eval_nothing")
+
+
+def test_bad_dialogues_cost_the_others_nothing(tmp_path, pictures):
+    file = tmp_path / "set.json"
+    dialogues = ['"a": ["q"]', '"b": 7', '"a": [["r"]]', '"c": [["q", "no.png"]]', '"a": ["s"]']
+    dialogues += ['"a (2)": ["t"]', '"d": [{"question": "q", "question": "r"}]']
+    file.write_bytes(b"\xef\xbb\xbf{" + ", ".join(dialogues).encode() + b"}")  # a byte order mark
+    found = read_set(file)
+    assert [(each.name, each.turns[0].question) for each in found.dialogues] == [
+        ("a", "q"),
+        ("a (2)", "r"),
+        ("a (3)", "s"),
+        ("a (2) (2)", "t"),
+    ]
+    assert [each.dialogue for each in found.bad] == ["b", "c", "d"]
+    assert found.bad[0] == BadDialogue("b", "expected a list of turns, found 7")
+    assert "twice" in found.bad[2].reason and "no.png" in found.bad[1].reason
+    with pytest.raises(EvalDataError, match=r"set\.json: 'b': expected a list of turns, found 7"):
+        load_dialogues(file)
+
+
+def test_what_messages_quote_is_short(tmp_path):
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps({"x": [["q", "a" * 100_000]], "y": "z" * 100_000}))
+    assert all(len(each.reason) < 1_200 for each in read_set(file).bad)
+
+
+def test_an_image_folder_that_is_not_there_is_named(mixed_set):
+    with pytest.raises(EvalDataError, match="--image_folder nowhere: there is no such folder"):
+        read_set(mixed_set, image_folder="nowhere")

@@ -10,6 +10,8 @@ atomic here: the caller chooses the folder and gives it its name when it is comp
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,16 @@ def load_checkpoint(
     `attention` to read the same weights with another attention. Raises `CheckpointError` with one line that
     says what is wrong with the folder.
     """
+    processor = load_processor(folder)
+    with _damage_named(folder):
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, device_map=device_map, dtype=dtype, **kwargs
+        )
+    return model, processor
+
+
+def load_processor(folder: str | Path) -> VisualChatProcessor:
+    """The processor of a checkpoint, of which no weights are read; raises as `load_checkpoint` does."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint folder {folder}; check the path")
@@ -95,15 +107,17 @@ def load_checkpoint(
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != VisualChatConfig.model_type:
         raise CheckpointError(f"{folder} holds a model of type {model_type!r}, not a VisualChat checkpoint")
+    with _damage_named(folder):
+        return AutoProcessor.from_pretrained(folder)
+
+
+@contextmanager
+def _damage_named(folder: str | Path) -> Iterator[None]:
     try:
-        processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, device_map=device_map, dtype=dtype, **kwargs
-        )
+        yield
     except (OSError, SafetensorError) as error:
         line = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder} is not a whole checkpoint; copy it again ({line})") from error
-    return model, processor
 
 
 def _refuse_damaged_json(folder: Path) -> None:

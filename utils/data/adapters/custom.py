@@ -37,7 +37,7 @@ an answer are left out.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -90,8 +90,10 @@ class _Message:
     images: tuple[Image | None, ...]
 
 
-def custom(record: RawRecord) -> Conversation:
+def custom(record: RawRecord, keep_unanswered: bool = False) -> Conversation:
     """The conversation of a record in any of the three shapes.
+
+    An end without an answer is left out, unless it is kept to be asked.
 
     Raises `ConversationError` where no question with an answer is in it, where a system text is not at the
     beginning, where tags and images do not agree, and for images that are neither files nor data or stand
@@ -107,17 +109,17 @@ def custom(record: RawRecord) -> Conversation:
     first = next((place for place, each in enumerate(messages) if each.role != _SYSTEM), len(messages))
     if first:
         system = _joined(messages[:first]).strip()
-    rounds, repairs = _in_turn(messages[first:])
+    rounds, repairs = _in_turn(messages[first:], keep_unanswered)
     if not rounds or any(message.role == _SYSTEM for message in rounds):
         raise record.error(
             "expected messages of user and assistant in turn, after one of system at most; found"
             f" {', '.join(message.role for message in messages[first:]) or 'none'}"
         )
-    turns = [_turn(*pair) for pair in zip(rounds[::2], rounds[1::2], strict=True)]
+    turns = [_turn(*pair) for pair in zip_longest(rounds[::2], rounds[1::2])]
     return Conversation(tuple(turns), source=record.source, system=system, repairs=repairs)
 
 
-def _in_turn(messages: list[_Message]) -> tuple[list[_Message], tuple[str, ...]]:
+def _in_turn(messages: list[_Message], keep_unanswered: bool) -> tuple[list[_Message], tuple[str, ...]]:
     """Questions and answers in turn, and what was done to have them so."""
     rounds, repairs = [], []
     for _, group in groupby(messages, key=lambda message: message.role):
@@ -129,7 +131,7 @@ def _in_turn(messages: list[_Message]) -> tuple[list[_Message], tuple[str, ...]]
         rounds.append(first)
     if rounds and rounds[0].role == _ASSISTANT:
         rounds, repairs = rounds[1:], [*repairs, GREETING]
-    if rounds and rounds[-1].role == _USER:
+    if rounds and rounds[-1].role == _USER and not keep_unanswered:
         rounds, repairs = rounds[:-1], [*repairs, UNANSWERED]
     return rounds, tuple(dict.fromkeys(repairs))
 
@@ -138,14 +140,14 @@ def _joined(messages: list[_Message]) -> str:
     return "\n".join(message.text for message in messages if message.text)
 
 
-def _turn(question: _Message, answer: _Message) -> Turn:
+def _turn(question: _Message, answer: _Message | None) -> Turn:
     """The numbers of images that the question names are written, and their places noted."""
     text, mentions = "", []
     for place, piece in enumerate(_NUMBER.split(question.text.strip())):
         if place % 2:
             mentions.append(len(text))
         text += piece
-    return Turn(text, answer.text.strip(), question.images, tuple(mentions))
+    return Turn(text, answer and answer.text.strip(), question.images, tuple(mentions))
 
 
 def _messages(record: RawRecord) -> list[Any]:
