@@ -68,8 +68,7 @@ class Loaders:
                 lengths,
                 self.args.gradient_accumulation_steps,
             ),
-            collate_fn=self.collator,
-            **shielded(workers),  # never persistent: they would miss set_epoch
+            **shielded(workers, self.collator),  # never persistent: they would miss set_epoch
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )

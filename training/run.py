@@ -36,8 +36,10 @@ from training.survival.leaving import (
     end_now,
     last_checkpoint,
 )
+from training.survival.losses import SKIPPED_STEPS
 from training.survival.peers import PeerWatch
 from training.survival.signals import StopRequest
+from training.survival.stalls import STALLED_AT
 from training.trainer import VisualChatTrainer
 from training.vision_features import store_features
 from training.worst_batch import WorstBatch, largest_of
@@ -53,12 +55,14 @@ from utils.data import (
     PackedDataset,
     TolerantDataset,
 )
+from utils.data.shared_memory import require_shared_memory
 from utils.distributed import (
     configure_logging,
     decided_by_main,
     everyone,
     get_logger,
     is_main_process,
+    local_world_size,
     seed_everything,
     shut_down,
     world_size,
@@ -160,6 +164,11 @@ def train(
         return make_rows(part, processor, data_arguments, arguments.seed, features, longest)
 
     learned = rows(training_part)
+    if arguments.dataloader_num_workers and features is None:
+        side = model.config.vision_config.image_size
+        images = arguments.per_device_train_batch_size * training_part.num_images / max(len(learned), 1)
+        batches = arguments.dataloader_num_workers * local_world_size()  # each worker has made one
+        require_shared_memory(int(batches * images * 3 * side * side * 4))  # bytes of a float
     if data_arguments.data_debug_path and is_main_process():
         dump_samples(learned, data_arguments.data_debug_path, arguments.seed)
     trainer = VisualChatTrainer(
@@ -178,7 +187,7 @@ def train(
     if arguments.dry_run_worst_batch:
         trainer.add_callback(WorstBatch(trainer, largest_of(data_arguments, arguments, processor)))
     if arguments.overwrite_output_dir:  # not before all that could go wrong with flags, data and model
-        decided_by_main(lambda: remove_results(arguments.output_dir))
+        decided_by_main(lambda: _remove_run(arguments.output_dir))
     with mismatches_named():
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.bad.exchange(arguments.device)
@@ -210,6 +219,12 @@ def _tidied(arguments: VisualChatTrainingArguments, run: Run) -> Path | None:
     if not arguments.overwrite_output_dir:
         require_free(output, resumed, may_begin=arguments.resume_from_checkpoint == "auto")
     return resumed
+
+
+def _remove_run(output_dir: str) -> None:
+    remove_results(output_dir)
+    for name in (SKIPPED_STEPS, STALLED_AT):
+        Path(output_dir, name).unlink(missing_ok=True)
 
 
 def load_data(

@@ -201,7 +201,7 @@ def _compute(
 
 def _batches(pictures: _Pixels, workers: int) -> Iterator[tuple[list[bytes], torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)  # the global one stays in step with other processes
-    for batch in DataLoader(pictures, _BATCH, collate_fn=list, generator=generator, **shielded(workers)):
+    for batch in DataLoader(pictures, _BATCH, generator=generator, **shielded(workers, list)):
         if read := [pair for pair in batch if pair is not None]:
             keys, pixels = zip(*read, strict=True)
             yield list(keys), torch.stack(pixels)

@@ -17,7 +17,10 @@ STOPPED = 75
 RANK_LOST = 76
 """Another process of the run is gone; the message names it and the last complete checkpoint."""
 STALLED = 77
-"""Nothing moved for --stall_timeout seconds; the message says where each process stood."""
+"""Nothing moved for --stall_timeout seconds; the message says where each process stood.
+
+`MISTAKE` where it is the second time at the same step.
+"""
 INTERRUPTED = 130
 """Ctrl-C: the checkpoint is on the disk as after a signal, unless it was pressed before the first step, or twice."""
 

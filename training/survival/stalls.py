@@ -1,11 +1,36 @@
 """A watchdog: where nothing moves for too long, every process says where it stands, and the run ends."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from utils.atomic import atomic_write
+
+STALLED_AT = "stalled.json"
+"""In the output folder: the step at which the run has stalled last."""
 
 _LOOKS = 8  # in the time that a stall takes
+
+
+def last_stall(output_dir: str | Path) -> int | None:
+    """The step at which an earlier start of the run has stalled, counted from 1; None where none has."""
+    try:
+        return int(json.loads(Path(output_dir, STALLED_AT).read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def record_stall(output_dir: str | Path, step: int) -> None:
+    """Keep the step for the next start. Does not wait for the disk, which may be what stalls."""
+
+    def write() -> None:
+        with suppress(OSError):
+            atomic_write(Path(output_dir, STALLED_AT), json.dumps({"step": step}))
+
+    threading.Thread(target=write, name="stalled", daemon=True).start()
 
 
 class StallWatch:

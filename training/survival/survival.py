@@ -14,6 +14,7 @@ from training.checkpoints import checkpoint_name, resumable_checkpoints
 from training.survival.flags import SharedFlags
 from training.survival.leaving import (
     INTERRUPTED,
+    MISTAKE,
     STALLED,
     STOPPED,
     StoppedBySignal,
@@ -24,7 +25,7 @@ from training.survival.leaving import (
 from training.survival.losses import LossGuard
 from training.survival.random_state import RandomState
 from training.survival.signals import CTRL_C, StopRequest
-from training.survival.stalls import StallWatch
+from training.survival.stalls import StallWatch, last_stall, record_stall
 from utils.data.origins import Origin
 from utils.distributed import decided_by_main, everyone, is_main_process, rank, world_size
 
@@ -46,6 +47,7 @@ class Survival(TrainerCallback):
         self._stopping = self._judged = self._dropped = self._evaluation_due = False
         self._first_step = self._saved_step = self._steps_since_log = self._dropped_since_log = 0
         self._random_state: RandomState | None = None
+        self._stalled_before: int | None = None  # at which step
 
     # The trainer calls these.
 
@@ -135,6 +137,7 @@ class Survival(TrainerCallback):
         self._first_step = self._saved_step = state.global_step
         self._evaluation_due = state.global_step > 0 and _evaluation_due(state)
         self.losses.restore(state.global_step)
+        self._stalled_before = decided_by_main(lambda: last_stall(args.output_dir))
         self.request.listen()
         self.stalls.start()
         if state.global_step >= state.max_steps:  # no step will begin
@@ -220,14 +223,25 @@ class Survival(TrainerCallback):
 
     def _stalled(self, place: str) -> None:
         """In the watchdog's thread; the others stall too, and are given the time to say where."""
+        output, step = self.trainer.args.output_dir, self._step
+        # Another process may have been a step behind when it was recorded.
+        again = self._stalled_before is not None and step <= self._stalled_before + 1
         where = f"rank {rank()} of {world_size()} ({socket.gethostname()}, pid {os.getpid()})"
+        further = last_checkpoint(output)
+        if again:
+            further = (
+                f"the run has stalled at step {self._stalled_before} before, so starting it again will not help: find"
+                " what it waits for there, the data of these steps (--dataloader_num_workers 0 reads them in this"
+                " process) or another machine"
+            )
         print(
-            f"error: nothing moved for {self.stalls.timeout:g} s (--stall_timeout): {where} is {place};"
-            f" {last_checkpoint(self.trainer.args.output_dir)}",
+            f"error: nothing moved for {self.stalls.timeout:g} s (--stall_timeout): {where} is {place}; {further}",
             flush=True,
         )
+        if is_main_process():
+            record_stall(output, step)
         time.sleep(max(self.stalls.timeout / 4, 1))
-        end_now(STALLED)
+        end_now(MISTAKE if again else STALLED)
 
 
 def _evaluation_due(state: TrainerState) -> bool:

@@ -31,9 +31,8 @@ def each_item(items: Dataset[_Item], description: str) -> Iterator[_Item]:
     batches = DataLoader(
         items,
         _BATCH,
-        collate_fn=list,
         generator=torch.Generator().manual_seed(0),
-        **shielded(workers),
+        **shielded(workers, list),
     )
     with progress(description, total) as advance:
         for batch in batches:

@@ -8,8 +8,11 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
+
+from utils.data.shared_memory import SharedBatches, require_shared_memory
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """From launchers and schedulers that end a job, from schedulers that warn of it, and from Ctrl-C, which a terminal
@@ -17,10 +20,19 @@ sends to all processes.
 """
 
 
-def shielded(workers: int) -> dict[str, Any]:
-    """The arguments with which a data loader has so many shielded workers."""
-    context = shielded_context() if workers else None
-    return {"num_workers": workers, "worker_init_fn": shield_worker, "multiprocessing_context": context}
+def shielded(workers: int, collate: Callable[[Any], Any]) -> dict[str, Any]:
+    """The arguments with which a data loader has so many shielded workers, and makes batches by `collate`.
+
+    Raises `SharedMemoryError` where the machine has too little for any worker.
+    """
+    if workers:
+        require_shared_memory()
+    return {
+        "num_workers": workers,
+        "worker_init_fn": shield_worker,
+        "multiprocessing_context": shielded_context() if workers else None,
+        "collate_fn": SharedBatches(collate),
+    }
 
 
 def shield_worker(worker: int) -> None:

@@ -2,11 +2,12 @@
 
 import signal
 import threading
+import time
 
 import pytest
 
-from training.survival.leaving import RANK_LOST, STALLED
-from training.survival.stalls import StallWatch
+from training.survival.leaving import MISTAKE, RANK_LOST, STALLED
+from training.survival.stalls import STALLED_AT, StallWatch, last_stall, record_stall
 
 
 def test_says_where_it_stood_once():
@@ -47,6 +48,38 @@ def test_what_takes_its_time_is_no_stall():
     off = StallWatch(0, lambda where: said.set())
     off.start()
     assert not said.wait(0.5)
+
+
+def test_the_step_of_a_stall_is_kept(tmp_path):
+    assert last_stall(tmp_path) is None
+    record_stall(tmp_path, 7)
+    for _ in range(300):
+        if last_stall(tmp_path) is not None:
+            break
+        time.sleep(0.1)
+    assert last_stall(tmp_path) == 7
+    record_stall(tmp_path / "gone", 7)  # a disk that does not answer is no obstacle
+    (tmp_path / STALLED_AT).write_text("{")
+    assert last_stall(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_second_stall_at_the_same_step_needs_a_person(forks, trainings, tmp_path):
+    for expected, says in (
+        (STALLED, "so a new run starts afresh"),
+        (MISTAKE, "starting it again will not help"),
+    ):
+        forked = forks.start(
+            trainings.arguments(tmp_path, stall_timeout=5, save_strategy="no", dataset_samples=13)
+        )
+        forked.await_line("evaluation loss")
+        forked.signal(signal.SIGSTOP, [1])
+        forked.await_line(f"error: nothing moved for 5 s .*{says}")
+        [first] = forked.forks.ask({"wait": forked.pids[:1], "timeout": 60})["codes"]
+        assert first == expected
+        forked.signal(signal.SIGKILL, [1])
+        forked.forks.ask({"wait": forked.pids[1:], "timeout": 60})
+    assert "has stalled at step 1 before" in forked.printed
 
 
 @pytest.mark.slow
