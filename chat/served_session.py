@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.checkpoint_arguments import load_named_checkpoint
@@ -56,6 +58,15 @@ def listening_socket(host: str, port: int) -> socket.socket:
         else:
             mistake = f"--host {host}: it is no address of this machine"
         raise AddressError(mistake) from error
+
+
+def model_name(checkpoint: str) -> str:
+    """What to call a checkpoint: a run's by the run (`output/tiny/final` is `tiny`), others by their folder."""
+    folder = Path(checkpoint).resolve()
+    if re.fullmatch(r"final|best|checkpoint-\d+", folder.name) and folder.parent.name:
+        step = folder.name.removeprefix("checkpoint-")
+        return folder.parent.name + (f" at step {step}" if step.isdecimal() else "")
+    return folder.name or "model"
 
 
 def load_session(parsed: argparse.Namespace) -> ChatSession:

@@ -26,6 +26,7 @@ from chat.served_session import (
     add_address_arguments,
     listening_socket,
     load_session,
+    model_name,
 )
 from chat.serving.limits import Limits
 from utils.commands import command, end_process
@@ -35,13 +36,6 @@ if TYPE_CHECKING:
     from chat.session import ChatSession
 
 logger = logging.getLogger("chat.web")  # __name__ is __main__ where this file is the program
-
-PICTURES = Path(__file__).resolve().parent.parent / "eval" / "eval_data" / "image"
-EXAMPLES = (
-    ("What is in this picture?", ("street_day.png",)),
-    ("What is different between these two pictures?", ("kitchen.png", "beach.png")),
-    ("How many shapes are there in image 1, and how many in image 2?", ("shapes_1.png", "shapes_2.png")),
-)
 
 
 @command
@@ -68,6 +62,7 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     """Show the page until Ctrl-C; uploads and downloads lie in `folder`."""
     # Read when Gradio is imported: no reports home, and its files where they will be removed.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "uploads"))
+    from chat.page.examples import IMAGES, examples_of
     from chat.page.layout import STYLE, THEME, build_page
     from chat.page.visitor import House, Wishes
     from chat.serving.engine import Engine
@@ -76,17 +71,12 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     limits = Limits()
     engine = Engine([session, *(session.another() for _ in range(parsed.slots - 1))])
     wishes = Wishes(sampling, parsed.generation_length_per_round)
-    name = Path(parsed.checkpoint_path).resolve().name
     page = build_page(
         House(engine, Pictures(limits, Sources()), session),
-        name,
+        parsed.model_name or model_name(parsed.checkpoint_path),
         wishes,
         max(limits.max_tokens, wishes.max_new_tokens),
-        [
-            {"text": text, "files": [str(PICTURES / file) for file in files]}
-            for text, files in EXAMPLES
-            if all((PICTURES / file).is_file() for file in files)
-        ],
+        examples_of(Path(session.model.name_or_path), folder / "examples"),
         folder,
     )
     key = os.environ.get(KEY_VARIABLE)
@@ -98,7 +88,7 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
         server_port=parsed.port,
         auth=("visualchat", key) if key else None,
         max_file_size=limits.image_bytes,
-        allowed_paths=[str(PICTURES), str(folder)],
+        allowed_paths=[str(IMAGES), str(folder)],
         footer_links=[],
         ssr_mode=False,
         share=False,
@@ -124,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_checkpoint_arguments(parser)
     add_address_arguments(parser, 7860)
+    parser.add_argument("--model_name", help="what the page calls the model (default: the run's name)")
     parser.add_argument(
         "--max_images", type=positive, default=MAX_IMAGES, help="images of a dialogue at most"
     )

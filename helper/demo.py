@@ -29,6 +29,7 @@ CAPTIONS, PICTURES = Path("llava/detail_23k.json"), Path("coco/train2017")  # in
 DIALOGUE_SEED = 2
 OWN = ".demonstration"
 """A file that marks an output folder as written by this program."""
+EXAMPLES_SEED = 3
 console = Console(highlight=False)
 
 
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             of_what = ("--checkpoint_path", final, "--eval_data", questions, "--output_filename", results)
             _module("eval.batch_generation", *of_what, "--batch_size", "50", "--max_new_tokens", "8")
             _module("eval.report", results.with_suffix(".json"), "--title", "Miniature world")
+            write_examples(final / "examples")
         with _step("5/5  Talk about three pictures it has never seen"):
             hold_dialogue(final, arguments.output / "dialogue")
     except subprocess.CalledProcessError as error:
@@ -126,6 +128,24 @@ def _is_own(output: Path) -> bool:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     return mark.exists()
+
+
+def write_examples(folder: Path) -> None:
+    """Questions about held-out scenes, with the right answers: the web page offers them on its cards."""
+    import numpy as np
+
+    from chat.saved_dialogues import save_dialogue
+    from helper.miniature.dialogues import make_dialogue
+    from helper.miniature.scenes import draw, sample_scene
+    from utils.conversation import Image, Turn
+
+    rng = np.random.default_rng(EXAMPLES_SEED)
+    folder.mkdir(exist_ok=True)
+    for images, kind in ((1, "color"), (2, "more"), (3, "which")):
+        scenes = [sample_scene(rng, held_out=True) for _ in range(images)]
+        (asked,) = make_dialogue(rng, scenes, 1, kinds=[kind], at_once=True)
+        shown = tuple(Image(draw(scene, rng), f"{n}.png") for n, scene in enumerate(scenes, start=1))
+        save_dialogue(folder / f"{images}.json", [Turn(asked.question, asked.answer, shown)], None)
 
 
 @contextmanager

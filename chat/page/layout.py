@@ -13,14 +13,20 @@ from chat.page.visitor import House, Visitor, Wishes
 from chat.sampling import Sampling
 from chat.serving.errors import ApiError
 from chat.serving.pictures import FORMATS
+from utils.conversation import Turn
 
 TITLE = "VisualChat"
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 THEME = gr.themes.Default(
     primary_hue="blue",
+    neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],  # the machine's own: nothing is fetched
 )
+Typed = dict[str, Any]
+"""What stands in the box: its `text`, and the paths of its `files`."""
+
+NOTHING: Typed = {"text": "", "files": []}
 _EXTENSIONS = [f".{kind.lower()}" for kind in (*FORMATS, "JPG")]
 
 
@@ -34,14 +40,14 @@ def build_page(
 ) -> gr.Blocks:
     """The page over a model called `name`; downloads are written to `folder`."""
     with gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)
+        title=f"{name} · {TITLE}", analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)
     ) as page:
         visitor = gr.State(lambda: Visitor(house), delete_callback=Visitor.clear)
         with gr.Row(elem_id="head"):
-            gr.Markdown(f"# {TITLE}\n{name}")
-            new = gr.Button("New dialogue", elem_id="new", size="sm", scale=0, min_width=130)
+            gr.HTML(f"<h1>{TITLE}</h1><p title='the model'>{escape(name)}</p>", padding=False)
+            new = gr.Button("New dialogue", elem_id="new", size="sm", scale=0, min_width=120, visible=False)
             download = gr.DownloadButton(
-                "Download", elem_id="download", size="sm", scale=0, min_width=110, interactive=False
+                "Download", elem_id="download", size="sm", scale=0, min_width=100, visible=False
             )
         chat = gr.Chatbot(
             elem_id="chat",
@@ -52,14 +58,15 @@ def build_page(
             render_markdown=False,  # an answer is text; as Markdown it could fetch things
             latex_delimiters=[],
             buttons=["copy"],
-            placeholder="Ask about one picture or several, over as many rounds as you like.",
+            allow_file_downloads=False,  # the visitor has them: they are his own
+            placeholder="Ask about one image or several, over as many rounds as you like.",
             examples=list(examples),
         )
         status = gr.HTML(elem_id="status", padding=False)
         box = gr.MultimodalTextbox(
             elem_id="box",
             show_label=False,
-            placeholder="Ask, or drop pictures here",
+            placeholder="Ask a question; drop or paste images",
             file_types=_EXTENSIONS,
             file_count="multiple",
             sources=["upload"],
@@ -68,59 +75,59 @@ def build_page(
         )
         settings = _settings(defaults, most_tokens)
 
-        shown = [chat, status, box, download, visitor]
+        shown = [chat, status, box, new, download, visitor]
         private = {"api_visibility": "private", "show_progress": "hidden", "queue": True}
 
-        def show(guest: Visitor, busy: bool = False, text: str | None = None) -> tuple[Any, ...]:
-            """The page as it is now; `text` None leaves what is typed."""
-            typed = {} if text is None else {"value": {"text": text, "files": []}}
+        def show(guest: Visitor, busy: bool = False, typed: Typed | None = None) -> tuple[Any, ...]:
+            """The page as it is now; `typed` None leaves the box to who is typing there."""
             kept = _kept(guest, folder) if guest.turns and not busy else None
             return (
                 chat_messages(guest.shown, guest.files),
-                escape(guest.status if not busy else "answering …"),
-                gr.MultimodalTextbox(**typed, submit_btn=not busy, stop_btn=busy),
-                gr.DownloadButton(value=kept, interactive=kept is not None),
+                escape("answering …" if busy else guest.status),
+                gr.MultimodalTextbox(
+                    **({} if typed is None else {"value": typed}), submit_btn=not busy, stop_btn=busy
+                ),
+                gr.Button(visible=bool(guest.shown)),
+                gr.DownloadButton(value=kept, visible=bool(guest.shown), interactive=kept is not None),
                 guest,
             )
 
         def answer(
             guest: Visitor, question: str, files: Sequence[str], *wanted: Any
         ) -> Iterator[tuple[Any, ...]]:
+            given_back = None
             try:
                 images = guest.open_files(files)
                 steps = guest.ask(question, images, _wishes(*wanted))
-                yield show(guest, busy=True, text="")
+                yield show(guest, busy=True, typed=NOTHING)
                 for _ in steps:
-                    yield show(guest, busy=True, text="")
-            except ApiError as error:
-                gr.Warning(error.message)
-            except ValueError as error:  # a setting that makes no sense
-                gr.Warning(str(error))
-            yield show(guest)
+                    yield show(guest, busy=True)
+            except (ApiError, ValueError) as error:  # the second: a setting that makes no sense
+                gr.Warning(escape(getattr(error, "message", str(error))))
+                given_back = _typed(question, files)
+            yield show(guest, typed=given_back)
 
-        def submitted(typed: dict[str, Any], guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
+        def submitted(typed: Typed, guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
             if not typed["text"].strip():
-                gr.Warning("Type a question; the pictures go with it.")
+                gr.Warning("Type a question; the images go with it.")
                 yield show(guest)
                 return
             yield from answer(guest, typed["text"].strip(), typed["files"], *wanted)
 
         def retried(guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
-            undone = guest.undo()
-            if undone is None:
+            turn = guest.undo()
+            if turn is None:
                 yield show(guest)
                 return
-            yield from answer(
-                guest, undone.question, [guest.files[image.digest] for image in undone.images], *wanted
-            )
+            yield from answer(guest, turn.question, _files(turn, guest), *wanted)
 
         def undone(guest: Visitor) -> tuple[Any, ...]:
             turn = guest.undo()
-            return show(guest, text="" if turn is None else turn.question)
+            return show(guest, typed=None if turn is None else _typed(turn.question, _files(turn, guest)))
 
         def cleared(guest: Visitor) -> tuple[Any, ...]:
             guest.clear()
-            return show(guest, text="")
+            return show(guest, typed=NOTHING)
 
         def example(chosen: gr.SelectData, guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
             files = [each["path"] for each in chosen.value.get("files", ())]
@@ -163,6 +170,14 @@ def _wishes(
 ) -> Wishes:
     sampling = Sampling(float(temperature), float(top_p), int(top_k or 0), float(penalty), int(seed or 0))
     return Wishes(sampling, int(length), system.strip() or None)
+
+
+def _typed(question: str, files: Sequence[str]) -> Typed:
+    return {"text": question, "files": list(files)}
+
+
+def _files(turn: Turn, guest: Visitor) -> list[str]:
+    return [guest.files[image.digest] for image in turn.images]
 
 
 def _kept(guest: Visitor, folder: Path) -> str:
