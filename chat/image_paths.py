@@ -1,8 +1,14 @@
-"""Image paths as people write them on one line: separated by spaces, quoted where they hold spaces."""
+"""Image paths as people write them on one line: separated by spaces, quoted where they hold spaces.
 
+A path may also be a `file://` address, as file managers copy it (RFC 8089): percent-encoded, of this machine.
+"""
+
+import os
 import re
 import shlex
+import socket
 from pathlib import Path
+from urllib.parse import unquote
 
 import PIL.Image
 
@@ -18,35 +24,52 @@ def split_image_paths(line: str) -> tuple[str, ...]:
     """The paths in `line`, in order; none for an empty line or `na`.
 
     Quotes and backslashes work as in a shell, which is also how terminals paste a file that is dropped on
-    them. Raises `ImagePathError` where a quote is not closed.
+    them. Raises `ImagePathError` where a quote is not closed, and for an address of another machine.
     """
     if line.strip().lower() in NO_IMAGE:
         return ()
     try:
-        return tuple(shlex.split(line))
+        words = shlex.split(line)
     except ValueError as error:
         raise ImagePathError(
             f"cannot read the image paths {line.strip()!r} ({error});"
             " put paths with spaces or quotes in quotes"
         ) from error
+    return tuple(map(local_path, words))
+
+
+def local_path(word: str) -> str:
+    """The path that a `file://` address stands for; any other word as it is.
+
+    Raises `ImagePathError` for an address of another machine.
+    """
+    address = _FILE_ADDRESS.fullmatch(word)
+    if not address:
+        return word
+    host, path = address["host"] or "", unquote(address["path"])
+    if host.lower() not in ("", "localhost", "127.0.0.1", socket.gethostname().lower()):
+        raise ImagePathError(f"{word}: files of another machine ({host}) are not read; copy the image here")
+    if "\0" in path:
+        raise ImagePathError(f"{word}: no file can have this name")
+    return path
 
 
 def existing_image_paths(line: str) -> tuple[str, ...]:
     """As `split_image_paths`, but a line that as a whole is a file's name is that file; `~` is the home."""
-    whole = Path(line.strip()).expanduser()
+    whole = _expanded(line.strip())
     if line.strip() and whole.is_file():
         return (str(whole),)
-    paths = split_image_paths(line)
-    return tuple(str(Path(path).expanduser()) if path.startswith("~") else path for path in paths)
+    return tuple(os.path.expanduser(path) for path in split_image_paths(line))
 
 
 def leading_image_paths(line: str) -> tuple[tuple[str, ...], str]:
     """Image files that are named at the beginning of a line, as terminals paste files that are dropped on
     them, and what follows.
 
-    Only names with an ending that images have count, so that a question's first word is never taken for a file.
+    Of names only those count that are there and have an ending that images have, so that a question's first word
+    is never taken for a file; `file://` addresses always count. Raises `ImagePathError` as `split_image_paths` does.
     """
-    whole = Path(line.strip()).expanduser()
+    whole = _expanded(line.strip())
     if _is_image_file(whole):
         return (str(whole),), ""
     paths, rest = [], line.strip()
@@ -55,15 +78,22 @@ def leading_image_paths(line: str) -> tuple[tuple[str, ...], str]:
             unquoted = shlex.split(word[0])
         except ValueError:  # a quote that is not closed: it is an apostrophe
             break
-        path = Path("".join(unquoted)).expanduser()
-        if not _is_image_file(path):
+        name = "".join(unquoted)
+        path = _expanded(local_path(name))
+        if not _FILE_ADDRESS.fullmatch(name) and not _is_image_file(path):
             break
         paths.append(str(path))
         rest = rest[word.end() :].lstrip()
     return tuple(paths), rest
 
 
+_FILE_ADDRESS = re.compile(r"file:(//(?P<host>[^/]*))?(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
 _FIRST_WORD = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|\\.|[^\s'"\\])+""")
+
+
+def _expanded(path: str) -> Path:
+    """With the home for `~`, where there is such a home: a question may begin with `~` too."""
+    return Path(os.path.expanduser(path))
 
 
 def _is_image_file(path: Path) -> bool:

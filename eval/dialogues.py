@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from chat.image_paths import ImagePathError, split_image_paths
+from chat.image_paths import ImagePathError, local_path, split_image_paths
 from utils.commands import UsageError
 from utils.conversation import ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom
@@ -267,7 +267,11 @@ def _turn(entry: Any, folders: list[Path], where: str) -> EvalTurn:
     if not isinstance(kind, str) or not texts:
         raise EvalDataError(f"{where}: answer must be a text or a list of texts, kind a text")
     try:
-        paths = split_image_paths(written) if isinstance(written, str) else tuple(map(str, written))
+        paths = (
+            split_image_paths(written)
+            if isinstance(written, str)
+            else tuple(map(local_path, map(str, written)))
+        )
     except (ImagePathError, TypeError) as error:
         raise EvalDataError(f"{where}: {error}") from error
     return EvalTurn(

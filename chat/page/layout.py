@@ -66,7 +66,7 @@ def build_page(
         box = gr.MultimodalTextbox(
             elem_id="box",
             show_label=False,
-            placeholder="Ask a question; drop or paste images",
+            placeholder="Ask a question, add images",
             file_types=_EXTENSIONS,
             file_count="multiple",
             sources=["upload"],
@@ -103,13 +103,13 @@ def build_page(
                 for _ in steps:
                     yield show(guest, busy=True)
             except (ApiError, ValueError) as error:  # the second: a setting that makes no sense
-                gr.Warning(escape(getattr(error, "message", str(error))))
+                gr.Warning(escape(getattr(error, "message", str(error))), title="Not asked")
                 given_back = _typed(question, files)
             yield show(guest, typed=given_back)
 
         def submitted(typed: Typed, guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
             if not typed["text"].strip():
-                gr.Warning("Type a question; the images go with it.")
+                gr.Warning("Type a question; the images go with it.", title="Not asked")
                 yield show(guest)
                 return
             yield from answer(guest, typed["text"].strip(), typed["files"], *wanted)

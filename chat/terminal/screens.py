@@ -7,10 +7,11 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Protocol, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from chat.cost import Cost
@@ -37,11 +38,80 @@ class Screen(Protocol):
         """The answer is complete; no cost where it was broken off before it began."""
 
 
+class WordWrap:
+    """Breaks a text that comes in pieces between its words, `width` cells a line; what has no end yet is held back.
+
+    Between wide characters (Chinese, Japanese, Korean) a line may break too, but not before a closing mark or behind
+    an opening one. A word that is longer than a line begins one, and the terminal breaks it: an address stays whole
+    to be copied. Spaces at the beginning of a line are kept, and `hanging` more stand before lines that go on.
+    """
+
+    def __init__(self, hanging: int = 0) -> None:
+        self._hanging = " " * hanging
+        self._column = 0  # cells that stand in the line
+        self._space = self._word = ""  # not yet given out
+
+    @property
+    def begun(self) -> bool:
+        """Whether something stands in the line already, or is about to."""
+        return bool(self._column or self._word)
+
+    def push(self, text: str, width: int) -> str:
+        """What is certain of the text now, with line breaks."""
+        return "".join(self._steps(text, width))
+
+    def finish(self, width: int) -> str:
+        """The rest; the next text begins a new line."""
+        rest = self._placed(width)
+        self._column, self._space = 0, ""
+        return rest
+
+    def _steps(self, text: str, width: int) -> Iterator[str]:
+        for character in text:
+            if character == "\n":
+                yield self._placed(width) + "\n"
+                self._column, self._space = 0, ""
+            elif character.isspace() and character not in _NO_BREAK:
+                yield self._placed(width)
+                self._space += "    " if character == "\t" else character
+            elif self._word and _may_break(self._word[-1], character):
+                yield self._placed(width)
+                self._word = character
+            else:
+                self._word += character
+
+    def _placed(self, width: int) -> str:
+        """The word, in this line or the next."""
+        if not self._word:
+            return ""
+        placed, cells = self._space + self._word, cell_len(self._word)
+        if self._column and self._column + len(self._space) + cells > width:
+            placed, self._column = f"\n{self._hanging}{self._word}", len(self._hanging)
+        else:
+            self._column += len(self._space)
+        self._column = (self._column + cells - 1) % width + 1
+        self._space = self._word = ""
+        return placed
+
+
+_NO_BREAK = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
+
+
+def _may_break(before: str, after: str) -> bool:
+    """Whether a line may break between two characters that are no spaces: where one of them is wide."""
+    wide = unicodedata.east_asian_width(before) in "WF" or unicodedata.east_asian_width(after) in "WF"
+    opening, closing = unicodedata.category(before) in ("Ps", "Pi"), unicodedata.category(after)
+    return (
+        wide and not opening and closing not in ("Pe", "Pf", "Po", "Mn", "Me") and after not in "ー々\u200d"
+    )
+
+
 class ColourScreen:
     """For a person at a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._answer = WordWrap()
         self.failed = False
 
     def note(self, text: str) -> None:
@@ -55,17 +125,26 @@ class ColourScreen:
         pass  # it was typed there a moment ago
 
     def piece(self, text: str) -> None:
-        self._print(text, end="")
+        self._show(self._answer.push(harmless(text), self._console.width))
 
     def end(self, answer: str, cost: Cost | None) -> None:
-        self._print("")
+        self._show(self._answer.finish(self._console.width) + "\n")
         if cost is not None:
-            self._print(str(cost), style="dim")
-            self._print("")
+            self._print(f"{cost}\n", style="dim")
 
-    def _print(self, text: str, style: str | None = None, end: str = "\n") -> None:
+    def _print(self, text: str, style: str | None = None) -> None:
+        """Lines of their own; what stands in columns goes on in the last one."""
+        if self._answer.begun:  # it failed
+            self._show(self._answer.finish(self._console.width) + "\n")
+        for line in harmless(text).split("\n"):
+            width = self._console.width
+            columns = re.match(r" *\S.*?  +(?=\S)| *", line)
+            wrap = WordWrap(len(columns[0]) if columns and len(columns[0]) <= width / 2 else 0)
+            self._show(wrap.push(line, width) + wrap.finish(width) + "\n", style)
+
+    def _show(self, text: str, style: str | None = None) -> None:
         self._console.print(
-            harmless(text), style=style, end=end, markup=False, highlight=False, emoji=False, soft_wrap=True
+            text, style=style, end="", markup=False, highlight=False, emoji=False, soft_wrap=True
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from chat.cost import Cost
-from chat.image_paths import ImagePathError, leading_image_paths
+from chat.image_paths import ImagePathError, leading_image_paths, local_path
 from chat.opened_images import OpenedImage, open_image
 from chat.remote_images import RemoteImages
 from chat.sampling import SamplingError
@@ -116,7 +116,7 @@ class Talk:
     def _opened(self, place: str) -> OpenedImage:
         if place.lower().startswith(("http://", "https://")):
             return open_image(Image(self._remote.fetch(place), place))
-        return open_image(place)
+        return open_image(local_path(place))
 
 
 def _shown(image: OpenedImage) -> str:

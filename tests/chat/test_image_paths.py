@@ -2,7 +2,13 @@
 
 import pytest
 
-from chat.image_paths import ImagePathError, existing_image_paths, leading_image_paths, split_image_paths
+from chat.image_paths import (
+    ImagePathError,
+    existing_image_paths,
+    leading_image_paths,
+    local_path,
+    split_image_paths,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +55,7 @@ def test_a_line_that_is_a_file_is_one_path(tmp_path, monkeypatch):
         ("b.png what is it?", [], "b.png what is it?"),  # there is none
         ("what is a.png?", [], "what is a.png?"),
         ("it's a.png", [], "it's a.png"),
+        ("~5 objects?", [], "~5 objects?"),
         ("", [], ""),
     ],
 )
@@ -57,3 +64,45 @@ def test_files_at_the_beginning_of_a_line(tmp_path, monkeypatch, line, paths, re
     for name in ("a.png", "my cat.jpg", "notes.txt"):
         (tmp_path / name).touch()
     assert leading_image_paths(line) == (tuple(paths), rest)
+
+
+@pytest.mark.parametrize(
+    "address, path",
+    [
+        ("file:///tmp/a.png", "/tmp/a.png"),
+        ("file://localhost/tmp/a.png", "/tmp/a.png"),
+        ("file://127.0.0.1/tmp/a.png", "/tmp/a.png"),
+        ("FILE:/tmp/a.png", "/tmp/a.png"),
+        ("file:///tmp/my%20cat%2B.png", "/tmp/my cat+.png"),
+        ("file:///tmp/a+b%25.png", "/tmp/a+b%.png"),
+        ("file:///tmp/%E7%8C%AB.png", "/tmp/猫.png"),
+        ("file:///~/a.png", "/~/a.png"),  # a letter like others
+        ("file:///tmp/%7Eme/a.png", "/tmp/~me/a.png"),
+        ("file", "file"),
+        ("file:", "file:"),
+        ("profile:///a.png", "profile:///a.png"),
+        ("/tmp/a%20b.png", "/tmp/a%20b.png"),
+    ],
+)
+def test_file_addresses(address, path):
+    assert local_path(address) == path
+    assert (
+        split_image_paths(f"{address} b.png") == existing_image_paths(f"{address} b.png") == (path, "b.png")
+    )
+
+
+@pytest.mark.parametrize("address", ["file://elsewhere/a.png", "file:///tmp/a%00.png"])
+def test_file_addresses_that_name_no_file_of_this_machine(address):
+    for read in (local_path, split_image_paths, existing_image_paths, leading_image_paths):
+        with pytest.raises(ImagePathError, match=address):
+            read(address)
+
+
+def test_file_addresses_at_the_beginning_of_a_line(tmp_path):
+    cat = tmp_path / "my cat.jpg"
+    cat.touch()
+    missing = str(tmp_path / "nowhere.jpg")
+    assert leading_image_paths(f"{cat.as_uri()} what is it?") == ((str(cat),), "what is it?")
+    assert leading_image_paths(f"'{cat.as_uri()}'") == ((str(cat),), "")
+    assert leading_image_paths(f"file://{missing} what?") == ((missing,), "what?")  # said, not asked about
+    assert leading_image_paths("file: what is it?") == ((), "file: what is it?")

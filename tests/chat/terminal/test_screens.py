@@ -1,13 +1,16 @@
 """What is shown of answers and costs."""
 
 import json
+import re
 from io import StringIO
 
+import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from chat.cost import Cost
 from chat.session import RoundStatistics
-from chat.terminal.screens import ColourScreen, JsonScreen, PlainScreen, harmless
+from chat.terminal.screens import ColourScreen, JsonScreen, PlainScreen, WordWrap, harmless
 
 COST = Cost(
     RoundStatistics(
@@ -53,3 +56,55 @@ def test_neither_can_an_answer_in_plain_text_or_json():
     screen.end(answer, COST)
     assert output.getvalue() == harmless(output.getvalue()) and "é 猫" in output.getvalue()
     assert json.loads(output.getvalue())["answer"] == answer  # and nothing is lost
+
+
+def wrapped(text: str, width: int, piece: int, hanging: int = 0) -> str:
+    wrap = WordWrap(hanging)
+    pieces = [text[start : start + piece] for start in range(0, len(text), piece)]
+    return "".join(wrap.push(each, width) for each in pieces) + wrap.finish(width)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 1000])
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        ("red, green and blue", ["red, green", "and blue"]),
+        ("exactly 10 or more", ["exactly 10", "or more"]),
+        ("one\n\n  two three four", ["one", "", "  two", "three four"]),
+        ("a  b\tc", ["a  b    c"]),
+        ("see https://example.org/cat.jpg now", ["see", "https://example.org/cat.jpg", "now"]),
+        ("there are 四角形が二つ", ["there are", "四角形が二", "つ"]),
+        ("四角形が五。円", ["四角形が", "五。円"]),  # no line begins with a full stop
+        ("四角形が「円」", ["四角形が", "「円」"]),  # and none ends with an opening mark
+        ("été à Orléans même", ["été à", "Orléans", "même"]),
+        ("", [""]),
+    ],
+)
+def test_lines_break_between_words(text, lines, piece):
+    assert wrapped(text, 10, piece).split("\n") == lines
+
+
+@pytest.mark.parametrize("width", [20, 60, 80])
+def test_no_line_is_too_long_and_nothing_is_lost(width):
+    text = (
+        "How many squares, circles and tri\xadangles? 図形は五つ、です。 Well-known: 3 + 4 = 12.\n1. one\n"
+        * 20
+    )
+    shown = wrapped(text, width, 3)
+    assert max(map(cell_len, shown.split("\n"))) <= width
+    assert "".join(shown.split()) == "".join(text.split())
+    assert shown.replace("\n", " ").replace(" ", "") == text.replace("\n", " ").replace(" ", "")
+
+
+def test_an_answer_and_what_is_told_are_broken_at_the_width_of_the_terminal():
+    file = StringIO()
+    screen = ColourScreen(Console(file=file, width=30))
+    for piece in re.findall(" ?[^ ]+", "There are five shapes in the image, all of them red."):
+        screen.piece(piece)
+    screen.complain("there is no memory left on the device")  # in the middle of it
+    screen.note("  /image FILE  images for the next question of the dialogue")
+    assert file.getvalue() == (
+        "There are five shapes in the\nimage, all of them red.\n"
+        "there is no memory left on the\ndevice\n"
+        "  /image FILE  images for the\n               next question\n               of the dialogue\n"
+    )
