@@ -89,9 +89,8 @@ def with_examples(checkpoint, tmp_path_factory) -> Path:
     shutil.copytree(checkpoint, folder)
     (folder / EXAMPLES).mkdir()
     for number, (question, count) in enumerate(CARDS.items()):
-        images = tuple(
-            open_image(PIL.Image.new("RGB", (30, 20), shade)) for shade in ("navy", "gold")[:count]
-        )
+        colours = [(99 * number, 50 * each, 0) for each in range(count)]
+        images = tuple(open_image(PIL.Image.new("RGB", (30, 20), colour)) for colour in colours)
         turns = [Turn(question, "It is.", images), Turn("And now?", "Still.")]
         save_dialogue(folder / EXAMPLES / f"{number}.json", turns, None)
     return folder
