@@ -20,8 +20,8 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from chat.opened_images import open_image
+from chat.page.examples import EXAMPLES, GENERAL_EXAMPLES, examples_of
 from chat.saved_dialogues import save_dialogue
-from chat.web import EXAMPLES, GENERAL_EXAMPLES, examples_of
 from utils.conversation import Turn
 
 ROOT = Path(__file__).resolve().parents[2]
