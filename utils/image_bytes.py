@@ -49,7 +49,7 @@ def is_image_text(text: str) -> bool:
         return True
     if len(text) < _SHORTEST_IMAGE or not _BASE64.fullmatch(text):
         return False
-    beginning = "".join(text[:64].split())[:24]
+    beginning = "".join(text[:64].split())[:24].rstrip("=")
     return _SIGNATURES.match(_decoded(beginning[: len(beginning) // 4 * 4])) is not None
 
 

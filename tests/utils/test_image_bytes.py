@@ -73,7 +73,17 @@ def test_every_form_is_the_same_image_at_every_entrance(
 
 
 @pytest.mark.parametrize(
-    "text", ["photos/9j.jpg", "/9j/4AAQSkZJ", "iVBORw0KGgo.png", "a" * 4000, "/photos/" * 40, "BMW", ""]
+    "text",
+    [
+        "photos/9j.jpg",
+        "/9j/4AAQSkZJ",
+        "iVBORw0KGgo.png",
+        "a" * 4000,
+        "/photos/" * 40,
+        "BMW",
+        "",
+        "A" + "=" * 40,
+    ],
 )
 def test_a_path_is_no_image(text: str) -> None:
     assert not is_image_text(text)

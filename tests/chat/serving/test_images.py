@@ -14,6 +14,7 @@ from io import BytesIO
 from itertools import islice
 
 import httpx
+import PIL.features
 import PIL.Image
 import pytest
 
@@ -77,6 +78,10 @@ def bombs() -> Iterator[bytes]:
     pictures += [data_url(patched(jpeg, frame, struct.pack(">HH", *size)), "jpeg") for size in SIDES[1:]]
     gif, bmp = saved((8, 8), "GIF"), saved((8, 8), "BMP")
     pictures += [data_url(patched(gif, 6, struct.pack("<HH", *size)), "gif") for size in SIDES[1:]]
+    if "avif" in PIL.features.get_supported():
+        avif = saved((8, 8), "AVIF")
+        extent = avif.index(b"ispe") + 8
+        pictures += [data_url(patched(avif, extent, struct.pack(">II", *size)), "avif") for size in SIDES]
     pictures += [data_url(patched(bmp, 18, struct.pack("<ii", *size)), "bmp") for size in SIDES]
     pictures += [data_url(saved(size, "PNG")) for size in ((9000, 9000), (25_001, 1000))]
     pictures.append(data_url(saved((5001, 5000), "WEBP", lossless=True, method=0), "webp"))
