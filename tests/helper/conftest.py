@@ -148,7 +148,10 @@ def damaged_records() -> list[tuple[str, Any]]:
         ("no message", {**shown, "conversations": []}),
         ("not in the format", {**shown, "conversations": ["What is it?", "A circle."]}),
         ("expected human and gpt", {**shown, "conversations": turns(question)}),
-        ("expected human and gpt", {**shown, "conversations": turns(question, answer, "And now?")}),
+        (
+            "expected human and gpt",
+            {**shown, "conversations": turns(question, answer) + turns("", "Two.")[1:]},
+        ),
         ("expected human and gpt", {**shown, "conversations": turns(question, answer)[::-1]}),
         ("expected human and gpt", {**shown, "conversations": [{"from": "bot", "value": answer}] * 2}),
         ("not in the format", {**shown, "conversations": [{"from": "human"}, {"from": "gpt"}]}),
