@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import logging
 import os
@@ -165,3 +166,10 @@ def test_a_process_ends_with_its_code_whatever_torch_s_threads_do():
     )
     assert ended.returncode == 75, ended.stderr
     assert ended.stdout.split() == ["written", "tidied"]
+
+
+@pytest.mark.parametrize("command", ["chat.web", "chat.serving.__main__"])
+def test_a_command_logs_under_its_module_s_name(monkeypatch, command):
+    """Python calls it __main__, of which nothing would be seen."""
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", importlib.util.find_spec(command), raising=False)
+    assert distributed.get_logger("__main__").name == command
