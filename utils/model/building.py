@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -19,6 +20,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
+from .decoder_check import check_computes_mmca
 from .freezing import freeze
 from .lora import LoraSettings, inject_lora
 from .modeling_visual_chat import VisualChatForConditionalGeneration
@@ -57,6 +59,8 @@ def build_visual_chat(
             f"image_seq_length is {image_seq_length}, but {vision_model} with the {projector_type} projector"
             f" gives {length} tokens an image; leave it out"
         )
+    if attention != "causal":
+        check_computes_mmca(AutoConfig.from_pretrained(language_model), attention)
     decoder = load_decoder(language_model, dtype)
     base_vocabulary = decoder.config.vocab_size
     grow_vocabulary(decoder, len(tokenizer))

@@ -1,5 +1,6 @@
 """Strict loading of both forms of checkpoint: every weight in the folder, or the trained ones over bases."""
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers.utils import cached_file
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
 from .lora import LoraSettings, inject_lora, is_lora
+from .mmca import attention_of_parts
 from .open_clip_files import LOCAL_FOLDER
 from .vision import load_vision_tower
 
@@ -49,6 +51,10 @@ def load_model(
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         overrides = {name: kwargs.pop(name) for name in ("attention",) if name in kwargs}
         config = cls.config_class.from_pretrained(config or path, **hub, **overrides)
+    asked = kwargs.pop("attn_implementation", None)
+    if asked is not None:
+        config = copy.deepcopy(config)
+        config._attn_implementation = attention_of_parts(config, asked)
     if not is_deepspeed_zero3_enabled():
         kwargs.setdefault("ignore_mismatched_sizes", True)  # then they are in the report, and refused below
     if path is None or config.checkpoint_form == "full":

@@ -25,7 +25,7 @@ The layout (who sees whom) is made once per forward and shared by all layers; `a
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from .images_beside import ImagesBeside
 from .mmca_flex import FLASH, FLEX
@@ -36,6 +36,12 @@ from .mmca_visibility import Visibility, visibility
 
 IMPLEMENTATIONS = {"mmca": "mmca", "cross": "cross", "causal": "sdpa"}
 """The decoder's `attn_implementation` for each attention of a VisualChat configuration."""
+
+OWN = ("mmca", "cross")
+"""The implementations that are registered here."""
+
+_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
+"""What a decoder may hand its attention that changes the scores: caps, sinks, biases, a choice of keys."""
 
 _LAYOUT = "_mmca_layout"  # a mask of the user's own carries the layout made from it
 
@@ -101,6 +107,53 @@ def attend(
     return attend_by_kernel(layout, query, key, value, scaling, dropout)
 
 
+def attention_of_parts(
+    config: PreTrainedConfig, asked: str | dict[str, str | None] | None
+) -> dict[str, str | None]:
+    """What transformers' `attn_implementation` means for a VisualChat model: an implementation for each part.
+
+    A name for the whole model is the encoder's, and the decoder's too where `config.attention` is "causal"; under
+    "mmca" and "cross" the decoder keeps these, which are part of what the model is. Asking for one of the two by name
+    sets `config.attention`, and leaves the encoder alone.
+
+    Raises `ValueError` where the decoder is to compute something else than the configuration says.
+    """
+    if not isinstance(asked, dict):
+        whole = {"": asked, "vision_config": asked}
+        whole |= {"text_config": asked} if config.attention == "causal" else {}
+        asked = {"text_config": asked} if asked in OWN else whole
+    if {asked.get(""), asked.get("vision_config")} & set(OWN):
+        raise ValueError(f"{' and '.join(OWN)} are attentions of the decoder, not of the encoder")
+    decoder = asked.get("text_config")
+    if decoder in OWN:
+        config.attention = decoder
+    elif decoder is not None and config.attention != "causal":
+        raise ValueError(
+            f"this model's decoder computes {config.attention}, and {decoder} would make it a causal one; to compare"
+            ' with that, load it with attention="causal"'
+        )
+    kept = (
+        IMPLEMENTATIONS[config.attention]
+        if config.attention != "causal"
+        else config.text_config._attn_implementation
+    )
+    return {**asked, "text_config": decoder or kept}
+
+
+def check_decoder(config: PreTrainedConfig, decoder: PreTrainedConfig) -> None:
+    """`ValueError` where a decoder was switched to what its model's configuration does not say."""
+    computes = decoder._attn_implementation
+    wanted, stock = IMPLEMENTATIONS[config.attention], ("eager", "sdpa", "flex_attention")
+    if computes != wanted and (
+        computes in OWN or (wanted in OWN and (computes in stock or "flash" in computes))
+    ):
+        other = computes if computes in OWN else "causal"
+        raise ValueError(
+            f"the configuration says attention {config.attention}, but the decoder computes {computes}; call"
+            f" set_attn_implementation of the whole model, or load it with attention={other!r}"
+        )
+
+
 def _attention_function(joint: bool):
     def attention(
         module: nn.Module,
@@ -114,9 +167,14 @@ def _attention_function(joint: bool):
         sliding_window: int | None = None,
         images_beside: ImagesBeside | None = None,
         mmca_layout: Layout | None = None,
-        **_kwargs,
+        **more,
     ) -> tuple[torch.Tensor, None]:
         """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
+        if unknown := [name for name in _SCORES if more.get(name) is not None]:
+            raise ValueError(
+                f"{type(module).__name__} hands attention {', '.join(unknown)}, which changes its scores;"
+                " multi-modal causal attention has nothing of the kind"
+            )
         if images_beside is not None:  # text alone is read; the images' keys stand beside it
             return images_beside.attend(module.layer_idx, query, key, value, scaling), None
         layout = mmca_layout

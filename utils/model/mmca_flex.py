@@ -47,7 +47,8 @@ def attend_by_flex(
     flash: bool = False,
 ) -> torch.Tensor:
     """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]; flash: text on text by flash-attn."""
-    batch, heads, rows, width = query.shape
+    batch, heads, rows, _ = query.shape
+    width = value.shape[3]
     asking = _take(query, layout.rows)  # [1, H, T, D]
     text = _take(key, layout.text_keys), _take(value, layout.text_keys)
     if layout.whole and batch == 1 and layout.queries == layout.kinds.shape[1]:

@@ -163,8 +163,8 @@ def attend_masked(
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
-    batch, heads, rows, width = query.shape
+    """query [B, H, Q, D], key [B, Hkv, K, D], value [B, Hkv, K, Dv] -> [B, Q, H, Dv]."""
+    batch, heads, rows, _ = query.shape
     groups = heads // key.shape[1]
     asking = _pick(query, layout.queries)  # [B, H, T, D]
     out = None
@@ -189,12 +189,13 @@ def attend_masked(
     if out is None:
         return own.contiguous()
     places = layout.queries.places + rows * torch.arange(batch, device=query.device)[:, None]  # among B * Q
-    out = out.transpose(1, 2).reshape(-1, heads, width)  # [B * T, H, D]
+    out = out.transpose(1, 2).reshape(-1, heads, value.shape[3])  # [B * T, H, Dv]
     places = places.flatten()
     if layout.queries.spare is not None:
         kept = ~layout.queries.spare.flatten()
         out, places = out[kept], places[kept]
-    return own.reshape(-1, heads, width).index_copy(0, places, out).view(batch, rows, heads, width)
+    whole = own.reshape(-1, heads, value.shape[3]).index_copy(0, places, out)
+    return whole.view(batch, rows, heads, -1)
 
 
 def _pick(states: torch.Tensor, picked: Picked | None) -> torch.Tensor:

@@ -32,7 +32,7 @@ from .image_places import (
 )
 from .last_layer import ROWS, picks_rows
 from .lora import LoraSettings, merge_lora
-from .mmca import IMPLEMENTATIONS
+from .mmca import IMPLEMENTATIONS, OWN, attention_of_parts, check_decoder
 from .projector import build_projector
 from .supervised_loss import Supervised, supervised_loss
 from .vision import vision_family
@@ -106,6 +106,10 @@ class VisualChatPreTrainedModel(PreTrainedModel):
         finally:
             for name, value in before.items():
                 setattr(config, name, value)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
+        """Switch the encoder's implementation, or the decoder's attention (see `mmca.attention_of_parts`)."""
+        super().set_attn_implementation(attention_of_parts(self.config, attn_implementation), **kwargs)
 
 
 class VisualChatModel(VisualChatPreTrainedModel):
@@ -200,6 +204,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         elif use_cache is None and cache is None and attention_mask is None:
             use_cache = False  # perhaps packed: a decoder that fills a cache ignores restarting positions
+        check_decoder(self.config, self.language_model.config)
         if self.config.attention != "causal":
             kwargs["mm_token_type_ids"] = mm_token_type_ids
             layout = layout_of_forward(
@@ -472,8 +477,14 @@ def outside_zero3() -> Iterator[None]:
 
 def _choose_attention(config: VisualChatConfig) -> None:
     """Give the decoder the attention that the configuration names; causal keeps a stock one asked for."""
+    if config._attn_implementation in OWN:  # asked for the whole model, but the encoder has none of the kind
+        config._attn_implementation = {
+            "": "sdpa",
+            "vision_config": None,
+            **attention_of_parts(config, config._attn_implementation),
+        }
     asked = config.text_config._attn_implementation
-    if config.attention != "causal" or asked in (None, "mmca", "cross"):
+    if config.attention != "causal" or asked in (None, *OWN):
         config.text_config._attn_implementation = IMPLEMENTATIONS[config.attention]
 
 

@@ -2,11 +2,13 @@
 
 What comes out is the last hidden state before pooling: of open_clip's own ViTs with the class token and before
 the last layer norm, as transformers' CLIP gives it; of timm's models their unpooled features; of the ResNets
-the last feature map, a token for each place.
+the last feature map, a token for each place. A map is read by the axis that is as wide as the encoder says: most of
+timm's have it second, Swin last.
 """
 
 import copy
 import json
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -33,16 +35,16 @@ class OpenClipVisionModel(PreTrainedModel):
     def __init__(self, config: OpenClipVisionConfig) -> None:
         super().__init__(config)
         self.gradient_checkpointing = False
-        self.trunk = _trunk(config)
+        in_parts = _zero3() is not None and "timm_model_name" in config.vision_cfg
+        self.trunk = _trunk_in_parts(config) if in_parts else _trunk(config)
+        self._lacks_buffers = any(each.is_meta for each in self.trunk.buffers())
+        self._buffers_anew: dict[str, torch.Tensor] = {}
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutput:
         if hasattr(self.trunk, "set_grad_checkpointing"):
             self.trunk.set_grad_checkpointing(self.gradient_checkpointing and self.training)
-        features = self.trunk(pixel_values)
-        if features.ndim == 4:  # a feature map [N, D, rows, columns]
-            features = features.flatten(2).transpose(1, 2)
-        return BaseModelOutput(last_hidden_state=features)
+        return BaseModelOutput(last_hidden_state=_tokens(self.trunk(pixel_values), self.trunk))
 
     def train(self, mode: bool = True) -> "OpenClipVisionModel":
         """The trunk stays as it was pretrained: batch norms keep their statistics."""
@@ -52,14 +54,28 @@ class OpenClipVisionModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """open_clip has initialised what it built."""
+        """open_clip has initialised what it built. What timm computes and does not save (the places of relative
+        positions, rotary tables) transformers leaves empty when it loads weights; it is computed anew here.
+        """
+        if not self._lacks_buffers:
+            return
+        if hasattr(module, "init_non_persistent_buffers"):  # timm's own way, where a layer has it
+            module.init_non_persistent_buffers()
+            return
+        buffers = dict(module.named_buffers(recurse=False))
+        for name in buffers.keys() - (module.state_dict().keys() if buffers else set()):
+            if not self._buffers_anew:
+                with torch.device("cpu"):
+                    self._buffers_anew = dict(_trunk(self.config).named_buffers())
+            path = next(path for path, each in self.trunk.named_modules() if each is module)
+            buffers[name].copy_(self._buffers_anew[f"{path}.{name}"])
 
 
 def describe(model_cfg: dict[str, Any]) -> OpenClipVisionConfig:
     """The configuration of an encoder from open_clip's description of a model ("model_cfg").
 
     Tokens and width are measured: open_clip builds the encoder on the meta device and a picture without data
-    goes through. Raises `ValueError` where images are not square.
+    goes through. Raises `ValueError` where images are not square, or where no tokens come out.
     """
     return copy.deepcopy(_measured(json.dumps(model_cfg)))
 
@@ -110,10 +126,54 @@ def _trunk(config: OpenClipVisionConfig) -> nn.Module:
     return trunk
 
 
+def _tokens(features: torch.Tensor, trunk: nn.Module) -> torch.Tensor:
+    """What a trunk gives as [N, S, D]: tokens already, or a map [N, D, rows, columns] or [N, rows, columns, D]."""
+    widths = {getattr(trunk, name, None) for name in ("num_features", "head_hidden_size")} - {None}
+    if features.ndim == 4:
+        is_last = features.shape[3] in widths and (
+            features.shape[1] not in widths or getattr(trunk, "output_fmt", None) == "NHWC"
+        )
+        features = features.flatten(1, 2) if is_last else features.flatten(2).transpose(1, 2)
+    if features.ndim != 3 or (widths and features.shape[2] not in widths):
+        wanted = f" of width {' or '.join(map(str, sorted(widths)))}" if widths else ""
+        raise ValueError(
+            f"the encoder {type(trunk).__name__} gives {list(features.shape)} for an image, not tokens{wanted};"
+            " use another"
+        )
+    return features
+
+
+def _zero3() -> Any:
+    """DeepSpeed's context that shares out each module's weights as soon as it is built, or None."""
+    zero = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    return getattr(zero, "top_level_context", None)
+
+
+def _trunk_in_parts(config: OpenClipVisionConfig) -> nn.Module:
+    """Built whole and then shared out: timm initialises layers of which a part would have no weights left."""
+    context = _zero3()
+    zero = sys.modules[type(context).__module__]
+    zero.shutdown_init_context()
+    try:
+        with torch.device("cpu"):
+            trunk = _trunk(config)
+    finally:
+        zero.restore_init_context()
+    for module in trunk.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(context.dtype)
+        context._post_init_method(module)
+    return trunk
+
+
 def _without_pooling(trunk: nn.Module) -> nn.Module:
     """The same weights up to the last hidden state, by each architecture's own switches."""
     if hasattr(trunk, "trunk"):  # open_clip's adapter around a model of timm
-        trunk.trunk.reset_classifier(0, "")
+        try:
+            trunk.trunk.reset_classifier(0, "")
+        except AssertionError as error:
+            name = type(trunk.trunk).__name__
+            raise ValueError(f"the encoder {name} of timm does not work without pooling: {error}") from error
         return trunk.trunk
     if hasattr(trunk, "transformer"):
         trunk.proj = trunk.attn_pool = None

@@ -1,0 +1,125 @@
+"""transformers' `attn_implementation`: the attention that the configuration names is the one that runs."""
+
+import copy
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+
+SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+IDS = torch.tensor([[1, 5, *[49] * 5, 6, 7, *[49] * 5, 8, 9]])
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def made(attention):
+    torch.manual_seed(0)
+    text = LlamaConfig(**SHAPE, vocab_size=50, initializer_range=0.3)
+    vision = CLIPVisionConfig(**SHAPE, image_size=16, patch_size=8)
+    config = VisualChatConfig(
+        text_config=text, vision_config=vision, attention=attention, image_token_id=49, image_seq_length=5
+    )
+    return VisualChatForConditionalGeneration(config).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS, pixel_values=PIXELS).logits
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """The logits of the same weights under each attention."""
+    return {attention: logits(made(attention)) for attention in ("mmca", "cross", "causal")}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("switched")
+    for attention in ("mmca", "cross", "causal"):
+        made(attention).save_pretrained(folder / attention)
+    return folder
+
+
+def switched(entrance, attention, asked, folders):
+    """A model of an attention after transformers was asked for an implementation."""
+    if entrance == "set_attn_implementation":
+        model = made(attention)
+        model.set_attn_implementation(asked)
+        return model
+    if entrance == "from_pretrained":
+        return VisualChatForConditionalGeneration.from_pretrained(
+            folders / attention, attn_implementation=asked
+        )
+    model = made(attention)
+    other = VisualChatForConditionalGeneration._from_config(
+        copy.deepcopy(model.config), attn_implementation=asked
+    )
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+ENTRANCES = ("set_attn_implementation", "from_pretrained", "from_config")
+
+
+@pytest.mark.parametrize("asked", ["eager", "sdpa", "mmca", "cross"])
+@pytest.mark.parametrize("attention", ["mmca", "cross", "causal"])
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_the_configuration_says_what_is_computed(entrance, attention, asked, folders, wanted):
+    """A stock name is the encoder's, and a causal decoder's; ours are the decoder's."""
+    model = switched(entrance, attention, asked, folders)
+    runs = asked if asked in ("mmca", "cross") else attention
+    assert model.config.attention == runs
+    torch.testing.assert_close(logits(model), wanted[runs], atol=1e-5, rtol=1e-5)
+    decoder, encoder = model.config.text_config, model.config.vision_config
+    assert decoder is model.model.language_model.config
+    stock = asked if asked in ("eager", "sdpa") else "sdpa"
+    assert decoder._attn_implementation == (stock if runs == "causal" else runs)
+    assert encoder._attn_implementation == model.model.vision_tower.config._attn_implementation == stock
+    assert model.config.to_dict()["attention"] == runs
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES[:2])
+def test_parts_are_switched_by_name(entrance, folders, wanted):
+    for attention, asked in (
+        ("mmca", {"vision_config": "eager"}),
+        ("causal", {"text_config": "eager"}),
+        ("cross", {"text_config": "mmca", "vision_config": "eager"}),
+    ):
+        model = switched(entrance, attention, asked, folders)
+        runs = "causal" if attention == "causal" else "mmca"
+        assert model.config.attention == runs
+        torch.testing.assert_close(logits(model), wanted[runs], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES[:2])
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"text_config": "sdpa"}, "decoder computes mmca, and sdpa would make it a causal one"),
+        ({"vision_config": "mmca"}, "mmca and cross are attentions of the decoder"),
+        ("no_such", "no_such"),
+    ],
+)
+def test_what_cannot_be_is_refused(entrance, asked, message, folders, wanted):
+    with pytest.raises(ValueError, match=message):
+        switched(entrance, "mmca", asked, folders)
+
+
+def test_a_refused_switch_changes_nothing(wanted):
+    model = made("mmca")
+    for asked in ({"text_config": "eager"}, {"vision_config": "cross"}, "no_such"):
+        with pytest.raises(ValueError, match=r"causal|decoder|no_such"):
+            model.set_attn_implementation(asked)
+    assert torch.equal(logits(model), wanted["mmca"])
+
+
+@pytest.mark.parametrize(
+    ("attention", "computes"), [("mmca", "sdpa"), ("mmca", "eager"), ("causal", "mmca"), ("mmca", "cross")]
+)
+def test_a_decoder_switched_behind_the_model_s_back_is_found(attention, computes):
+    model = made(attention)
+    model.model.language_model.set_attn_implementation(computes)
+    with pytest.raises(ValueError, match=f"says attention {attention}, but the decoder computes {computes}"):
+        logits(model)
