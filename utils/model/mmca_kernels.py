@@ -178,7 +178,7 @@ def _self_test_error(kernel: Kernel, states: States, device: torch.device) -> st
 
 def _self_test(kernel: Kernel, states: States, device: torch.device) -> str | None:
     try:
-        if device.type == "cuda":
+        if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
         pairs = _compare(kernel, states, device)
     except Exception as error:  # of any kind: compilers raise many, and `masked` can always go on

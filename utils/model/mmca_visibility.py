@@ -87,6 +87,7 @@ def visibility(*, allow_is_causal_skip: bool = True, **rule: Any) -> Visibility 
     if not known.is_plain() or torch.compiler.is_compiling():
         return known.mask()
     config, device, dtype = rule.get("config"), torch.device(rule["device"]), rule.get("dtype")
-    if config is not None and dtype is not None:  # here, for the layers that come may be checkpointed
+    if dtype is not None and getattr(config, "_attn_implementation", "") == "mmca":
+        # Here, for the layers that come may be checkpointed.
         prepare_kernel(States.of_config(config, device, dtype), device)
     return known
