@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "VISUALCHAT_ATTENTION_KERNEL"
 AUTO, MASKED = "auto", "masked"
+NAMES = (AUTO, "fused", "flash", "flex", MASKED)
+"""What the variable may say; the copy of this code in a checkpoint has not all of them."""
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.02}
 """How far a kernel may be from `masked` in its self-test, relative to the largest number."""
@@ -94,8 +96,8 @@ def prepare_kernel(states: States | None, device: torch.device) -> str:
     Raises ValueError where the user names a kernel that there is not.
     """
     wanted = os.environ.get(VARIABLE) or AUTO
-    if wanted not in (AUTO, MASKED, *KERNELS):
-        raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join((AUTO, *KERNELS, MASKED))}")
+    if wanted not in (*NAMES, *KERNELS):
+        raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join(NAMES)}")
     if states is None:
         return MASKED
     if (wanted, states) not in _chosen:
@@ -158,8 +160,10 @@ def _choose(wanted: str, states: States, device: torch.device) -> str:
             if error is None:
                 return name
             _warn_once(f"attention is computed without the kernel {name}, which is faster: {error}")
-    if wanted in KERNELS:
-        reason = KERNELS[wanted].why_not(states) or _self_test_error(KERNELS[wanted], states, device)
+    if wanted not in (AUTO, MASKED):
+        kernel = KERNELS.get(wanted)
+        reason = "this copy of the code has no such kernel" if kernel is None else kernel.why_not(states)
+        reason = reason or _self_test_error(kernel, states, device)
         if reason is None:
             return wanted
         _warn_once(f"{VARIABLE}={wanted}: {reason}; using {MASKED}")

@@ -10,6 +10,8 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -25,11 +27,23 @@ from transformers import (
 
 from utils.model import QwenVisionConfig, QwenVisionModel
 
+REGISTERED = {
+    name: (AttentionInterface()[name], AttentionMaskInterface()[name]) for name in ("mmca", "cross")
+}
+
 SENTENCES = [
     "You are a powerful vision-language assistant.",
     "### Image 1: ### Question: What colour is the circle? ### Answer: red",
     "### Image 2: ### Question: How many squares are there? ### Answer: three",
 ] * 5
+
+
+@pytest.fixture(autouse=True)
+def own_attention() -> None:
+    """The project's, where a checkpoint's own copy of the code has registered itself."""
+    for name, (function, mask) in REGISTERED.items():
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, mask)
 
 
 def llama_config(**changes) -> LlamaConfig:

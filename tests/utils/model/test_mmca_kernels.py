@@ -126,6 +126,17 @@ def test_kernels_are_chosen_by_what_there_is(monkeypatch):
     assert prepared(images, query, value, dropout=0.1) == "masked"
 
 
+def test_a_checkpoint_s_own_code_goes_on_without_kernels_that_did_not_travel(
+    monkeypatch, caplog, nothing_chosen
+):
+    monkeypatch.delitem(mmca_kernels.KERNELS, "fused")
+    monkeypatch.setenv(VARIABLE, "fused")
+    layout = layout_of((9, 0), (4, 1), (9, 0))
+    with caplog.at_level(logging.WARNING):
+        assert prepared(layout, *states(layout)[::2]) == "masked"
+    assert "has no such kernel; using masked" in caplog.text
+
+
 @pytest.mark.parametrize("kernel", ["flex", "flash"])
 def test_a_kernel_that_cannot_is_passed_over_with_one_line(kernel, monkeypatch, caplog, nothing_chosen):
     layout = layout_of((9, 0), (4, 1), (9, 0))
