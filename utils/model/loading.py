@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
 from .lora import LoraSettings, inject_lora, is_lora
-from .mmca import attention_of_parts
+from .mmca import OWN, attention_of_parts
 from .open_clip_files import LOCAL_FOLDER
 from .vision import load_vision_tower
 
@@ -54,7 +54,9 @@ def load_model(
     asked = kwargs.pop("attn_implementation", None)
     if asked is not None:
         config = copy.deepcopy(config)
-        config._attn_implementation = attention_of_parts(config, asked)
+        config._attn_implementation = parts = attention_of_parts(config, asked)
+        if parts["text_config"] in OWN:
+            config.attention = parts["text_config"]
     if not is_deepspeed_zero3_enabled():
         kwargs.setdefault("ignore_mismatched_sizes", True)  # then they are in the report, and refused below
     if path is None or config.checkpoint_form == "full":

@@ -113,8 +113,8 @@ def attention_of_parts(
     """What transformers' `attn_implementation` means for a VisualChat model: an implementation for each part.
 
     A name for the whole model is the encoder's, and the decoder's too where `config.attention` is "causal"; under
-    "mmca" and "cross" the decoder keeps these, which are part of what the model is. Asking for one of the two by name
-    sets `config.attention`, and leaves the encoder alone.
+    "mmca" and "cross" the decoder keeps these, which are part of what the model is. One of the two, asked for by name,
+    is the decoder's (then `config.attention` has to become it), and leaves the encoder alone.
 
     Raises `ValueError` where the decoder is to compute something else than the configuration says.
     """
@@ -125,9 +125,7 @@ def attention_of_parts(
     if {asked.get(""), asked.get("vision_config")} & set(OWN):
         raise ValueError(f"{' and '.join(OWN)} are attentions of the decoder, not of the encoder")
     decoder = asked.get("text_config")
-    if decoder in OWN:
-        config.attention = decoder
-    elif decoder is not None and config.attention != "causal":
+    if decoder not in OWN and decoder is not None and config.attention != "causal":
         raise ValueError(
             f"this model's decoder computes {config.attention}, and {decoder} would make it a causal one; to compare"
             ' with that, load it with attention="causal"'

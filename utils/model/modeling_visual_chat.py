@@ -109,7 +109,10 @@ class VisualChatPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """Switch the encoder's implementation, or the decoder's attention (see `mmca.attention_of_parts`)."""
-        super().set_attn_implementation(attention_of_parts(self.config, attn_implementation), **kwargs)
+        parts = attention_of_parts(self.config, attn_implementation)
+        super().set_attn_implementation(parts, **kwargs)
+        if parts["text_config"] in OWN:
+            self.config.attention = parts["text_config"]
 
 
 class VisualChatModel(VisualChatPreTrainedModel):
@@ -477,12 +480,10 @@ def outside_zero3() -> Iterator[None]:
 
 def _choose_attention(config: VisualChatConfig) -> None:
     """Give the decoder the attention that the configuration names; causal keeps a stock one asked for."""
-    if config._attn_implementation in OWN:  # asked for the whole model, but the encoder has none of the kind
-        config._attn_implementation = {
-            "": "sdpa",
-            "vision_config": None,
-            **attention_of_parts(config, config._attn_implementation),
-        }
+    whole = config._attn_implementation
+    if whole in OWN:  # asked for the whole model, but the encoder has none of the kind
+        config._attn_implementation = {"": "sdpa", "vision_config": None, "text_config": whole}
+        config.attention = whole
     asked = config.text_config._attn_implementation
     if config.attention != "causal" or asked in (None, *OWN):
         config.text_config._attn_implementation = IMPLEMENTATIONS[config.attention]
