@@ -25,6 +25,7 @@ The layout (who sees whom) is made once per forward and shared by all layers; `a
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from .images_beside import ImagesBeside
@@ -152,6 +153,35 @@ def check_decoder(config: PreTrainedConfig, decoder: PreTrainedConfig) -> None:
         )
 
 
+def mmca_reference(
+    visible: torch.Tensor,
+    kinds: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None = None,
+    joint: bool = False,
+) -> torch.Tensor:
+    """The definition itself, which computes all of Q x K and asks no tensor for a number, as exported graphs need it.
+
+    visible: bool [B, 1, Q, K], what the decoder lets each query see, itself last. kinds: [B, K], 0 text and 1
+    image. query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+    """
+    keys, groups = key.shape[2], query.shape[1] // key.shape[1]
+    visible, is_image = visible[..., :keys], (kinds == 1)[:, -keys:]
+    is_image = F.pad(is_image, (0, keys - is_image.shape[1]))[:, None, None]  # [B, 1, 1, K]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    out = torch.zeros_like(query)
+    for seen in (visible,) if joint else (visible & ~is_image, visible & is_image):
+        blank = ~seen.any(dim=-1, keepdim=True)  # a softmax needs a key; its result is taken out
+        term = F.scaled_dot_product_attention(query, key, value, attn_mask=seen | blank, scale=scaling)
+        out = out + term.masked_fill(blank, 0.0)
+    places = (visible * torch.arange(keys, device=visible.device)).amax(dim=-1, keepdim=True)  # [B, 1, Q, 1]
+    own = value.gather(2, places.expand(-1, value.shape[1], -1, value.shape[3]))
+    asks_nobody = is_image.expand(-1, -1, places.shape[2], -1).gather(3, places)
+    return torch.where(asks_nobody, own, out).transpose(1, 2)
+
+
 def _attention_function(joint: bool):
     def attention(
         module: nn.Module,
@@ -175,6 +205,9 @@ def _attention_function(joint: bool):
             )
         if images_beside is not None:  # text alone is read; the images' keys stand beside it
             return images_beside.attend(module.layer_idx, query, key, value, scaling), None
+        exported = torch.compiler.is_exporting() and isinstance(attention_mask, torch.Tensor)
+        if exported and mm_token_type_ids is not None:
+            return mmca_reference(attention_mask, mm_token_type_ids, query, key, value, scaling, joint), None
         layout = mmca_layout
         if layout is None:
             keys = key.shape[2]

@@ -96,6 +96,7 @@ class VisualChatProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.get_vocab().get(image_token)
         if self.image_token_id is None:
             raise ValueError(f"the tokenizer has no token {image_token}; add it as a special token first")
+        _name_image_token(tokenizer, image_token)
         template = chat_template or DEFAULT_CHAT_TEMPLATE.replace("<image>", image_token)
         super().__init__(image_processor, tokenizer, chat_template=template)
         specials = {image_token, *tokenizer.all_special_tokens}
@@ -253,6 +254,13 @@ class VisualChatProcessor(ProcessorMixin):
             verbose=False,
         )
         return encoded.encodings
+
+
+def _name_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str) -> None:
+    """Give a tokenizer `image_token` and `image_token_id`, as multi-modal tokenizers of transformers have them."""
+    if "image_token" not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
+        tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, "image_token"]
+    tokenizer.image_token = image_token
 
 
 VisualChatProcessor.register_for_auto_class("AutoProcessor")

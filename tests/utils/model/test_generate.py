@@ -1,0 +1,175 @@
+"""Every way of transformers' generate gives what plain greedy decoding gives, under each attention.
+
+The plain answer is worked out here without `generate`: the whole text through `forward` again for every token.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from utils.model import build_visual_chat
+
+ATTENTIONS = ("mmca", "cross", "causal")
+NEW = 6
+
+
+@pytest.fixture(scope="module", params=ATTENTIONS)
+def model(request, llama_folder, clip_folder):
+    torch.manual_seed(0)
+    model, _ = build_visual_chat(str(llama_folder), str(clip_folder), attention=request.param)
+    model.generation_config.suppress_tokens += [model.generation_config.eos_token_id]
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
+
+
+def prompt(model, *more: int) -> dict[str, torch.Tensor]:
+    """Two images; words repeat, so that a look-up in the prompt finds something to draft."""
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    ids = torch.tensor([[1, 20, 21, *image, 22, 23, 20, 21, *image, 24, 20, 21, *more]])
+    kinds = (ids == model.config.image_token_id).long()
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": kinds,
+        "pixel_values": pixels(2),
+    }
+
+
+@torch.no_grad()
+def greedy(model, inputs: dict[str, torch.Tensor], new: int = NEW) -> list[int]:
+    """One row without a cache, a token at a time."""
+    ids = inputs["input_ids"]
+    for _ in range(new):
+        logits = model(input_ids=ids, pixel_values=inputs["pixel_values"], use_cache=False).logits[:, -1]
+        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
+    return ids[0, -new:].tolist()
+
+
+def embedded(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
+
+
+WAYS = {
+    "dynamic cache": lambda model, inputs: {},
+    "static cache": lambda model, inputs: {"cache_implementation": "static"},
+    "no cache": lambda model, inputs: {"use_cache": False},
+    "prompt lookup": lambda model, inputs: {"prompt_lookup_num_tokens": 3},
+    "the model drafts for itself": lambda model, inputs: {"assistant_model": copy.deepcopy(model)},
+    "embeddings beside ids": embedded,
+    "embeddings alone": lambda model, inputs: {**embedded(model, inputs), "input_ids": None},
+    "without kinds": lambda model, inputs: {"mm_token_type_ids": None},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_generating_is_greedy_decoding(model, way):
+    inputs = prompt(model)
+    given = {**inputs, **WAYS[way](model, inputs)}
+    given = {name: value for name, value in given.items() if value is not None}
+    found = model.generate(**given, max_new_tokens=NEW, do_sample=False)[0, -NEW:].tolist()
+    assert found == greedy(model, inputs)
+
+
+def test_a_draft_model_sees_the_images(model):
+    """Its drafts are then the answer itself, so fewer forwards are needed than there are tokens."""
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    draft = copy.deepcopy(model)
+    draft.generation_config.num_assistant_tokens = 5
+    draft.generation_config.assistant_confidence_threshold = 0.0
+    draft._forward_hooks.clear()
+    model.generate(**prompt(model), max_new_tokens=NEW, do_sample=False, assistant_model=draft)
+    handle.remove()
+    assert len(calls) < NEW
+
+
+@pytest.mark.parametrize("images", ["of the whole text", "of the new text"])
+@pytest.mark.parametrize("kinds", ["of the whole text", "of the first text", None])
+def test_a_returned_cache_goes_on(model, images, kinds):
+    """A second question with an image of its own, over the cache of the first answer."""
+    first = prompt(model)
+    answer = model.generate(**first, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
+    cache = answer.cache if "cache" in answer else answer.past_key_values
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    ids = torch.cat([answer.sequences, torch.tensor([[*image, 25, 26]])], dim=1)
+    whole = {"input_ids": ids, "pixel_values": torch.cat([first["pixel_values"], pixels(1)])}
+    wanted = greedy(model, whole)
+
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    given["pixel_values"] = whole["pixel_values"] if images == "of the whole text" else pixels(1)
+    if kinds == "of the first text":
+        given["mm_token_type_ids"] = first["mm_token_type_ids"]
+    elif kinds is not None:
+        given["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
+    name = "cache" if "cache" in answer else "past_key_values"
+    found = model.generate(**given, **{name: cache}, max_new_tokens=NEW, do_sample=False)
+    assert found[0, -NEW:].tolist() == wanted
+
+
+def test_only_new_ids_over_a_returned_cache(model):
+    """Then the mask and the kinds say how much is cached; without kinds only causal attention can do it."""
+    first = prompt(model)
+    answer = model.generate(**first, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
+    ids = torch.cat([answer.sequences, torch.tensor([[25, 26]])], dim=1)
+    wanted = greedy(model, {"input_ids": ids, "pixel_values": first["pixel_values"]})
+    name = "cache" if "cache" in answer else "past_key_values"
+    new = ids[:, answer[name].get_seq_length() :]  # the last answered token is not in the cache yet
+    kinds = (ids == model.config.image_token_id).long()
+    given = {"attention_mask": torch.ones_like(ids), name: copy.deepcopy(answer[name])}
+    found = model.generate(new, **given, mm_token_type_ids=kinds, max_new_tokens=NEW, do_sample=False)
+    assert found[0, -NEW:].tolist() == wanted
+    if model.config.attention != "causal":
+        given[name] = answer[name]
+        with pytest.raises(ValueError, match="mm_token_type_ids are missing"):
+            model.generate(new, **given, max_new_tokens=NEW, do_sample=False)
+
+
+def test_beams_and_samples_of_rows_with_different_numbers_of_images(model):
+    """Each row is answered as alone, with embeddings in place of ids too."""
+    two = prompt(model)
+    length = two["input_ids"].shape[1]
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    short = [1, *image, 25, 26]
+    ids = torch.cat([two["input_ids"], torch.tensor([[0] * (length - len(short)) + short])])
+    mask = torch.tensor([[1] * length, [0] * (length - len(short)) + [1] * len(short)])
+    both = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "mm_token_type_ids": (ids == model.config.image_token_id).long(),
+        "pixel_values": torch.cat([two["pixel_values"], pixels(1)]),
+    }
+    one = {"input_ids": torch.tensor([short]), "pixel_values": pixels(1)}
+    kept = {"max_new_tokens": NEW, "do_sample": False, "num_beams": 2}
+    alone = [model.generate(**each, **kept)[0, -NEW:].tolist() for each in (two, one)]
+    assert model.generate(**both, **kept)[:, -NEW:].tolist() == alone
+    ids = both.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids)
+    assert model.generate(inputs_embeds=embeds, **both, **kept)[:, -NEW:].tolist() == alone
+
+
+def test_image_features_come_in_transformers_form(model):
+    features = model.get_image_features(pixels(3))
+    assert features.last_hidden_state.shape == (3, 5, 32) and features.pooler_output.shape == (3, 5, 32)
+    asked = model.get_image_features(pixels(3), output_hidden_states=True)
+    assert len(asked.hidden_states) == 3
+    torch.testing.assert_close(asked.pooler_output, features.pooler_output)
+    torch.testing.assert_close(
+        model.model.multi_modal_projector(features.last_hidden_state), features.pooler_output
+    )
+    first, second = model.get_image_features(pixels(3), return_dict=False)
+    assert torch.equal(first, features.last_hidden_state) and torch.equal(second, features.pooler_output)
+
+
+@pytest.mark.slow
+def test_the_graph_that_torch_exports_gives_the_same_logits(model):
+    """As LLaVA of transformers can be exported: without a cache among the outputs."""
+    inputs = prompt(model) | {"use_cache": False}
+    with torch.no_grad():
+        exported = torch.export.export(model, args=(), kwargs=inputs, strict=False).module()
+        torch.testing.assert_close(exported(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,95 @@
+"""A checkpoint in 8 and 4 bits as transformers' users load it: it answers, and LoRA learns over it."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+from utils.model import LoraSettings, build_visual_chat
+from utils.model.checkpoint import save_full, save_trained_only
+
+BITS = {"4 bits": {"load_in_4bit": True}, "8 bits": {"load_in_8bit": True}}
+SKIPPED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+
+
+@pytest.fixture(scope="module", params=["linear", "vit", "perceiver"])
+def made(request, llama_folder, clip_folder):
+    torch.manual_seed(0)
+    return build_visual_chat(str(llama_folder), str(clip_folder), projector_type=request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full")
+    save_full(*made, folder)
+    return folder
+
+
+def inputs_for(model) -> dict[str, torch.Tensor]:
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    ids = torch.tensor([[1, 9, *image, 20, 21, *image, 22, 23]])
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "pixel_values": pixels}
+
+
+def load(folder, bits: str, skip: list[str] | None, **kwargs):
+    config = BitsAndBytesConfig(**BITS[bits], llm_int8_skip_modules=skip)
+    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config, **kwargs).eval()
+
+
+def nearness(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(found.flatten().float(), wanted.flatten(), dim=0))
+
+
+@pytest.mark.parametrize("skip", [None, SKIPPED], ids=["all but the head", "decoder alone"])
+@pytest.mark.parametrize("bits", BITS)
+def test_it_answers_nearly_as_before_and_adapters_learn(made, folder, bits, skip):
+    whole, inputs = made[0].eval(), inputs_for(made[0])
+    model = load(folder, bits, skip)
+    assert not model.model.language_model.layers[0].mlp.up_proj.weight.is_floating_point()
+    assert model.lm_head.weight.is_floating_point()
+    with torch.no_grad():
+        found, wanted = model(**inputs).logits, whole(**inputs).logits
+    assert nearness(found, wanted) > (0.99 if bits == "8 bits" else 0.9)
+    features = [each.get_image_features(inputs["pixel_values"]).pooler_output for each in (model, whole)]
+    assert nearness(*features) > (0.99 if skip or bits == "8 bits" else 0.9)
+    mask = torch.ones_like(inputs["input_ids"])
+    answer = model.generate(**inputs, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
+
+    adapted = get_peft_model(
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False),
+        LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]),
+    ).train()
+    learning = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.3)
+    losses = []
+    for _ in range(3):
+        loss = adapted(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(lang_dim=2, vis_dim=2)], ids=["plain", "adapters"])
+@pytest.mark.parametrize("bits", BITS)
+def test_trained_weights_over_quantised_base_models(llama_folder, clip_folder, tmp_path, bits, lora):
+    torch.manual_seed(0)
+    model, processor = build_visual_chat(str(llama_folder), str(clip_folder), lora=lora)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    save_trained_only(model, processor, tmp_path)
+    inputs = inputs_for(model)
+    found = load(tmp_path, bits, SKIPPED)
+    with torch.no_grad():
+        assert nearness(found(**inputs).logits, model.eval()(**inputs).logits) > 0.9
+
+
+def test_loading_leaves_every_weight_free_to_learn(made, folder):
+    """What is frozen is said where a model is trained, by `freeze`; not by loading one."""
+    assert all(each.requires_grad for each in AutoModelForImageTextToText.from_pretrained(folder).parameters())
+    assert not all(each.requires_grad for each in made[0].parameters())
