@@ -57,7 +57,16 @@ class ModelArguments:
     vis_lora_module_name: str = _flag(
         "encoder.layers.", "LoRA goes into encoder modules whose name holds this."
     )
-    only_optimize_lora: bool = _flag(False, "Train LoRA alone, without embedding and projection.")
+    lora_alpha: float | None = _flag(
+        None,
+        "What adapters add counts this number divided by their rank; without it once, whatever the rank."
+        " 1 gives the scale of 2023.",
+    )
+    only_optimize_lora: bool = _flag(
+        False,
+        "As in 2023: of decoder and encoder the adapters alone learn, which is so anyway; embedding and"
+        " projection learn too.",
+    )
     init_from: str | None = _flag(
         None,
         "A checkpoint of an earlier run whose embedding, projection and adapters this one begins with; its"
@@ -70,7 +79,9 @@ class ModelArguments:
                 f"--enable_mmca_attention contradicts --attention {self.attention}: give one of the two"
             )
         if self.only_optimize_lora and not (self.lang_lora_dim or self.vis_lora_dim):
-            raise UsageError("--only_optimize_lora leaves nothing to train: add --lang_lora_dim 64, say")
+            raise UsageError("--only_optimize_lora has no adapters to train: add --lang_lora_dim 64, say")
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            raise UsageError(f"--lora_alpha {self.lora_alpha}: give a positive number, or leave it out")
         for flag in ("lm_model_name_or_path", "vision_model_name_or_path"):
             _check_model(flag, getattr(self, flag))
 

@@ -268,7 +268,7 @@ def load_model(
         lang_module_name=model_arguments.lang_lora_module_name,
         vis_dim=model_arguments.vis_lora_dim,
         vis_module_name=model_arguments.vis_lora_module_name,
-        only_optimize_lora=model_arguments.only_optimize_lora,
+        alpha=model_arguments.lora_alpha,
     )
     logger.info("attention: %s, projector: %s", model_arguments.attention_name, model_arguments.projector)
     try:

@@ -28,7 +28,7 @@ FIXED = {
     "lang_lora_module_name",
     "vis_lora_dim",
     "vis_lora_module_name",
-    "only_optimize_lora",
+    "lora_alpha",
     "dataset_names",
     "dataset_samples",
     "dataset_concatenate_samples",
@@ -72,6 +72,8 @@ UNRECORDED = {
     "zero_stage",
     "deepspeed",
     "use_cpu",
+    # of 2023, and without effect
+    "only_optimize_lora",
 }
 """Flags that say nothing of the run itself."""
 

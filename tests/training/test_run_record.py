@@ -24,7 +24,7 @@ MUST_STAY = {
     "lang_lora_module_name",
     "vis_lora_dim",
     "vis_lora_module_name",
-    "only_optimize_lora",
+    "lora_alpha",
     "dataset_names",
     "dataset_samples",
     "dataset_concatenate_samples",

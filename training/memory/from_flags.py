@@ -43,7 +43,6 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         lang_module_name=flags.lang_lora_module_name,
         vis_dim=flags.vis_lora_dim,
         vis_module_name=flags.vis_lora_module_name,
-        only_optimize_lora=flags.only_optimize_lora,
     )
     return Training(
         config=config,

@@ -45,7 +45,7 @@ def meta_model(
         model = VisualChatForConditionalGeneration(config).to(dtype)
         if lora:
             inject_lora(model, lora)
-    freeze(model, only_optimize_lora=bool(lora) and lora.only_optimize_lora)
+    freeze(model)
     model.train()
     if gradient_checkpointing:
         enable_checkpointing(model)

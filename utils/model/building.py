@@ -89,7 +89,7 @@ def build_visual_chat(
     if lora:
         with _seeded(seed + 1):
             inject_lora(model, lora)
-    freeze(model, only_optimize_lora=bool(lora) and lora.only_optimize_lora)
+    freeze(model)
     return model, processor
 
 

@@ -9,20 +9,16 @@ from .lora import is_lora
 logger = logging.getLogger(__name__)
 
 
-def freeze(model: nn.Module, only_optimize_lora: bool = False) -> None:
-    """Let the input embedding, the projector and the adapters learn, nothing else; log the counts.
-
-    only_optimize_lora: the adapters alone.
-    """
+def freeze(model: nn.Module) -> None:
+    """Let the input embedding, the projector and the adapters learn, nothing else; log the counts."""
     learning = {"embedding": 0, "projector": 0, "LoRA": 0}
     total = 0
     embedding = set(model.get_input_embeddings().parameters())
     projector = set(model.model.multi_modal_projector.parameters())
     for name, parameter in model.named_parameters():
-        part = None
         if is_lora(name):
             part = "LoRA"
-        elif not only_optimize_lora:
+        else:
             part = "embedding" if parameter in embedding else "projector" if parameter in projector else None
         parameter.requires_grad_(part is not None)
         size = getattr(parameter, "ds_numel", parameter.numel())  # partitioned parameters know the whole

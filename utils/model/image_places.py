@@ -31,20 +31,20 @@ def kinds_of_keys(
 def kinds_in_generation(
     config: VisualChatConfig,
     input_ids: torch.Tensor,
+    least: int,
     attention_mask: torch.Tensor | None,
     kinds: torch.Tensor | None,
     is_prompt: bool,
 ) -> torch.Tensor | None:
     """The kind of every key [B, K] of one step of `generate`, whose ids [B, L <= K] end where the keys end.
 
-    kinds: what was handed in, perhaps for an earlier and shorter text. is_prompt: what it does not cover was
-    written by the user, so there may be images; otherwise it was generated, and is text. None where ids do not
-    say what is in the cache.
+    least: there are at least so many keys. kinds: what was handed in, perhaps for an earlier and shorter text.
+    is_prompt: what it does not cover was written by the user, so there may be images; otherwise it was generated,
+    and is text. None where ids do not say what is in the cache.
     """
     ids = input_ids.shape[1]
-    keys = max(
-        ids, *(each.shape[1] for each in (kinds, attention_mask) if each is not None and each.ndim == 2), 0
-    )
+    given = (each.shape[1] for each in (kinds, attention_mask) if each is not None and each.ndim == 2)
+    keys = max(ids, least, *given)
     if kinds is None:
         return (input_ids == config.image_token_id).long() if ids == keys else None
     missing = keys - kinds.shape[1]
@@ -78,15 +78,15 @@ def pixels_of_new_tokens(
 
 
 def place_features(
-    inputs_embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor, wanted: int
+    inputs_embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor, wanted: int | None
 ) -> torch.Tensor:
     """Features [N, S, D] on the `wanted` places [B, Q] (True) of embeddings [B, Q, D], in order of appearance.
 
-    Raises `ValueError` with both counts where they differ.
+    Raises `ValueError` with both counts where they differ; wanted None: not known, so not asked.
     """
     features = features.to(inputs_embeds)
     given = features.shape[0] * features.shape[1]
-    if wanted != given:
+    if wanted is not None and wanted != given:
         raise ValueError(
             f"there are {wanted} image tokens, but {given} image features: {features.shape[0]} images of"
             f" {features.shape[1]} tokens each; every image needs exactly that many placeholders"

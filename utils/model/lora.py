@@ -15,7 +15,8 @@ class LoraSettings:
 
     A layer is adapted where its name contains `lang_module_name` (decoder) or `vis_module_name` (encoder).
     The decoder's names start with "model.", as in a stock causal language model. alpha: the update counts
-    alpha / rank times; None takes the rank, so once. only_optimize_lora: embedding and projector stay frozen.
+    alpha / rank times; None takes the rank, so once. only_optimize_lora: in the
+    configurations of earlier checkpoints; it says which parts their run froze, and nothing of the model.
     """
 
     lang_dim: int = 0
@@ -24,10 +25,6 @@ class LoraSettings:
     vis_module_name: str = "encoder.layers."
     only_optimize_lora: bool = False
     alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.only_optimize_lora and not self:
-            raise ValueError("only_optimize_lora would train nothing: set lang_dim or vis_dim above 0")
 
     def __bool__(self) -> bool:
         return self.lang_dim > 0 or self.vis_dim > 0

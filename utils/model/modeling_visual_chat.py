@@ -254,7 +254,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
         if pixel_values is None and queries == 1:
             return inputs_embeds, None  # a step of generation
         places = kinds[:, -queries:].to(inputs_embeds.device) == 1  # [B, Q]
-        if image_tokens is None:
+        if image_tokens is None and not torch.compiler.is_exporting():  # a graph asks no tensor for a number
             image_tokens = int(places.sum())
         if pixel_values is None:
             if image_tokens:
@@ -419,13 +419,20 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+        new = inputs.get("inputs_embeds")
+        new = inputs["input_ids"] if new is None else new  # [B, Q, ...]
+        cache = inputs.get(CACHE)
+        known = 0 if cache is None or mm_token_type_ids is not None else cache.get_seq_length()
         kinds = kinds_in_generation(
-            self.config, input_ids, attention_mask, mm_token_type_ids, bool(is_first_iteration)
+            self.config,
+            input_ids,
+            known + new.shape[1],
+            attention_mask,
+            mm_token_type_ids,
+            bool(is_first_iteration),
         )
         if kinds is not None:
             inputs["mm_token_type_ids"] = kinds
-        new = inputs.get("inputs_embeds")
-        new = inputs["input_ids"] if new is None else new  # [B, Q, ...]
         cached = 0 if kinds is None else kinds.shape[1] - new.shape[1]
         if pixel_values is not None and (is_first_iteration or not cached):
             if cached:

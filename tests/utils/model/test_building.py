@@ -81,11 +81,8 @@ def test_a_tied_head_is_untied_and_it_is_logged(llama_folder, clip_folder, tmp_p
     assert not model.lm_head.weight.requires_grad and not model.config.text_config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("only", [False, True])
-def test_lora_finds_the_layers_that_the_flags_name(llama_folder, clip_folder, only):
-    lora = LoraSettings(
-        lang_dim=4, lang_module_name="model.layers.1.self_attn", vis_dim=2, only_optimize_lora=only
-    )
+def test_lora_finds_the_layers_that_the_flags_name(llama_folder, clip_folder):
+    lora = LoraSettings(lang_dim=4, lang_module_name="model.layers.1.self_attn", vis_dim=2)
     model, _ = build(llama_folder, clip_folder, lora=lora)
     names = learning(model)
     adapted = {name.split(".lora_")[0] for name in names if "lora_" in name}
@@ -93,7 +90,7 @@ def test_lora_finds_the_layers_that_the_flags_name(llama_folder, clip_folder, on
     assert decoder == {f"model.language_model.layers.1.self_attn.{part}_proj" for part in "qkvo"}
     encoder = {name for name in adapted if "vision_tower" in name}
     assert len(encoder) == 2 * 6 and all(".encoder.layers." in name for name in encoder)
-    assert any("embed_tokens" in name for name in names) != only
+    assert any("embed_tokens" in name for name in names)
 
 
 def test_adapters_start_as_the_identity(llama_folder, clip_folder):
@@ -106,7 +103,6 @@ def test_adapters_start_as_the_identity(llama_folder, clip_folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(only_optimize_lora=True), "would train nothing"),
         (
             dict(lang_dim=2, lang_module_name="nowhere"),
             r"no linear layer of LlamaModel with 'nowhere' in its name; they are named model\.layers\.0\.self_attn",

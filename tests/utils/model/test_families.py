@@ -247,7 +247,7 @@ def test_gradient_checkpointing_reaches_the_adapters(
 ):
     """Also where nothing that learns comes before them: neither pixels nor a frozen embedding have gradients."""
     name = "resblocks." if encoder == "open_clip" else "encoder.layers."
-    lora = LoraSettings(lang_dim=2, vis_dim=2, vis_module_name=name, only_optimize_lora=only)
+    lora = LoraSettings(lang_dim=2, vis_dim=2, vis_module_name=name)
     torch.manual_seed(0)
     model, processor = build_visual_chat(
         str(decoder_folder("llama 3")), str(encoder_folders[encoder]), lora=lora
@@ -257,6 +257,8 @@ def test_gradient_checkpointing_reaches_the_adapters(
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 parameter.normal_(std=0.1)
+            elif only and "lora_A" not in parameter_name:
+                parameter.requires_grad_(False)
 
     def gradients():
         model.train().zero_grad()

@@ -42,9 +42,7 @@ CASES = {
         "vit",
         {"lang_dim": 2, "vis_dim": 3, "vis_module_name": "resblocks.", "alpha": 6},
     ),
-    "LoRA alone, Qwen-VL": Case(
-        "llama", "qwen_vl", "perceiver", {"lang_dim": 2, "vis_dim": 2, "only_optimize_lora": True}
-    ),
+    "LoRA in both, Qwen-VL": Case("llama", "qwen_vl", "perceiver", {"lang_dim": 2, "vis_dim": 2}),
     "a tied decoder": Case("qwen3", "qwen_vl", lora={"vis_dim": 2}),
     "the perceiver": Case("qwen3", "open_clip", "perceiver"),
 }

@@ -9,6 +9,9 @@ from utils.model import LoraSettings, build_visual_chat
 from utils.model.checkpoint import save_full, save_trained_only
 
 BITS = {"4 bits": {"load_in_4bit": True}, "8 bits": {"load_in_8bit": True}}
+NEAR = {"4 bits": 0.7, "8 bits": 0.99}
+"""What is left of narrow random weights, as a cosine; those of another layer would give one near 0."""
+
 SKIPPED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
@@ -32,9 +35,9 @@ def inputs_for(model) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "pixel_values": pixels}
 
 
-def load(folder, bits: str, skip: list[str] | None, **kwargs):
+def load(folder, bits: str, skip: list[str] | None):
     config = BitsAndBytesConfig(**BITS[bits], llm_int8_skip_modules=skip)
-    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config, **kwargs).eval()
+    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config)
 
 
 def nearness(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -43,20 +46,26 @@ def nearness(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("skip", [None, SKIPPED], ids=["all but the head", "decoder alone"])
 @pytest.mark.parametrize("bits", BITS)
-def test_it_answers_nearly_as_before_and_adapters_learn(made, folder, bits, skip):
+def test_it_answers_nearly_as_before(made, folder, bits, skip):
     whole, inputs = made[0].eval(), inputs_for(made[0])
-    model = load(folder, bits, skip)
+    model = load(folder, bits, skip).eval()
     assert not model.model.language_model.layers[0].mlp.up_proj.weight.is_floating_point()
     assert model.lm_head.weight.is_floating_point()
     with torch.no_grad():
-        found, wanted = model(**inputs).logits, whole(**inputs).logits
-    assert nearness(found, wanted) > (0.99 if bits == "8 bits" else 0.9)
-    features = [each.get_image_features(inputs["pixel_values"]).pooler_output for each in (model, whole)]
-    assert nearness(*features) > (0.99 if skip or bits == "8 bits" else 0.9)
+        logits = [each(**inputs).logits for each in (model, whole)]
+        features = [each.get_image_features(inputs["pixel_values"]).pooler_output for each in (model, whole)]
+    assert nearness(*logits) > NEAR[bits] and nearness(*features) > (0.99 if skip else NEAR[bits])
     mask = torch.ones_like(inputs["input_ids"])
-    answer = model.generate(**inputs, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    answer = model.generate(
+        **inputs, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, do_sample=False
+    )
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
 
+
+@pytest.mark.parametrize("bits", BITS)
+def test_adapters_learn_over_it(folder, bits):
+    model = load(folder, bits, SKIPPED).train()
+    inputs = inputs_for(model)
     adapted = get_peft_model(
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False),
         LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]),
@@ -69,7 +78,7 @@ def test_it_answers_nearly_as_before_and_adapters_learn(made, folder, bits, skip
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[2] < losses[0]
 
 
@@ -84,12 +93,14 @@ def test_trained_weights_over_quantised_base_models(llama_folder, clip_folder, t
                 parameter.add_(0.05 * torch.randn_like(parameter))
     save_trained_only(model, processor, tmp_path)
     inputs = inputs_for(model)
-    found = load(tmp_path, bits, SKIPPED)
+    found = load(tmp_path, bits, SKIPPED).eval()
     with torch.no_grad():
-        assert nearness(found(**inputs).logits, model.eval()(**inputs).logits) > 0.9
+        assert nearness(found(**inputs).logits, model.eval()(**inputs).logits) > NEAR[bits]
 
 
 def test_loading_leaves_every_weight_free_to_learn(made, folder):
     """What is frozen is said where a model is trained, by `freeze`; not by loading one."""
-    assert all(each.requires_grad for each in AutoModelForImageTextToText.from_pretrained(folder).parameters())
+    assert all(
+        each.requires_grad for each in AutoModelForImageTextToText.from_pretrained(folder).parameters()
+    )
     assert not all(each.requires_grad for each in made[0].parameters())
