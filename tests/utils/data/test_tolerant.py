@@ -105,7 +105,10 @@ def test_batches_with_workers_carry_what_was_found_and_stay_tensors(
     origins = [origin for batch in batches for origin in batch.pop("origins", [])]
     assert sorted(place.index for origin in origins for place in origin.places) == [4, 5, 7]
     for batch, bad in zip(batches, found, strict=True):
+        numbers = {name: batch.pop(name) for name in ("image_tokens", "supervised_tokens")}
         assert all(isinstance(value, torch.Tensor) for value in batch.values())
+        assert numbers["image_tokens"] == (batch["mm_token_type_ids"] == 1).sum()
+        assert numbers["supervised_tokens"] == (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
         assert (batch["labels"] == IGNORED_LABEL).all(dim=1).sum() == len(bad)
         assert len(batch.get("pixel_values", ())) == 4 - len(bad)
 
