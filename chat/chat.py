@@ -6,7 +6,20 @@ those of `--prompt`, are asked one after the other, and the answers go to standa
 
 from __future__ import annotations
 
-import argparse
+if not __package__:  # called as a file, as in 2023: the module starts, and finds the project's others
+    import os
+    import sys
+    from pathlib import Path
+
+    root = str(Path(__file__).resolve().parents[1])
+    if __name__ != "__main__":  # imported by `python -m chat.serving` in the folder chat
+        print(f"error: chat.py hides the package chat here: give the command in {root}", file=sys.stderr)
+        sys.exit(2)
+    before = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ.update(PYTHONPATH=os.pathsep.join(before), PYTHONSAFEPATH="1")
+    python = sys.orig_argv[: -len(sys.argv)]  # with its own options
+    os.execv(sys.executable, [*python, "-m", "chat.chat", *sys.argv[1:]])
+
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,7 +34,8 @@ from chat.checkpoint_arguments import (
 )
 from chat.image_store_arguments import add_image_store_arguments, store_settings
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
-from utils.commands import INTERRUPTED, command, end_process
+from utils.commands import INTERRUPTED, Parser, command, end_process
+from utils.hub import checkpoint_folder
 
 if TYPE_CHECKING:
     from chat.terminal.screens import Screen
@@ -34,6 +48,7 @@ WELCOME = "Ask about images: /image FILE brings one, /help lists what else there
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
+    checkpoint_folder(parsed.checkpoint_path)  # a wrong one is told before seconds of imports
     # Here, not above: they take seconds, which --help need not wait for.
     from chat.sampling import Sampling
     from chat.session import ChatSession
@@ -100,8 +115,8 @@ def _answer_all(talk: Talk, prompts: Sequence[str]) -> int:
     return 1 if talk.screen.failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m chat.chat", description="Chat with a checkpoint: several images, several rounds."
     )
     add_checkpoint_arguments(parser)

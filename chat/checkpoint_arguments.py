@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat.limits import MAX_SEQ_LEN
 from utils.commands import UsageError
-from utils.hub import checkpoint_folder
+from utils.hub import checkpoint_folder, read_config, require_model
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 PROJECTORS_OF_2023 = {"baseline": "linear"}
 """Names of projectors that changed; the others kept theirs."""
 
+
+_BASE_FLAGS = {"language_model": "lm_model_name_or_path", "vision_model": "vision_model_name_or_path"}
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -116,10 +118,7 @@ def load_named_checkpoint(
     found = checkpoint_folder(folder)
     if found != Path(folder):
         logger.warning("note: the checkpoint is %s", found)
-    bases = {
-        "language_model": arguments.lm_model_name_or_path,
-        "vision_model": arguments.vision_model_name_or_path,
-    }
+    bases = base_models(arguments, found)
     from utils.model import CheckpointError
     from utils.model.checkpoint import load_checkpoint
 
@@ -128,7 +127,7 @@ def load_named_checkpoint(
             found,
             device_map=arguments.device_map,
             dtype=arguments.dtype,
-            base_models={part: path for part, path in bases.items() if path},
+            base_models=bases,
             **_placement(arguments),
         )
     except CheckpointError as error:
@@ -136,6 +135,34 @@ def load_named_checkpoint(
     for line in contradictions(arguments, model.config):
         logger.warning("note: %s", line)
     return model, processor
+
+
+def base_models(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """The base models that the flags name, by their part of the checkpoint in `folder`.
+
+    Raises `UsageError` where the checkpoint needs one (it holds trained weights only) that is not there.
+    """
+    named = {part: path for part, flag in _BASE_FLAGS.items() if (path := getattr(arguments, flag))}
+    config = read_config(folder)
+    if config.get("checkpoint_form") != "trained":
+        return named
+    for part, flag in _BASE_FLAGS.items():
+        path = named.get(part)
+        known = (config.get("frozen_from") or {}).get(part)
+        if path is None and Path(known or "").is_absolute() and not Path(known).exists():
+            raise UsageError(
+                f"{folder} holds trained weights only, and its base model {known} is not there: say with --{flag} where"
+                " it is now"
+            )
+        if path is not None and (part == "language_model" or not _is_of_open_clip(path)):
+            require_model(f"--{flag}", path)
+    return named
+
+
+def _is_of_open_clip(name: str) -> bool:
+    from utils.model.open_clip_files import CONFIG, PREFIXES, is_architecture
+
+    return name.startswith(PREFIXES) or is_architecture(name) or Path(name, CONFIG).is_file()
 
 
 def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -162,10 +189,7 @@ def contradictions(arguments: argparse.Namespace, config: VisualChatConfig) -> l
     if config.checkpoint_form == "trained":
         return found  # the flags say where the frozen models are on this machine
     known = config.frozen_from or {}
-    for flag, part in [
-        ("lm_model_name_or_path", "language_model"),
-        ("vision_model_name_or_path", "vision_model"),
-    ]:
+    for part, flag in _BASE_FLAGS.items():
         asked, base = getattr(arguments, flag), known.get(part)
         if asked and base and Path(asked).name != Path(base).name:
             found.append(f"--{flag} {asked} is ignored: the checkpoint was made with {base}")

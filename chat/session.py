@@ -19,6 +19,7 @@ from chat.prefix_cache import PrefixCache
 from chat.reading import readings
 from chat.sampling import Sampling
 from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.hub import checkpoint_folder
 from utils.model.checkpoint import load_checkpoint
 from utils.model.decoder import longest_dialogue
 
@@ -109,14 +110,18 @@ class ChatSession:
         base_models: dict[str, str] | None = None,
         **settings: Any,
     ) -> "ChatSession":
-        """A session with the model in a checkpoint folder; `settings` are those of the constructor.
+        """A session with a checkpoint: its folder, that of a run, or a hub name; `settings` are the constructor's.
 
         `base_models` says where a checkpoint of trained weights only finds the others.
 
-        Raises `utils.model.CheckpointError` where the folder is not a whole checkpoint.
+        Raises `utils.commands.UsageError` where there is no checkpoint, and `utils.model.CheckpointError` where it is
+        not whole.
         """
         model, processor = load_checkpoint(
-            checkpoint, device_map=device_map, dtype=dtype, base_models=base_models
+            checkpoint_folder(checkpoint, "checkpoint"),
+            device_map=device_map,
+            dtype=dtype,
+            base_models=base_models,
         )
         return cls(model, processor, **settings)
 

@@ -29,7 +29,7 @@ from chat.served_session import (
     model_name,
 )
 from chat.serving.limits import Limits
-from utils.commands import command, end_process
+from utils.commands import Parser, command, end_process
 
 if TYPE_CHECKING:
     from chat.sampling import Sampling
@@ -106,8 +106,8 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     engine.close()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m chat.web",
         description="A web page to chat with a checkpoint.",
         epilog=f"With {KEY_VARIABLE} in the environment, visitors log in as visualchat with that password.",

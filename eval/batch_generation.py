@@ -12,6 +12,17 @@ Run again after an interruption, it goes on where it was. Several GPUs share the
 
 from __future__ import annotations
 
+if not __package__:  # called as a file, as in 2023: the module starts, and finds the project's others
+    import os
+    import sys
+    from pathlib import Path
+
+    root = str(Path(__file__).resolve().parents[1])
+    before = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ.update(PYTHONPATH=os.pathsep.join(before), PYTHONSAFEPATH="1")
+    python = sys.orig_argv[: -len(sys.argv)]  # with its own options
+    os.execv(sys.executable, [*python, "-m", "eval.batch_generation", *sys.argv[1:]])
+
 import argparse
 import logging
 import os
@@ -27,7 +38,7 @@ from chat.checkpoint_arguments import (
     positive,
 )
 from chat.image_store_arguments import add_image_store_arguments, store_settings
-from utils.commands import FINISHED, UsageError, command, complain, end_process, writable_folder
+from utils.commands import FINISHED, Parser, UsageError, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
 
 logger = logging.getLogger(__name__)
@@ -202,8 +213,8 @@ def _described(checkpoint: Path, parsed: argparse.Namespace) -> dict[str, object
     return {"checkpoint": str(checkpoint), **{name: getattr(parsed, name) for name in names}}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m eval.batch_generation", description="Run evaluation dialogues through checkpoints."
     )
     add_checkpoint_arguments(parser)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from chat.checkpoint_arguments import positive
 from eval.report_page.pictures import picture_url
 from eval.results import ResultsError, Row, read_results, scores_of_rows, write_results
-from utils.commands import command, complain, end_process
+from utils.commands import Parser, command, complain, end_process
 
 PROMPT = Path(__file__).parent / "judge_prompt.md"
 MARKS = (1, 10)
@@ -176,8 +176,8 @@ def _judge_all(
     return failed
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m eval.judge", description="Let a model judge the answers of an evaluation."
     )
     parser.add_argument("results", type=Path, help="the .json file that eval.batch_generation wrote")

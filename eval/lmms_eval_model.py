@@ -10,6 +10,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from utils.commands import complain
+
+try:
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.api.model import lmms
+    from lmms_eval.models import MODEL_REGISTRY_V2
+    from lmms_eval.models.registry_v2 import ModelManifest
+except ModuleNotFoundError as error:
+    if __name__ == "__main__":
+        sys.exit(complain(f"{error}; install lmms-eval for this command: pip install lmms_eval"))
+    raise
+
 import PIL.Image
 import torch
 from tqdm import tqdm
@@ -19,17 +31,8 @@ from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from utils import distributed
 from utils.conversation import Image
+from utils.hub import checkpoint_folder
 from utils.model.checkpoint import load_checkpoint
-
-try:
-    from lmms_eval.api.instance import Instance
-    from lmms_eval.api.model import lmms
-    from lmms_eval.models import MODEL_REGISTRY_V2
-    from lmms_eval.models.registry_v2 import ModelManifest
-except ModuleNotFoundError as error:
-    if __name__ == "__main__":
-        sys.exit(f"error: {error}; install lmms-eval for this command: pip install lmms_eval")
-    raise
 
 NAME = "visualchat"
 _BATCHES_AT_ONCE = (
@@ -59,7 +62,9 @@ class VisualChat(lmms):
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
         if self._world_size > 1 and device_map == "auto" and torch.accelerator.is_available():
             device_map = {"": distributed.local_rank()}
-        self._model, self._processor = load_checkpoint(checkpoint_path, device_map=device_map, dtype=dtype)
+        self._model, self._processor = load_checkpoint(
+            checkpoint_folder(checkpoint_path), device_map=device_map, dtype=dtype
+        )
         self._batch_size = int(batch_size)
         self._max_seq_len, self._max_new_tokens = int(max_seq_len), int(max_new_tokens)
 
@@ -164,8 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--checkpoint_path" not in given[:-1]:
-        print("error: --checkpoint_path is missing: give the folder of a checkpoint", file=sys.stderr)
-        return 2
+        return complain("--checkpoint_path is missing: give a checkpoint")
     place = given.index("--checkpoint_path")
     checkpoint = given[place + 1]
     del given[place : place + 2]

@@ -6,7 +6,6 @@ Takes what `eval.batch_generation` wrote. Results of several checkpoints on one 
 sets come one after the other. The page needs nothing else: no network, no files beside it.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from eval.report_page.pictures import picture_url
 from eval.results import ResultsError, Row, read_results, scores_of_rows
 from eval.scores import Score, Scores
 from utils.atomic import atomic_write
-from utils.commands import command, end_process, writable_folder
+from utils.commands import Parser, command, end_process, writable_folder
 from utils.image_bytes import is_data_url
 
 _PAGE = Path(__file__).parent / "report_page"
@@ -94,9 +93,7 @@ class Section:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.report", description="Make a page of one or more evaluations."
-    )
+    parser = Parser(prog="python -m eval.report", description="Make a page of one or more evaluations.")
     parser.add_argument(
         "results", nargs="+", type=Path, help="the .json files that eval.batch_generation wrote"
     )

@@ -20,7 +20,7 @@ from helper.comparison.training import records_in, shared_out, train_and_score
 from helper.miniature.world import WorldSize, write_world
 from training.run_report.summary import as_text
 from utils.atomic import atomic_write
-from utils.commands import command, complain, end_process, writable_folder
+from utils.commands import Parser, command, complain, end_process, writable_folder
 
 SEEDS = (1, 2, 3)
 _SHARES = (8, 4, 2, 1)  # of the world: an eighth, ..., all
@@ -69,8 +69,8 @@ def _compare(parsed: argparse.Namespace) -> None:
     console.print(f"{docs / 'comparison.md'}, {docs / picture}", style="dim", markup=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m helper.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

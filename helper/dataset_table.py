@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.atomic import atomic_write
-from utils.commands import command, end_process
+from utils.commands import Parser, command, end_process
 
 if TYPE_CHECKING:
     from utils.data.spec import DatasetSpec, Part
@@ -39,7 +38,7 @@ def with_table(readme: str) -> str:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the table into README.md."""
-    argparse.ArgumentParser(prog="python -m helper.dataset_table", description=__doc__).parse_args(argv)
+    Parser(prog="python -m helper.dataset_table", description=__doc__).parse_args(argv)
     atomic_write(README, with_table(README.read_text(encoding="utf-8")))
 
 

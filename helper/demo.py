@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from utils.commands import INTERRUPTED, command, end_process, writable_folder
+from utils.commands import INTERRUPTED, Parser, command, end_process, writable_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
@@ -35,7 +35,7 @@ console = Console(highlight=False)
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m helper.demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "miniature")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "tiny")
     arguments, world_options = parser.parse_known_args(argv)
+    arguments.data, arguments.output = arguments.data.resolve(), arguments.output.resolve()
     final = arguments.output / "final"
     begun = time.monotonic()
     writable_folder(arguments.output, "--output")

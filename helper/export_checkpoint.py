@@ -11,7 +11,8 @@ compute the same as its source before it gets its name; --push_to_hub uploads it
 import argparse
 from pathlib import Path
 
-from utils.commands import command, complain, end_process, writable_folder
+from chat.checkpoint_arguments import base_models
+from utils.commands import Parser, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
 
 FORMS = ("full", "trained", "adapter")
@@ -20,7 +21,7 @@ FORMS = ("full", "trained", "adapter")
 @command
 def main(argv: list[str] | None = None) -> int:
     """Export as the command line says; returns the exit code: 0, or 2 for a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m helper.export_checkpoint",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -41,9 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the result to this repository")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     given = parser.parse_args(argv)
-    bases = {"language_model": given.lm_model_name_or_path, "vision_model": given.vision_model_name_or_path}
-    bases = {part: path for part, path in bases.items() if path}
     source = checkpoint_folder(given.checkpoint_path)
+    bases = base_models(given, source)
     writable_folder(given.output.parent, "--output")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

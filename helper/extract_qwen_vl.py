@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils.commands import command, complain, end_process, writable_folder
+from utils.commands import Parser, command, complain, end_process, writable_folder
 from utils.hub import require_model
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Extract from the command line; returns 0, or 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m helper.extract_qwen_vl",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.commands import command, end_process, writable_folder
+from utils.commands import Parser, command, end_process, writable_folder
 
 if TYPE_CHECKING:
     import torch
@@ -117,9 +117,7 @@ def _log_to(path: Path, append: bool = False) -> Callable[[str], None]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", type=Path, default=Path("assets"), help="folder for tiny_llama and tiny_clip"
     )

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from helper.miniature.world import WorldSize, write_world
-from utils.commands import command, complain, end_process, writable_folder
+from utils.commands import Parser, command, complain, end_process, writable_folder
 
 _FOLDERS = {"llava": Path("data/miniature"), "all": Path("data/layouts")}
 
@@ -22,7 +22,7 @@ _FOLDERS = {"llava": Path("data/miniature"), "all": Path("data/layouts")}
 @command
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m helper.make_tiny_world",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,7 +13,7 @@ from helper.caption_alignment import fitted, phrases
 from training.command_line import model_and_data
 from training.data import bad_records, read_parts
 from utils.atomic import begin_directory, commit_directory, staging_of
-from utils.commands import UsageError
+from utils.commands import UsageError, writable_folder
 from utils.conversation import Conversation
 from utils.distributed import get_logger
 from utils.manifest import write_manifest
@@ -31,13 +31,15 @@ def fit(flags: argparse.Namespace) -> float:
     model_arguments, data_arguments = model_and_data(flags)
     if model_arguments.projector != "linear":
         raise UsageError(f"--vis_proj {model_arguments.vis_proj}: only the linear projection can be fitted")
+    output = Path(flags.output_dir)
+    writable_folder(output.parent, "--output_dir")
+    model_arguments.look_up()
     model, processor = build_visual_chat(
         model_arguments.lm_model_name_or_path,
         model_arguments.vision_model_name_or_path,
         attention=model_arguments.attention_name,
         dtype=torch.float32,
     )
-    output = Path(flags.output_dir)
     conversations, _ = read_parts(data_arguments, flags.seed, bad_records(data_arguments, output))
     captioned = [each for each in conversations if _is_captioned(each)]
     if len(captioned) < _ROWS_AT_LEAST:

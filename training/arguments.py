@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from training.arguments_zero import ZeroArguments
 from training.usage import UsageError
+from utils.hub import CONFIG, require_model
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,16 @@ class ModelArguments:
             raise UsageError(f"--lora_alpha {self.lora_alpha}: give a positive number, or leave it out")
         for flag in ("lm_model_name_or_path", "vision_model_name_or_path"):
             _check_model(flag, getattr(self, flag))
+
+    def look_up(self) -> None:
+        """Find both models, in their folders or on the hub; `UsageError` that names the flag where one is not there."""
+        from utils.model.open_clip_files import CONFIG as OPEN_CLIP
+        from utils.model.open_clip_files import HUB, LOCAL_FOLDER, is_architecture
+
+        require_model("--lm_model_name_or_path", self.lm_model_name_or_path)
+        if not is_architecture(self.vision_model_name_or_path):
+            vision = self.vision_model_name_or_path.removeprefix(LOCAL_FOLDER).removeprefix(HUB)
+            require_model("--vision_model_name_or_path", vision, (CONFIG, OPEN_CLIP))
 
     @property
     def projector(self) -> str:

@@ -143,7 +143,7 @@ def _as_today(argv: list[str]) -> list[str]:
     newest).
     """
     words = []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
         bare = following.startswith("--")
         if word == "--deepspeed" and bare:
             continue

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
+from utils.commands import writable_folder
 from utils.distributed import decided_by_main, get_logger
 
 logger = get_logger(__name__)
@@ -68,7 +69,7 @@ def reserved(folder: str | Path) -> Iterator[None]:
     held: list[OutputLock] = []
 
     def take() -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        writable_folder(Path(folder), "--output_dir")
         held.append(OutputLock(folder))
 
     decided_by_main(take)

@@ -1,13 +1,12 @@
 """The whole command line of training: its own flags over all of transformers' `TrainingArguments`."""
 
 import re
-import sys
 from dataclasses import dataclass
 
 from transformers import HfArgumentParser, TrainingArguments
 
 from training.arguments import DataArguments, ModelArguments, RunArguments
-from utils.distributed import is_main_process
+from utils.commands import complain
 
 
 @dataclass
@@ -25,6 +24,7 @@ class Parser(HfArgumentParser):
 
     def error(self, message: str) -> None:
         """End the program with code 2 and a line that the main process prints."""
-        if is_main_process():
-            print("error:", re.sub(r"^argument (--\w+)\S*:", r"\1:", message), file=sys.stderr)
-        raise SystemExit(2)
+        message = re.sub(
+            r"(--\w+)/--[\w-]+", r"\1", message
+        )  # of the two ways to write a flag the documented one
+        raise SystemExit(complain(re.sub(r"^argument (--\w+):", r"\1:", message)))

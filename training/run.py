@@ -149,6 +149,7 @@ def train(
     if "wandb" in arguments.report_to:
         output, name = arguments.output_dir, arguments.run_name
         decided_by_main(lambda: begin_wandb(output, name, go_on=resumed is not None))
+    decided_by_main(model_arguments.look_up)  # before data are read, which may take hours
     training_part, evaluation_part = load_data(data_arguments, arguments, bad)
     run = run.with_data(training_part)
     if resumed:

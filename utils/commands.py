@@ -4,6 +4,7 @@ A command reads its flags before it imports anything that takes long, so that `-
 once; this module itself imports nothing but the standard library.
 """
 
+import argparse
 import atexit
 import errno
 import os
@@ -22,6 +23,16 @@ MISTAKE = 2
 """The exit code of what the user can mend: a wrong flag, a missing file, a folder that cannot be written."""
 INTERRUPTED = 130
 """The exit code that shells give to what Ctrl-C ended."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command's flags; a mistake costs one line, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with code 2 and a line, which the first of several processes prints."""
+        if message.startswith("the following arguments are required"):
+            message += " (--help says what they are)"
+        raise SystemExit(complain(message))
 
 
 class UsageError(ValueError):

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.commands import UsageError
 
@@ -48,7 +49,7 @@ def require_model(flag: str, name: str, described_by: Sequence[str] = (CONFIG,))
 
 def _in_folder(folder: Path, given: str) -> Path:
     if (folder / CONFIG).is_file():
-        _refuse_other_models(folder / CONFIG, given)
+        _refuse_other_models(folder, given)
         return folder
     for name in _OF_A_RUN:
         if _is_checkpoint(folder / name):
@@ -86,20 +87,20 @@ def _checkpoints_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return _model_type(folder / CONFIG) == MODEL_TYPE
+    return read_config(folder).get("model_type") == MODEL_TYPE
 
 
-def _model_type(config: Path) -> str | None:
-    """None where the file cannot be read, of which loading tells."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder; empty where it cannot be read, of which loading tells."""
     try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return fields.get("model_type") if isinstance(fields, dict) else None
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
-def _refuse_other_models(config: Path, given: str) -> None:
-    found = _model_type(config)
+def _refuse_other_models(folder: Path, given: str) -> None:
+    found = read_config(folder).get("model_type")
     if found not in (None, MODEL_TYPE):
         raise UsageError(
             f"{given} is a model of type {found}, not a checkpoint of this project: give what training has written;"
@@ -111,7 +112,7 @@ def _from_hub(name: str, flag: str) -> Path:
     from huggingface_hub import snapshot_download
 
     # Its description first: a base model's weights are not fetched only to be refused.
-    _refuse_other_models(Path(_hub_file(flag, name, (CONFIG,))), f"{flag} {name}")
+    _refuse_other_models(Path(_hub_file(flag, name, (CONFIG,))).parent, f"{flag} {name}")
     try:
         return Path(snapshot_download(name))
     except Exception as error:

@@ -21,7 +21,7 @@ from chat.image_store_arguments import add_image_store_arguments
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from chat.served_session import KEY_VARIABLE, LOOPBACK, add_address_arguments, listening_socket, load_session
 from chat.serving.limits import MEBIBYTE, Limits
-from utils.commands import UsageError, command, end_process
+from utils.commands import Parser, UsageError, command, end_process
 
 if TYPE_CHECKING:
     from chat.sampling import Sampling
@@ -105,8 +105,8 @@ def _origin(text: str) -> str:
     return origin
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m chat.serving",
         description="An OpenAI-compatible server: chat completions with images.",
         epilog=f"A key that clients must bring is read from the environment: {KEY_VARIABLE}.",

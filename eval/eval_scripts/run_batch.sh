@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
 # Run the three shipped evaluation sets: bash eval/eval_scripts/run_batch.sh CHECKPOINT [further flags]
+# CHECKPOINT is a folder (of a checkpoint or a run) or a name on the hub. Works from any folder.
 # EVAL_DATA="name another.json" chooses other sets; OUTPUT=folder another place than eval/results.
 set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+source "$root/utils/run_module.sh"
 
 if [[ $# -lt 1 ]]; then
-    echo "usage: $0 CHECKPOINT_FOLDER [flags of python -m eval.batch_generation]" >&2
+    echo "usage: $0 CHECKPOINT [flags of python -m eval.batch_generation]" >&2
     exit 2
 fi
-checkpoint=$(realpath "$1")
+if [[ $1 == -* ]]; then
+    run_module "$root" eval.batch_generation "$@"
+    exit
+fi
+checkpoint=$1
 shift
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-python=$([[ -x "$root/.venv/bin/python" ]] && echo "$root/.venv/bin/python" || echo python3)
+name=$(basename "$(realpath "$checkpoint")")
 output=${OUTPUT:-$root/eval/results}
 
 for data in ${EVAL_DATA:-eval_single eval_comprehensive eval_robustness}; do
-    PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -m eval.batch_generation \
+    run_module "$root" eval.batch_generation \
         --checkpoint_path "$checkpoint" \
         --eval_data "$data" \
-        --output_filename "$output/$(basename "$checkpoint")_$(basename "$data" .json)" \
+        --output_filename "$output/${name}_$(basename "$data" .json)" \
         --seed 123 \
         "$@"
 done

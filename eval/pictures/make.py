@@ -5,14 +5,13 @@ The photographs beside them come from scikit-image; eval/eval_data/SOURCES.md na
 each.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import PIL.Image
 
 from eval.pictures import documents, puzzles, scenes
-from utils.commands import command, end_process, writable_folder
+from utils.commands import Parser, command, end_process, writable_folder
 
 FOLDER = Path(__file__).resolve().parent.parent / "eval_data" / "image"
 
@@ -59,7 +58,7 @@ def make(folder: Path) -> list[Path]:
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="where the PNG files go (default: %(default)s)"
     )

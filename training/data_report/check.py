@@ -31,6 +31,7 @@ def check(flags: argparse.Namespace) -> int:
     path = Path(flags.report or Path(flags.output_dir, _REPORT))
     writable_folder(path.parent, "--report" if flags.report else "--output_dir")
     workers = cores() if flags.check_workers is None else flags.check_workers
+    model_arguments.look_up()
     processor, decoder = _processor_and_decoder(model_arguments)
     bad = BadRecords(max_fraction=1, path=path.with_name(BAD_SAMPLES))
     # Weights say how often a record comes; here each comes once.

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # What all training scripts share: sourced by them after they have set ROOT and their values, it fills in the rest, starts
-# one process per device, and hands extra words of the command line on to training.main. Paths in the environment may be
-# relative to the folder that the script is called from. What each value is for: docs/scaling.md.
+# one process per device, and hands extra words of the command line on to training.main. Paths, in the environment and
+# after the script's name, may be relative to the folder that it is called from. What each value is for: docs/scaling.md.
 
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"; else PYTHON=python3; fi
-fi
+source "$ROOT/utils/run_module.sh"
+PYTHON="$(python_of "$ROOT")"
 
 absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac }
 local_or_name() { if [ -e "$1" ]; then absolute "$1"; else echo "$1"; fi }  # a folder here, or a hub name
@@ -213,10 +212,11 @@ esac
 if [ "$DRY_RUN" = 1 ]; then
     printf '%q ' "${START[@]}" "$@"
     echo
-    cd "$ROOT"
+    modules_from "$ROOT"
     exec "$PYTHON" -m helper.dry_run --gpus "$PROCESSES" ${GPU_MEMORY:+--gpu_memory "$GPU_MEMORY"} "$@"
 fi
-cd "$ROOT"
+modules_from "$ROOT"
+[ -z "$HOSTFILE" ] || cd "$ROOT"  # DeepSpeed starts the other nodes' processes in the same folder, which they have
 trap '' USR1  # a scheduler's warning reaches every process: launchers would die of it, training.main saves and ends
 # The outermost process of DeepSpeed would end at Ctrl-C at once, with a traceback, while the others still save.
 [ "$LAUNCHER" != deepspeed ] || trap '' INT

@@ -15,7 +15,8 @@
 set -euo pipefail
 
 # sbatch runs a copy of this file; the repository is where it was submitted from, unless ROOT says otherwise.
-ROOT="${ROOT:-$SLURM_SUBMIT_DIR}"
+ROOT="${ROOT:-${SLURM_SUBMIT_DIR:-}}"
+[ -n "${SLURM_JOB_NUM_NODES:-}" ] || { echo "error: this is a job for SLURM: start it with sbatch $0" >&2; exit 2; }
 SCRIPT="$ROOT/training/training_scripts/${RUN:-run_70b.sh}"
 [ -f "$SCRIPT" ] || { echo "error: no $SCRIPT: submit from the repository's folder, or set ROOT" >&2; exit 2; }
 
