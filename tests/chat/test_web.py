@@ -298,7 +298,11 @@ def test_it_fits_the_screen(page, pictures, size):
     assert (
         chat["width"] <= 960 and abs(chat["x"] * 2 + chat["width"] - size[0]) < 20
     )  # a column in the middle
-    for place in ("#box", "#new", "#chat"):
+    for button in ("#new", "#download"):
+        assert page.locator(button).evaluate(
+            "node => node.scrollWidth <= node.clientWidth"
+        )  # its words within it
+    for place in ("#box", "#new", "#download", "#chat"):
         box = page.locator(place).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]
         assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
