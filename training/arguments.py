@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from training.arguments_zero import ZeroArguments
+from training.transformers_flags import refuse_what_is_not_offered
 from training.usage import UsageError
 from utils.hub import CONFIG, require_model
 
@@ -288,6 +289,7 @@ class RunArguments(ZeroArguments):
         from training.checkpoints import NOT_RESUMED
         from training.reporting import check_reporters
 
+        refuse_what_is_not_offered(self)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self._settle_precision()
         if self.group_by_length:
@@ -306,10 +308,6 @@ class RunArguments(ZeroArguments):
             )
         if self.num_warmup_steps and self.warmup_steps:
             raise UsageError("--num_warmup_steps and --warmup_steps: give one of the two")
-        if self.push_to_hub:
-            raise UsageError(
-                "--push_to_hub is not offered here: give it to `python -m helper.export_checkpoint` afterwards"
-            )
         if self.peak_tflops < 0:
             raise UsageError(f"--peak_tflops {self.peak_tflops}: give a positive number, or 0")
         if self.enable_tensorboard:

@@ -27,6 +27,7 @@ class ProgressReporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._start, self._first_step = time.perf_counter(), state.global_step
+        self._is_terminal = self._is_terminal and not args.disable_tqdm
         if self._shown and self._is_terminal:
             self._bar = tqdm(
                 total=state.max_steps,

@@ -1,6 +1,7 @@
 """A training from its flags to its last checkpoint; `training.main` is the command that starts it."""
 
 import errno
+import logging
 import sys
 import time
 import traceback
@@ -85,6 +86,16 @@ USER_ERRORS = (
     TrainingDivergedError,
 )
 
+FALSE_ALARMS = (
+    # transformers' Trainer hands the steps to DeepSpeed, as it should
+    ("accelerate.accelerator", "Gradient accumulation steps mismatch"),
+    # the decoder's configuration is given what its tokenizer has, as it should
+    ("transformers.trainer_utils", "The tokenizer has new PAD/BOS/EOS tokens"),
+    # `Run.check` says what has changed, and it takes effect
+    ("transformers.trainer_utils", "Warning: The following arguments do not match"),
+)
+"""Loggers and the beginnings of what they warn of, though nothing is wrong."""
+
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What comes of writing where there is no room, or no leave: a person can do something about it."""
 
@@ -92,6 +103,7 @@ DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a training from its command line; returns an exit code of `training.survival.leaving`."""
     configure_logging()
+    _silence_false_alarms()
     request = StopRequest()
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     request.leave = partial(_leave_at_once, arguments.output_dir)
@@ -315,6 +327,11 @@ def summarise(trainer: VisualChatTrainer, learned: TolerantDataset | PackedDatas
     if trainer.state.best_metric is not None:
         logger.info("best checkpoint:  %s (evaluation loss %.4f)", output / "best", trainer.state.best_metric)
     logger.info("final checkpoint: %s", output / "final")
+
+
+def _silence_false_alarms() -> None:
+    for name, beginning in FALSE_ALARMS:
+        logging.getLogger(name).addFilter(lambda record, text=beginning: not str(record.msg).startswith(text))
 
 
 def _leave_at_once(output_dir: str) -> None:

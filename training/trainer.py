@@ -39,6 +39,7 @@ from training.saving import CheckpointWriter, SavingError
 from training.survival.signals import StopRequest
 from training.survival.survival import Survival
 from training.throughput import ThroughputMeter
+from training.usage import UsageError
 from utils.data.bad_data import BadRecords
 from utils.data.encode import IGNORED_LABEL
 from utils.distributed import get_logger, is_main_process
@@ -121,8 +122,16 @@ class VisualChatTrainer(Trainer):
         Where a DeepSpeed configuration names another one, DeepSpeed makes that, of the same groups.
         """
         if self.optimizer is None:
-            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer(self._parameter_groups(), **settings)
+            try:
+                optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer = optimizer(self._parameter_groups(), **settings)
+            except (
+                ImportError,
+                TypeError,
+                ValueError,
+            ) as error:  # a package is missing, or --optim_args do not fit
+                optim = getattr(self.args.optim, "value", self.args.optim)
+                raise UsageError(f"--optim {optim} cannot be used: {error}") from error
         elif isinstance(self.optimizer, DummyOptim):
             self.optimizer.params = self._parameter_groups()
         return self.optimizer

@@ -183,7 +183,7 @@ fi
 
 case "$LAUNCHER" in
     deepspeed)
-        START=("$PYTHON" -m deepspeed.launcher.runner --master_port "$MASTER_PORT")
+        START=("$PYTHON" -m deepspeed.launcher.runner --quiet --master_port "$MASTER_PORT")
         if [ -n "$HOSTFILE" ]; then START+=(--hostfile "$HOSTFILE"); else START+=(--num_gpus "$NUM_GPUS"); fi
         [ -z "$MASTER_ADDR" ] || START+=(--master_addr "$MASTER_ADDR")
         if [ -n "$NODE_RANK" ]; then
