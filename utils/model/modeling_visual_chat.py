@@ -75,6 +75,7 @@ class VisualChatPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
 
     @classmethod

@@ -41,6 +41,10 @@ class OpenClipVisionModel(PreTrainedModel):
         self._buffers_anew: dict[str, torch.Tensor] = {}
         self.post_init()
 
+    def get_correct_attn_implementation(self, *_args: Any, **_kwargs: Any) -> str:
+        """Its attention is torch's own, whatever is asked for the whole model that it is in."""
+        return "sdpa"
+
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutput:
         if hasattr(self.trunk, "set_grad_checkpointing"):
             self.trunk.set_grad_checkpointing(self.gradient_checkpointing and self.training)

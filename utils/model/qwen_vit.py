@@ -68,6 +68,7 @@ class QwenVisionModel(PreTrainedModel):
     _no_split_modules = ["PatchEmbeddings", "CLIPEncoderLayer", "Resampler"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: QwenVisionConfig) -> None:

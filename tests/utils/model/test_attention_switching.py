@@ -7,6 +7,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model.vision import vision_config_of
 
 SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 IDS = torch.tensor([[1, 5, *[49] * 5, 6, 7, *[49] * 5, 8, 9]])
@@ -78,6 +79,18 @@ def test_the_configuration_says_what_is_computed(entrance, attention, asked, fol
     assert decoder._attn_implementation == (stock if runs == "causal" else runs)
     assert encoder._attn_implementation == model.model.vision_tower.config._attn_implementation == stock
     assert model.config.to_dict()["attention"] == runs
+
+
+@pytest.mark.parametrize("asked", ["eager", "sdpa", "flex_attention", "mmca"])
+@pytest.mark.parametrize("encoder", ["open_clip", "qwen_vl"])
+def test_an_encoder_computes_what_it_can(encoder, asked, encoder_folders):
+    config = copy.deepcopy(made("mmca").config)
+    config.vision_config = vision_config_of(str(encoder_folders[encoder]))
+    model = VisualChatForConditionalGeneration._from_config(config, attn_implementation=asked)
+    model.set_attn_implementation(asked)
+    assert model.config.attention == model.config.text_config._attn_implementation == "mmca"
+    own = "sdpa" if encoder == "open_clip" or asked == "mmca" else asked  # Qwen-VL's layers are CLIP's
+    assert model.model.vision_tower.config._attn_implementation == own
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES[:2])
