@@ -6,18 +6,20 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
 
-from eval.dialogues import EvalDialogue
 from eval.metrics import is_correct
 from eval.report_page.pictures import picture_url
 from eval.scores import Score, Scored, Scores, scores_of
 from utils.atomic import atomic_write
 from utils.commands import UsageError
 from utils.conversation import Image
+
+if TYPE_CHECKING:
+    from eval.dialogues import EvalDialogue
 
 COLUMNS = ("test_name", "image_path", "question", "answer")
 """The CSV of 2023; `image_path` is empty where a turn has no new image."""
@@ -55,7 +57,7 @@ class Row:
         return is_correct(self.answer or "", self.references) if self.references else None
 
 
-def rows_of(dialogues: Sequence[EvalDialogue], answers: Sequence[Sequence[str | None]]) -> list[Row]:
+def rows_of(dialogues: "Sequence[EvalDialogue]", answers: Sequence[Sequence[str | None]]) -> list[Row]:
     """The rows in the order of the file."""
     rows = []
     for dialogue, given in zip(dialogues, answers, strict=True):
