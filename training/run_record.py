@@ -213,7 +213,7 @@ def _recorded(
     for name in ("dataset_samples", "dataset_concatenate_samples", "dataset_weights"):
         values[name] = one_for_each(values[name], data.dataset_names, name)
     values["max_images_per_row"] = data.image_budget if data.packing else 0
-    own = training.deepspeed if training.deepspeed_config else {}
+    own = training.hf_deepspeed_config.config
     values["deepspeed_config"] = {
         key: found
         for key, found in (
