@@ -28,7 +28,6 @@ REFUSED = {
     "torch_compile_mode": _COMPILED,
     "liger_kernel_config": "--use_liger_kernel takes all kernels but that of the loss",
     "use_cache": "training keeps no keys and values; generation does anyway",
-    "neftune_noise_alpha": "noise on the embedding would reach the frozen model's image tokens and the evaluation",
     "eval_do_concat_batches": _LOSSES,
     "eval_use_gather_object": _LOSSES,
     "eval_accumulation_steps": _LOSSES,
