@@ -33,8 +33,9 @@ def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) ->
     theirs = VisualChatConfig.from_pretrained(folder)
     if theirs.checkpoint_form == "full" and not theirs.frozen_from:
         raise CheckpointError(
-            f"the adapters of {folder} are merged into its decoder or encoder; begin with a checkpoint in the trained"
-            " form (checkpoint-N, or a run with --checkpoint_form trained), or train on with that decoder's own folder"
+            f"{folder} has adapters merged into its decoder or encoder, or was written by save_pretrained; begin with a"
+            " checkpoint in the trained form (checkpoint-N, or a run with --checkpoint_form trained), or train on with"
+            " that decoder's own folder"
         )
     embedding = embedding_name(model)
     places = {

@@ -101,6 +101,22 @@ def test_adapters_are_kept_in_one_form_and_merged_in_the_other(folders, tmp_path
         save_trained_only(merged, processor, tmp_path / "again")
 
 
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_transformers_own_saving_merges_adapters(folders, tmp_path, save):
+    """It says nothing of base models: any weight may have learnt since it was loaded."""
+    model, processor = trained(folders, lora=LoraSettings(lang_dim=2, vis_dim=3, alpha=8))
+    save(model, processor, tmp_path / "ours")
+    loaded, _ = load_checkpoint(tmp_path / "ours")
+    loaded.save_pretrained(tmp_path / "theirs")
+    processor.save_pretrained(tmp_path / "theirs")
+    again, _ = load_checkpoint(tmp_path / "theirs")
+    torch.testing.assert_close(logits_of(again, processor), logits_of(model, processor), atol=1e-4, rtol=1e-4)
+    assert again.config.lora is None and again.config.checkpoint_form == "full"
+    with pytest.raises(CheckpointError, match="saved in the full form only"):
+        save_trained_only(again, processor, tmp_path / "trained")
+    assert loaded.config.frozen_from == (None if save is save_full else model.config.frozen_from)
+
+
 def test_whole_weights_may_be_handed_in(model_and_processor, tmp_path):
     """As after training in parts, where the model itself holds only a part."""
     model, processor = model_and_processor
@@ -153,18 +169,29 @@ def test_the_code_on_the_card_runs(full, tmp_path, capsys):
 
 ELSEWHERE = """
 import sys, torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoTokenizer
 with_project, folder, expected = sys.argv[1] == "project", sys.argv[2], torch.load(sys.argv[3])
 if with_project:
     import utils.model
 remote = {{}} if with_project else dict(trust_remote_code=True)
 assert with_project or "utils" not in sys.modules
-model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto", **remote)
+def difference(model):
+    with torch.no_grad():
+        out = model(**{inputs})
+        logits = out.logits if "logits" in out else head(out.last_hidden_state)
+    return float((logits - expected).abs().max())
+for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModel):
+    model = auto.from_pretrained(folder, device_map="auto", **remote)
+    head = getattr(model, "lm_head", None) or head
+    assert difference(model) == 0, (auto, difference(model))
+    model.save_pretrained("again")
+    again = auto.from_pretrained("again", **remote)
+    assert difference(again) == 0 and again.config.frozen_from is None, auto
 processor = AutoProcessor.from_pretrained(folder, **remote)
-with torch.no_grad():
-    logits = model(**{inputs}).logits
-assert torch.equal(logits, expected), (logits - expected).abs().max()
 assert processor.image_seq_length == 5
+for tokenizer in (processor.tokenizer, AutoTokenizer.from_pretrained(folder)):
+    assert (tokenizer.image_token, tokenizer.image_token_id) == ("<image>", processor.image_token_id)
 """
 
 
