@@ -5,7 +5,7 @@
 
 Writes F.csv (columns test_name,image_path,question,answer; with several checkpoints F_a.csv and F_b.csv), and
 F.json, which `python -m eval.report` shows, with the scores where the set has reference answers. Dialogues that cannot
-be asked are listed in F.bad_dialogues.jsonl before a model is loaded, and the others answered; the exit code is then 1.
+be asked are listed in F.bad_dialogues.jsonl before a model is loaded, and the others answered; the exit code is then 3.
 Run again after an interruption, it goes on where it was. Several GPUs share the dialogues: `torchrun
 --nproc_per_node 8 -m eval.batch_generation ...`.
 """
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from eval.generation import GenerationSettings
 
 RESULTS = Path(__file__).resolve().parent / "results"
-LEFT_OUT = 1
-"""The exit code where some dialogues could not be asked; the others are answered."""
+LEFT_OUT = 3
+"""The exit code where some dialogues could not be asked and the others are answered; 1 is that of a crash."""
 BATCHES_PER_PART = 8
 """So many batches are lost at most by an interruption, and shared out at a time among processes."""
 

@@ -18,12 +18,16 @@ checkpoint=$1
 shift
 name=$(basename "$(realpath "$checkpoint")")
 output=${OUTPUT:-$root/eval/results}
+left_out=0  # 3: some dialogues of a set could not be asked, the others were; other codes end it
 
 for data in ${EVAL_DATA:-eval_single eval_comprehensive eval_robustness}; do
+    set=$(basename "$data")
+    set=${set%.*}
     run_module "$root" eval.batch_generation \
         --checkpoint_path "$checkpoint" \
         --eval_data "$data" \
-        --output_filename "$output/${name}_$(basename "$data" .json)" \
+        --output_filename "$output/${name}_$set" \
         --seed 123 \
-        "$@"
+        "$@" || { code=$?; ((code == 3)) || exit "$code"; left_out=3; }
 done
+exit "$left_out"

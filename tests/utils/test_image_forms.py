@@ -116,10 +116,10 @@ def test_lab_is_not_taken_for_transparent() -> None:
     assert max(Image(encoded).open().getpixel((0, 0))) < 140
 
 
-def grey_file(values: np.ndarray, mode: str, format: str) -> bytes:
+def grey_file(values: np.ndarray, mode: str, format: str, **options: object) -> bytes:
     kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4", "F": "<f4"}[mode]
     made = PIL.Image.frombytes(mode, values.shape[::-1], values.astype(kind).tobytes())
-    return file_of(made, format)
+    return file_of(made, format, **options)
 
 
 RAMP = np.array([[0, 127, 129, 257 * 100], [257 * 100 + 200, 40_000, 65_407, 65_535]])
@@ -136,6 +136,21 @@ def test_greys_of_many_bits_are_scaled(mode: str, format: str) -> None:
     assert np.array_equal(Image(encoded).pixels(10)[0], np.array(Image(encoded).open()))
     assert np.array_equal(
         Image(PIL.Image.open(io.BytesIO(encoded))).pixels(10)[0], Image(encoded).pixels(10)[0]
+    )
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize(
+    "mode, format", [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I", "TIFF")]
+)
+def test_greys_of_many_bits_are_turned(mode: str, format: str, orientation: int) -> None:
+    tag = {"exif": PIL.Image.Exif()}
+    tag["exif"][0x0112] = orientation
+    encoded = grey_file(RAMP, mode, format, **tag)
+    plain = PIL.Image.fromarray(np.array(AS_BYTES, np.uint8))
+    plain.getexif()[0x0112] = orientation
+    assert np.array_equal(
+        np.array(Image(encoded).open())[..., 0], np.array(PIL.ImageOps.exif_transpose(plain))
     )
 
 
