@@ -154,9 +154,11 @@ class VisualChatModel(VisualChatPreTrainedModel):
         `last_hidden_state` is the encoder's [N, S', Dv], `pooler_output` what the decoder reads, in its width
         [N, S, D]. `output_hidden_states` and `output_attentions` ask for the encoder's too.
         """
-        asked = {
-            name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)
-        }
+        vision, asked = self.config.vision_config, {}
+        for name in ("output_hidden_states", "output_attentions"):
+            wanted = kwargs.get(name)
+            if getattr(vision, name, False) if wanted is None else wanted:
+                asked[name] = True
         if pixel_values.ndim == 3:
             outputs = BaseModelOutputWithPooling(last_hidden_state=pixel_values)
         elif asked:
