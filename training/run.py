@@ -94,7 +94,7 @@ FALSE_ALARMS = (
     # `Run.check` says what has changed, and it takes effect
     ("transformers.trainer_utils", "Warning: The following arguments do not match"),
 )
-"""Loggers and the beginnings of what they warn of, though nothing is wrong."""
+"""Loggers and parts of what they warn of, though nothing is wrong."""
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What comes of writing where there is no room, or no leave: a person can do something about it."""
@@ -330,8 +330,8 @@ def summarise(trainer: VisualChatTrainer, learned: TolerantDataset | PackedDatas
 
 
 def _silence_false_alarms() -> None:
-    for name, beginning in FALSE_ALARMS:
-        logging.getLogger(name).addFilter(lambda record, text=beginning: not str(record.msg).startswith(text))
+    for name, alarm in FALSE_ALARMS:
+        logging.getLogger(name).addFilter(lambda record, text=alarm: text not in str(record.msg))
 
 
 def _leave_at_once(output_dir: str) -> None:

@@ -54,8 +54,8 @@ def test_false_alarms_of_libraries_are_not_shown():
         try:
             _silence_false_alarms()
             for text in (*(text for alarm, text in FALSE_ALARMS if alarm == name), "Something else"):
-                logger.warning(f"{text}: a warning")
+                logger.warning(f"[RANK 0] {text}: a warning")
         finally:
             logger.filters = before
             logger.removeHandler(heard)
-    assert {record.getMessage() for record in shown} == {"Something else: a warning"}
+    assert {record.getMessage() for record in shown} == {"[RANK 0] Something else: a warning"}
