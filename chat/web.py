@@ -30,6 +30,7 @@ from chat.served_session import (
 )
 from chat.serving.limits import Limits
 from utils.commands import Parser, command, end_process
+from utils.hub import checkpoint_folder
 
 if TYPE_CHECKING:
     from chat.sampling import Sampling
@@ -76,7 +77,7 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
         parsed.model_name or model_name(parsed.checkpoint_path),
         wishes,
         max(limits.max_tokens, wishes.max_new_tokens),
-        examples_of(Path(session.model.name_or_path), folder / "examples"),
+        examples_of(checkpoint_folder(parsed.checkpoint_path), folder / "examples"),
         folder,
     )
     key = os.environ.get(KEY_VARIABLE)

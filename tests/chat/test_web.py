@@ -84,7 +84,7 @@ CARDS = {"What is it?": 1, "Which is darker?": 2}
 
 @pytest.fixture(scope="module")
 def with_examples(checkpoint, tmp_path_factory) -> Path:
-    """The checkpoint as the `final` of a run, with examples of its own."""
+    """The checkpoint as the `final` of a run, with examples of its own; the page is given the run."""
     folder = tmp_path_factory.mktemp("runs") / "my run" / "final"
     shutil.copytree(checkpoint, folder)
     (folder / EXAMPLES).mkdir()
@@ -98,7 +98,7 @@ def with_examples(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(with_examples, tmp_path_factory) -> Iterator[str]:
-    with running(with_examples, tmp_path_factory.mktemp("web"), VISUALCHAT_API_KEY="") as address:
+    with running(with_examples.parent, tmp_path_factory.mktemp("web"), VISUALCHAT_API_KEY="") as address:
         yield address
 
 
