@@ -142,7 +142,7 @@ def write_examples(folder: Path) -> None:
 
     rng = np.random.default_rng(EXAMPLES_SEED)
     folder.mkdir(exist_ok=True)
-    for images, kind in ((1, "color"), (2, "more"), (3, "which")):
+    for images, kind in ((1, "color"), (2, "more"), (3, "position")):
         scenes = [sample_scene(rng, held_out=True) for _ in range(images)]
         (asked,) = make_dialogue(rng, scenes, 1, kinds=[kind], at_once=True)
         shown = tuple(Image(draw(scene, rng), f"{n}.png") for n, scene in enumerate(scenes, start=1))

@@ -19,7 +19,14 @@ from chat.checkpoint_arguments import (
 )
 from chat.image_store_arguments import add_image_store_arguments
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
-from chat.served_session import KEY_VARIABLE, LOOPBACK, add_address_arguments, listening_socket, load_session
+from chat.served_session import (
+    KEY_VARIABLE,
+    LOOPBACK,
+    add_address_arguments,
+    listening_socket,
+    load_session,
+    model_name,
+)
 from chat.serving.limits import MEBIBYTE, Limits
 from utils.commands import Parser, UsageError, command, end_process
 
@@ -84,7 +91,7 @@ def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--allow_images_in {folder}: there is no such folder")
     return Serving(
-        name=parsed.model_name or Path(parsed.checkpoint_path).resolve().name,
+        name=parsed.model_name or model_name(parsed.checkpoint_path),
         limits=limits,
         sources=Sources(remote if parsed.allow_remote_images else None, folder),
         sampling=sampling,
@@ -113,7 +120,7 @@ def _parser() -> Parser:
     )
     add_checkpoint_arguments(parser)
     add_address_arguments(parser, 8000)
-    parser.add_argument("--model_name", help="what clients call the model (default: the folder's name)")
+    parser.add_argument("--model_name", help="what clients call the model (default: the run's name)")
     parser.add_argument("--grace_seconds", type=positive, default=120, help="for answers, when told to stop")
     answers = parser.add_argument_group("answers, where a request does not say")
     answers.add_argument(

@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from chat import web
+from chat.served_session import model_name
 
 
 @pytest.fixture
@@ -37,3 +38,18 @@ def test_numbers_that_are_no_port(capsys, port):
         web.main(["--checkpoint_path", "nowhere", f"--port={port}"])
     assert ended.value.code == 2
     assert f"argument --port: {port} is not a port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "checkpoint, name",
+    [
+        ("output/tiny/final", "tiny"),
+        ("output/tiny/best/", "tiny"),
+        ("output/tiny", "tiny"),
+        ("output/tiny/checkpoint-200", "tiny at step 200"),
+        ("some-people/chat-7b", "chat-7b"),  # on the hub
+        ("/", "model"),
+    ],
+)
+def test_a_checkpoint_is_called_after_its_run(checkpoint, name):
+    assert model_name(checkpoint) == name
