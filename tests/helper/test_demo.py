@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoProcessor
 
 import utils.model  # noqa: F401 (registers the processor)
+from chat.saved_dialogues import load_dialogue
 from helper import demo
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,13 @@ def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
     assert str(output / "final") in ended.stdout.replace("\n", "")
     assert AutoProcessor.from_pretrained(output / "final").image_seq_length == 5
     assert (output / "evaluation.csv").exists()
+    assert len(list((output / "final" / "examples").glob("*.json"))) == 3
+
+
+def test_examples_are_questions_about_one_image_and_several(tmp_path: Path) -> None:
+    demo.write_examples(tmp_path / "examples")
+    dialogues = [load_dialogue(file)[0] for file in sorted((tmp_path / "examples").iterdir())]
+    assert [len(turn.images) for turns in dialogues for turn in turns] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("earlier", ["nothing", "a demonstration", "a run of one's own"])
@@ -43,6 +51,7 @@ def test_demo_replaces_its_own_run_and_nobody_elses(tmp_path: Path, monkeypatch,
     commands = []
     monkeypatch.setattr(demo.subprocess, "run", lambda command, **how: commands.append(command))
     monkeypatch.setattr(demo, "hold_dialogue", lambda checkpoint, folder: None)
+    monkeypatch.setattr(demo, "write_examples", lambda folder: None)
     if earlier == "a demonstration":
         demo.main(["--output", str(tmp_path)])
     if earlier != "nothing":
