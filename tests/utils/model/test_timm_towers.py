@@ -62,7 +62,8 @@ def test_each_family_is_read_as_timm_computes_it(name, open_clip_writer, tmp_pat
     config = vision_config_of(str(tmp_path))
     _, _, tokens, width = FAMILIES[name]
     assert (config.sequence_length, config.hidden_size) == (tokens, width) == tuple(wanted.shape[1:])
-    torch.testing.assert_close(encode_images(load_vision_tower(str(tmp_path)), pixels), wanted)
+    found = encode_images(load_vision_tower(str(tmp_path)), pixels)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_what_gives_no_tokens_is_refused():
@@ -92,7 +93,7 @@ for folder in sys.argv[1:]:
     parameters = list(tower.parameters())
     assert all(parameter.numel() == 0 for parameter in parameters)
     with deepspeed.zero.GatheredParameters(parameters):
-        torch.testing.assert_close(encode_images(tower, pixels), wanted)
+        torch.testing.assert_close(encode_images(tower, pixels), wanted, atol=1e-4, rtol=1e-4)
 """
 
 
