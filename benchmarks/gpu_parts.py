@@ -138,9 +138,7 @@ def _train_step(
         return {"note": "it does not fit into memory"}
     causal = place.median(lambda: step.run("causal"))
     shape = BatchShape(1, step.tokens, images, IMAGE_TOKENS, 0.25, packed=True)
-    planned = trace(
-        meta_model(model.config, place.dtype, None, checkpointing), shape, True, not place.miniature
-    )
+    planned = trace(meta_model(model.config, place.dtype, None, checkpointing), shape, keep_gradients=True)
     weights = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
     expected = (weights + planned.peak) / 1e9
     return {

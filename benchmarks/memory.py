@@ -156,9 +156,7 @@ def _measure(case: Case, config: VisualChatConfig, shape: BatchShape) -> None:
     if is_main_process():
         sharding = Sharding.of(settings, world_size())
         plan = foretell(
-            Training(
-                config, case.dtype, (shape,), sharding, None, case.checkpointing, case.accumulation, on_gpu
-            )
+            Training(config, case.dtype, (shape,), sharding, None, case.checkpointing, case.accumulation)
         )
         predicted = plan.peak + (0 if on_gpu else plan.states.host)
         numbers = (
