@@ -118,6 +118,7 @@ def test_every_stage_has_a_configuration(parse, stage):
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"enable_mmca_attention": True, "attention": "cross"}, "contradicts --attention cross"),
         ({"only_optimize_lora": True}, "add --lang_lora_dim"),
+        ({"lora_alpha": 0.0}, "--lora_alpha 0.0: give a positive number"),
         ({"num_warmup_steps": 3, "warmup_steps": 4}, "give one of the two"),
         ({"lm_model_name_or_path": None}, "--lm_model_name_or_path"),
         ({"data_train_split_ratio": 0}, "give a share in"),

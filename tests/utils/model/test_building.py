@@ -93,6 +93,22 @@ def test_lora_finds_the_layers_that_the_flags_name(llama_folder, clip_folder):
     assert any("embed_tokens" in name for name in names)
 
 
+@pytest.mark.parametrize("rank", [2, 8])
+@pytest.mark.parametrize("alpha", [None, 1, 16])
+def test_the_scale_of_adapters(llama_folder, clip_folder, rank, alpha):
+    """Once, whatever the rank, unless alpha says otherwise: alpha / rank, so 1 / rank (of 2023) at alpha 1."""
+    lora = LoraSettings(lang_dim=rank, lang_module_name="0.self_attn.q_proj", alpha=alpha)
+    model, _ = build(llama_folder, clip_folder, lora=lora)
+    layer = model.model.language_model.layers[0].self_attn.q_proj
+    torch.nn.init.ones_(layer.lora_A["default"].weight)
+    torch.nn.init.ones_(layer.lora_B["default"].weight)
+    given = torch.ones(1, layer.in_features)
+    added = layer(given) - layer.base_layer(given)  # rank * in_features, before it is scaled
+    scale = 1 if alpha is None else alpha / rank
+    wanted = torch.full_like(added, scale * rank * layer.in_features)
+    torch.testing.assert_close(added, wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_adapters_start_as_the_identity(llama_folder, clip_folder):
     inputs = {"input_ids": torch.tensor([[1, 5, 9, 20]])}
     plain, _ = build(llama_folder, clip_folder)
