@@ -89,11 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sets = [_checked(checkpoint, output, found, settings) for checkpoint, output in runs]
         for (checkpoint, output), checked in zip(runs, sets, strict=True):
             _run(checkpoint, output, checked, settings, parsed)
+        is_main = distributed.is_main_process()
     except (ConversationError, ImageError) as error:
         return complain(error)
     finally:
         distributed.shut_down()
-    return LEFT_OUT if any(checked.bad for checked in sets) else FINISHED
+    # Of several processes the one that writes the results says so: a launcher ends the others where one fails.
+    return LEFT_OUT if is_main and any(checked.bad for checked in sets) else FINISHED
 
 
 def _runs(parsed: argparse.Namespace) -> list[tuple[Path, Path]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,10 +64,13 @@ def test_key_follows_checkpoint_questions_and_settings(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_answers_of_one(checkpoint, mixed_set, tmp_path, monkeypatch):
+    """With a dialogue that cannot be asked, which must not end the process that writes the results."""
+    bad = {"bad": [["What is it?", "nowhere.png"]]}
+    mixed_set.write_text(json.dumps({**bad, **json.loads(mixed_set.read_text())}))
     flags = ["--checkpoint_path", checkpoint, "--eval_data", mixed_set, "--device_map", "cpu"]
     flags = [*map(str, flags), "--max_new_tokens", "4", "--batch_size", "1", "--output_filename"]
     monkeypatch.setattr(batch_generation, "BATCHES_PER_PART", 1)
-    assert batch_generation.main([*flags, str(tmp_path / "one")]) == 0
+    assert batch_generation.main([*flags, str(tmp_path / "one")]) == batch_generation.LEFT_OUT == 3
     patched = "import eval.batch_generation as run; run.BATCHES_PER_PART = 1; raise SystemExit(run.main())"
     script = tmp_path / "run.py"
     script.write_text(patched)
@@ -80,7 +84,8 @@ def test_two_processes_give_the_answers_of_one(checkpoint, mixed_set, tmp_path, 
         text=True,
         timeout=200,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # torchrun's own
+    assert re.search(r"exitcode +: 3 ", done.stderr), done.stderr
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "two.csv").read_text()
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["answers"] == two["answers"] and one["overall"] == two["overall"]
