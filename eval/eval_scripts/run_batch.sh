@@ -16,7 +16,7 @@ if [[ $1 == -* ]]; then
 fi
 checkpoint=$1
 shift
-name=$(basename "$(realpath "$checkpoint")")
+name=$(basename "$(cd "$checkpoint" 2> /dev/null && pwd || echo "$checkpoint")")  # a hub name as it is
 output=${OUTPUT:-$root/eval/results}
 left_out=0  # 3: some dialogues of a set could not be asked, the others were; other codes end it
 
