@@ -124,27 +124,38 @@ def _parser() -> Parser:
         "--generation_length_per_round",
         type=positive,
         default=MAX_NEW_TOKENS,
-        help="tokens of an answer at most",
+        help="maximum length of an answer in tokens (default: %(default)s)",
     )
     parser.add_argument(
-        "--max_images", type=positive, default=MAX_IMAGES, help="images of a dialogue at most"
+        "--max_images",
+        type=positive,
+        default=MAX_IMAGES,
+        help="maximum number of images in a dialogue (default: %(default)s)",
     )
     add_sampling_arguments(parser, seed=1234)
     add_image_store_arguments(parser)
     parser.add_argument(
-        "--system", metavar="TEXT", help="stands before the dialogue (default: the checkpoint's)"
+        "--system", metavar="TEXT", help="system text of the dialogue (default: the checkpoint's)"
     )
     parser.add_argument(
-        "--no_history", action="store_true", help="do not keep what is typed for later sessions"
+        "--no_history", action="store_true", help="do not save typed lines for later sessions"
     )
-    asking = parser.add_argument_group("without a person")
+    asking = parser.add_argument_group("without a terminal")
     asking.add_argument(
-        "--prompt", nargs="+", default=[], metavar="TEXT", help="questions, a round each; -: standard input"
+        "--prompt",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="questions to ask, one after the other; -: the question in standard input",
     )
     asking.add_argument(
         "--image", nargs="+", default=[], metavar="FILE|URL", help="images of the first question"
     )
-    asking.add_argument("--json", action="store_true", help="answers and what they cost as lines of JSON")
+    asking.add_argument(
+        "--json",
+        action="store_true",
+        help="print each answer with its token counts and times as a line of JSON",
+    )
     return parser
 
 

@@ -69,43 +69,66 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint: its folder, the folder of a run (its best, else its final), or a name on the hub",
     )
     parser.add_argument(
-        "--max_seq_len", type=positive, default=MAX_SEQ_LEN, help="tokens of a dialogue, images included"
+        "--max_seq_len",
+        type=positive,
+        default=MAX_SEQ_LEN,
+        help="maximum length of a dialogue in tokens, image tokens included (default: %(default)s)",
     )
     described = parser.add_argument_group(
-        "what the checkpoint says itself",
-        "needed only where a checkpoint of trained weights finds its base models at another place;"
-        " otherwise a contradiction is pointed out and ignored",
+        "base models",
+        "The checkpoint names them itself. Needed only if it has trained weights alone and its base models have moved;"
+        " a value that contradicts the checkpoint is reported and ignored.",
     )
-    described.add_argument("--lm_model_name_or_path", help="the decoder")
-    described.add_argument("--vision_model_name_or_path", help="the visual encoder")
-    described.add_argument("--enable_mmca_attention", action="store_true", help="attention mmca")
+    described.add_argument("--lm_model_name_or_path", help="folder or hub name of the decoder")
+    described.add_argument("--vision_model_name_or_path", help="folder or hub name of the visual encoder")
+    described.add_argument("--enable_mmca_attention", action="store_true", help="use the attention mmca")
     described.add_argument(
-        "--vis_proj", choices=["baseline", "linear", "vit", "perceiver"], help="the projector"
+        "--vis_proj", choices=["baseline", "linear", "vit", "perceiver"], help="the projection"
     )
-    parser.add_argument("--device_map", default="auto", help="where the weights go: auto, cpu, cuda:0, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as saved")
+    parser.add_argument(
+        "--device_map", default="auto", help="devices for the weights: auto (default), cpu, cuda:0, ..."
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="number type of the weights; auto (default): as saved"
+    )
     parser.add_argument(
         "--max_memory",
         nargs="+",
         type=device_memory,
         metavar="DEVICE=SIZE",
-        help="with --device_map auto, what each device may take: 0=20GiB 1=20GiB cpu=60GiB",
+        help="memory limit of each device, with --device_map auto: 0=20GiB 1=20GiB cpu=60GiB",
     )
     bits = parser.add_mutually_exclusive_group()
-    bits.add_argument("--load_in_8bit", action="store_true", help="the decoder in 8 bits, by bitsandbytes")
+    bits.add_argument("--load_in_8bit", action="store_true", help="load the decoder in 8 bits (bitsandbytes)")
     bits.add_argument(
-        "--load_in_4bit", action="store_true", help="the decoder in 4 bits (nf4), by bitsandbytes"
+        "--load_in_4bit", action="store_true", help="load the decoder in 4 bits (bitsandbytes, nf4)"
     )
 
 
 def add_sampling_arguments(parser: argparse._ActionsContainer, seed: int | None) -> None:
     """How tokens are chosen; greedy unless a temperature is given. `seed` None: it is no flag."""
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
-    parser.add_argument("--top_p", type=float, default=1.0, help="only the likeliest tokens of this total")
-    parser.add_argument("--top_k", type=int, default=0, help="only this many of the likeliest tokens; 0: all")
-    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: fewer repetitions")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="sampling temperature; 0 (default): greedy"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="sample from the most likely tokens whose probabilities sum to this (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="sample from this many most likely tokens; 0 (default): from all"
+    )
+    parser.add_argument(
+        "--repetition_penalty",
+        type=float,
+        default=1.0,
+        help="above 1: fewer repetitions (default: %(default)s)",
+    )
     if seed is not None:
-        parser.add_argument("--seed", type=int, default=seed, help="of sampling (default: %(default)s)")
+        parser.add_argument(
+            "--seed", type=int, default=seed, help="random seed of sampling (default: %(default)s)"
+        )
 
 
 def load_named_checkpoint(

@@ -24,25 +24,39 @@ class StoreSettings(TypedDict):
 
 
 def add_image_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the model computes for a picture is kept, so that no later question about it computes it again."""
+    """The flags of the image KV cache: how much of it is kept, and where."""
     group = parser.add_argument_group(
-        "what is computed for pictures is kept",
-        "for models with attention mmca; a picture of 256 tokens takes 134 MB with a 7B decoder",
+        "image KV cache",
+        "Keeps each image's keys and values, so that later questions need not compute them again. Attention mmca only;"
+        " an image of 256 tokens takes 134 MB with a 7B decoder.",
     )
     default = Limits()
     group.add_argument(
-        "--image_store_gpu_gb", type=_size, default=default.device / GIB, help="on the GPUs (%(default)g)"
+        "--image_store_gpu_gb",
+        type=_size,
+        default=default.device / GIB,
+        help="limit on the GPUs in GiB (default: %(default)g)",
     )
     group.add_argument(
-        "--image_store_gb", type=_size, default=default.memory / GIB, help="in memory (%(default)g)"
+        "--image_store_gb",
+        type=_size,
+        default=default.memory / GIB,
+        help="limit in main memory in GiB (default: %(default)g)",
     )
     group.add_argument(
-        "--image_store_folder", type=Path, help="a folder that keeps them for later runs too (default: none)"
+        "--image_store_folder", type=Path, help="folder that keeps them for later runs too (default: none)"
     )
     group.add_argument(
-        "--image_store_folder_gb", type=_size, default=default.disk / GIB, help="in that folder (%(default)g)"
+        "--image_store_folder_gb",
+        type=_size,
+        default=default.disk / GIB,
+        help="limit in that folder in GiB (default: %(default)g)",
     )
-    group.add_argument("--no_image_store", action="store_true", help="keep nothing, compute all again")
+    group.add_argument(
+        "--no_image_store",
+        action="store_true",
+        help="keep nothing: compute images again where they return",
+    )
 
 
 def store_settings(

@@ -25,9 +25,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def add_address_arguments(parser: argparse.ArgumentParser, port: int) -> None:
     """`--host`, this machine only by default, and `--port`."""
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
-    parser.add_argument("--port", type=_port, default=port, help="0: any that is free (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_port, default=port, help="port to listen on; 0: any free one (default: %(default)s)"
+    )
 
 
 def _port(text: str) -> int:

@@ -115,12 +115,22 @@ def _parser() -> Parser:
     )
     add_checkpoint_arguments(parser)
     add_address_arguments(parser, 7860)
-    parser.add_argument("--model_name", help="what the page calls the model (default: the run's name)")
+    parser.add_argument("--model_name", help="name of the model on the page (default: the run's name)")
     parser.add_argument(
-        "--max_images", type=positive, default=MAX_IMAGES, help="images of a dialogue at most"
+        "--max_images",
+        type=positive,
+        default=MAX_IMAGES,
+        help="maximum number of images in a dialogue (default: %(default)s)",
     )
-    parser.add_argument("--generation_length_per_round", type=positive, default=MAX_NEW_TOKENS, help="tokens")
-    parser.add_argument("--slots", type=positive, default=4, help="answers at once")
+    parser.add_argument(
+        "--generation_length_per_round",
+        type=positive,
+        default=MAX_NEW_TOKENS,
+        help="maximum length of an answer in tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slots", type=positive, default=4, help="dialogues answered at once (default: %(default)s)"
+    )
     add_sampling_arguments(parser, seed=1234)
     add_image_store_arguments(parser)
     return parser

@@ -221,25 +221,41 @@ def _parser() -> Parser:
     )
     add_checkpoint_arguments(parser)
     parser.add_argument(
-        "--checkpoint_names", nargs="*", help="folders inside checkpoint_path; none: checkpoint_path itself"
+        "--checkpoint_names",
+        nargs="*",
+        help="folders in checkpoint_path to evaluate (default: checkpoint_path itself)",
     )
     parser.add_argument(
         "--eval_data",
         default="eval_single",
-        help="a set of eval/eval_data, or the path of a file: dialogues by name, or own data as for training",
+        help="a set in eval/eval_data (default: %(default)s), or a file: evaluation dialogues, or your own data as for"
+        " training",
     )
-    parser.add_argument("--image_folder", help="where the set's relative image paths start")
+    parser.add_argument("--image_folder", help="folder that relative image paths start from")
     parser.add_argument(
-        "--output_filename", help="the results' path without ending (default: eval/results/NAME OF THE SET)"
+        "--output_filename",
+        help="path of the results, without an extension (default: eval/results/NAME_OF_THE_SET)",
     )
-    parser.add_argument("--batch_size", type=positive, default=8, help="dialogues that are computed together")
-    parser.add_argument("--max_new_tokens", type=positive, default=256, help="tokens of an answer at most")
-    parser.add_argument("--max_images", type=positive, default=8, help="images of a dialogue at most")
+    parser.add_argument(
+        "--batch_size", type=positive, default=8, help="dialogues computed together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max_new_tokens",
+        type=positive,
+        default=256,
+        help="maximum length of an answer in tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_images",
+        type=positive,
+        default=8,
+        help="maximum number of images in a dialogue (default: %(default)s)",
+    )
     parser.add_argument(
         "--history",
         choices=["generated", "reference"],
         default="generated",
-        help="the answers that later rounds of a dialogue see",
+        help="answers that later turns see: the model's own (generated, the default) or the reference answers",
     )
     add_image_store_arguments(parser)
     add_sampling_arguments(parser, seed=123)

@@ -186,12 +186,21 @@ def _parser() -> Parser:
     parser.add_argument(
         "--api_key_env", default="OPENAI_API_KEY", help="the environment variable that holds the key"
     )
-    parser.add_argument("--with_images", action="store_true", help="let the judge see the pictures, reduced")
+    parser.add_argument(
+        "--with_images", action="store_true", help="send the judge the images too, in reduced size"
+    )
     parser.add_argument(
         "--prompt", type=Path, default=PROMPT, help="another prompt than eval/judge_prompt.md"
     )
-    parser.add_argument("--concurrency", type=positive, default=4, help="requests at a time")
-    parser.add_argument("--max_retries", type=int, default=5, help="of a request that fails for the moment")
+    parser.add_argument(
+        "--concurrency", type=positive, default=4, help="requests at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max_retries",
+        type=int,
+        default=5,
+        help="retries of a request that fails for the moment (default: %(default)s)",
+    )
     return parser
 
 

@@ -1,12 +1,11 @@
-"""Looks at the data before training does: `python -m helper.check_data` with the flags of training.
+"""Checks the data before training: `python -m helper.check_data` with the flags of training.
 
-Reads every record and decodes every picture, in all processor cores, and writes one page of HTML: what the
-datasets hold, what is bad in them, whether training would go on, and conversations as the model is taught them.
-Beside it goes the list of bad records, as training writes it. Flags of training that have nothing to do with
-the data are taken too, and change nothing; with --strict everything is checked all the same.
+Reads every record and decodes every image, on all cores, and writes one HTML page: what the datasets hold, which
+records are bad and why, whether training would start, and conversations with their supervised tokens. The list of
+bad records is written beside the page, as training writes it. Flags of training that do not concern the data are
+accepted and have no effect; --strict does not end the check early.
 
-Ends with code 0 where training would go on, with 1 where bad data would stop it, and with 2 for a wrong flag or
-missing files.
+Exit codes: 0 if training would start, 1 if bad data would stop it, 2 for a wrong flag or missing files.
 """
 
 from __future__ import annotations
@@ -35,15 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    own = parser.add_argument_group("of the check alone")
-    own.add_argument(
-        "--report", help="File to write the page to; otherwise data_report.html in {output_dir}."
-    )
+    own = parser.add_argument_group("check")
+    own.add_argument("--report", help="File to write the page to (default: {output_dir}/data_report.html).")
     own.add_argument("--report_samples", type=int, default=12, help="Conversations to show (default: 12).")
     own.add_argument(
         "--check_workers",
         type=int,
-        help="Processes that read and decode; 0: none beside this one (default: one for each core).",
+        help="Worker processes; 0: work in the main process (default: one per core).",
     )
 
 

@@ -29,16 +29,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint_path",
         required=True,
-        help="checkpoint-N, best or final, a run's folder, or a name on the hub",
+        help="checkpoint-N, best or final, the folder of a run, or a hub name",
     )
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--form", choices=FORMS, default="full")
     parser.add_argument(
-        "--lm_model_name_or_path", help="the decoder, where it has moved; noted in the result"
+        "--lm_model_name_or_path",
+        help="folder or hub name of the decoder if it has moved; the result refers to it",
     )
-    parser.add_argument("--vision_model_name_or_path", help="the encoder, likewise")
+    parser.add_argument("--vision_model_name_or_path", help="the same for the encoder")
     parser.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
-    parser.add_argument("--device_map", default="cpu", help="where to compute: cpu, auto, cuda:0, ...")
+    parser.add_argument(
+        "--device_map", default="cpu", help="devices to compute on: cpu (default), auto, cuda:0, ..."
+    )
     parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the result to this repository")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     given = parser.parse_args(argv)

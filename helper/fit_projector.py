@@ -37,12 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    own = parser.add_argument_group("of the fit alone")
+    own = parser.add_argument_group("fit")
     own.add_argument(
-        "--ridge", type=float, default=1e-3, help="What keeps the projection small (default: 0.001)."
+        "--ridge",
+        type=float,
+        default=1e-3,
+        help="Strength of the ridge (L2) penalty on the projection (default: 0.001).",
     )
     own.add_argument(
-        "--rounds", type=int, default=20, help="Of giving phrases to tokens, at most; 0: none (default: 20)."
+        "--rounds",
+        type=int,
+        default=20,
+        help="Maximum rounds of assigning phrases to image tokens; 0: none (default: 20).",
     )
 
 

@@ -129,7 +129,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--first_lesson", type=int, default=1, help="go on with the decoder in --output from here"
     )
-    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: torch's choice)")
     return parser.parse_args(argv)
 
 

@@ -30,7 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layouts", choices=tuple(_FOLDERS), default="llava")
     parser.add_argument("--output", type=Path, help="default: data/miniature, or data/layouts for all")
     parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--records", type=int, default=12, help="of each dataset, with --layouts all")
+    parser.add_argument(
+        "--records",
+        type=int,
+        default=12,
+        help="records of each dataset, with --layouts all (default: %(default)s)",
+    )
     for field in fields(WorldSize):
         parser.add_argument(f"--{field.name}", type=int, default=field.default)
     arguments = vars(parser.parse_args(argv))

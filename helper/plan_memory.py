@@ -38,21 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_flags(parser: ArgumentParser) -> None:
     """The plan's own flags beside those of training."""
     group = parser.add_argument_group("memory plan")
-    group.add_argument("--gpus", type=_count, default=1, help="GPUs of the whole training.")
+    group.add_argument("--gpus", type=_count, default=1, help="GPUs of the whole training (default: 1).")
     group.add_argument(
-        "--gpu_memory", type=float, help="GiB of one GPU; otherwise that of the GPU here, or 80."
+        "--gpu_memory",
+        type=float,
+        help="Memory of one GPU in GiB (default: that of the GPU in this machine, or 80).",
     )
     group.add_argument(
         "--host_memory",
         type=float,
         default=float("inf"),
-        help="GiB of main memory for each GPU; no limit by default.",
+        help="Main memory for each GPU in GiB (default: no limit).",
     )
     group.add_argument(
         "--supervised_share",
         type=_share,
         default=1.0,
-        help="Share of a row's text that is learned; 1 is the worst case.",
+        help="Share of a row's text tokens that are supervised; 1 (default) is the worst case.",
     )
 
 

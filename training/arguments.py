@@ -38,11 +38,9 @@ def _loader_workers() -> int:
 class ModelArguments:
     """Which decoder and encoder to join, and how."""
 
-    lm_model_name_or_path: str = field(
-        metadata={"help": "LLaMA-style decoder: a local folder or a hub name."}
-    )
+    lm_model_name_or_path: str = field(metadata={"help": "Decoder: a local folder or a hub name."})
     vision_model_name_or_path: str = _flag(
-        "openai/clip-vit-large-patch14", "Visual encoder: a folder or a hub name."
+        "openai/clip-vit-large-patch14", "Visual encoder: a local folder or a hub name."
     )
     vis_proj: Literal["baseline", "linear", "vit", "perceiver"] = _flag(
         "baseline", "Projection from encoder to decoder; baseline and linear are the same."
@@ -61,18 +59,18 @@ class ModelArguments:
     )
     lora_alpha: float | None = _flag(
         None,
-        "What adapters add counts this number divided by their rank; without it once, whatever the rank."
-        " 1 gives the scale of 2023.",
+        "Scale of LoRA: the adapters' output is multiplied by this over their rank. Without it, by 1 at any rank;"
+        " 1 gives the scale of the 2023 code.",
     )
     only_optimize_lora: bool = _flag(
         False,
-        "As in 2023: of decoder and encoder the adapters alone learn, which is so anyway; embedding and"
-        " projection learn too.",
+        "Changes nothing, as in the 2023 code: decoder and encoder train their adapters alone in any case, and"
+        " embedding and projection are trained too.",
     )
     init_from: str | None = _flag(
         None,
-        "A checkpoint of an earlier run whose embedding, projection and adapters this one begins with; its"
-        " steps and optimizer begin anew.",
+        "Checkpoint to start from: takes its embedding, projection and adapters. Steps and optimizer start anew;"
+        " to continue a run, use --resume_from_checkpoint.",
     )
 
     def __post_init__(self) -> None:
@@ -110,53 +108,63 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class DataArguments:
-    """Which dialogues to train on."""
+    """Which conversations to train on."""
 
-    data_path: str = _flag("./data/", "Folder of the datasets; data of your own may lie elsewhere.")
+    data_path: str = _flag("./data/", "Folder of the datasets; your own files may be elsewhere.")
     data_cache_path: str | None = _flag(
-        None, "Folder for converted data files; otherwise $VISUALCHAT_CACHE, or ~/.cache/visualchat."
+        None, "Folder for converted data files (default: $VISUALCHAT_CACHE, or ~/.cache/visualchat)."
     )
     cache_vision_features: bool = _flag(
         False,
-        "Compute what the frozen encoder makes of each picture once, before training, and keep it among the"
-        " converted data files; says first how much room that takes.",
+        "Compute the frozen encoder's features of each image once, before training, and keep them in"
+        " --data_cache_path; the disk space needed is reported first.",
     )
-    data_debug_path: str | None = _flag(
-        None, "Folder to write 10 samples to: a page to look at, images and text."
-    )
-    data_train_split_ratio: float = _flag(0.9, "Share of the data to train on; the rest evaluates.")
+    data_debug_path: str | None = _flag(None, "Folder to write a page with 10 samples to, images and text.")
+    data_train_split_ratio: float = _flag(0.9, "Share of the data to train on; the rest is for evaluation.")
     dataset_names: list[str] = field(
         default_factory=lambda: ["minigpt4"],
-        metadata={"help": "Datasets by name; data of your own by path (.json, .jsonl, .parquet, a folder)."},
+        metadata={
+            "help": "Published datasets by name, your own data by path: .json, .jsonl, .parquet or a folder."
+        },
     )
     dataset_samples: list[str] = field(
         default_factory=lambda: ["all"],
-        metadata={"help": "Records to use: a number or all; one, or one for each."},
+        metadata={
+            "help": "Records to use of each dataset, a number or all: one value for all datasets, or one for each."
+        },
     )
     dataset_concatenate_samples: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "Join up to so many records; one, or one for each."}
+        default_factory=lambda: [1],
+        metadata={
+            "help": "Concatenate up to this many records into one conversation: one value, or one for each dataset."
+        },
     )
     dataset_weights: list[float] = field(
         default_factory=lambda: [1.0],
         metadata={
-            "help": "How often a record comes in an epoch: 1 once, 2 twice, 0.5 every other; one, or one for each."
+            "help": "How often a record comes in an epoch (2: twice; 0.5: every other epoch): one value, or one for"
+            " each dataset."
         },
     )
     image_folder: str | None = _flag(
-        None, "Folder of the images that data of your own name; without it, each file's own folder."
+        None, "Folder that image paths in your own data start from (default: the folder of each file)."
     )
-    max_num_image_per_sample: int = _flag(8, "Images in a conversation at most.")
+    max_num_image_per_sample: int = _flag(8, "Maximum number of images in a conversation.")
     max_seq_len: int = _flag(
-        4096, "Tokens in a conversation at most, image tokens included; with --packing, in a row."
+        4096,
+        "Maximum length in tokens, image tokens included: of a conversation or, with --packing, of a row.",
     )
     packing: bool = _flag(
-        False, "Put whole conversations side by side into rows, isolated: batch sizes then count rows."
+        False,
+        "Pack whole conversations into rows; they do not attend to each other. Batch sizes then count rows.",
     )
-    max_images_per_row: int = _flag(0, "Images in a packed row at most; 0: twice --max_num_image_per_sample.")
+    max_images_per_row: int = _flag(
+        0, "Maximum number of images in a packed row; 0: twice --max_num_image_per_sample."
+    )
     max_bad_fraction: float = _flag(
         0.001,
-        "Stop when more than this share of all records is bad; below it they are left out, and listed in"
-        " {output_dir}/bad_samples.jsonl. One bad record is let pass in any set, unless this is 0.",
+        "Stop if more than this share of all records is bad. Otherwise bad records are left out and listed in"
+        " {output_dir}/bad_samples.jsonl. One bad record is always allowed, unless this is 0.",
     )
     strict: bool = _flag(False, "Stop at the first bad record.")
 
@@ -218,70 +226,78 @@ class RunArguments(ZeroArguments):
 
     output_dir: str | None = _flag("./output", "Folder for checkpoint-N, best and final.")
     overwrite_output_dir: bool = _flag(
-        False, "Train into a folder that holds an earlier run, whose checkpoints, best and final are deleted."
+        False, "If output_dir holds an earlier run, delete its checkpoints, best and final, and train there."
     )
-    per_device_train_batch_size: int = _flag(2, "Conversations per device and micro-step.")
-    per_device_eval_batch_size: int = _flag(2, "Conversations per device and evaluation step.")
+    per_device_train_batch_size: int = _flag(
+        2, "Conversations (with --packing, rows) per device and micro-batch."
+    )
+    per_device_eval_batch_size: int = _flag(
+        2, "Conversations (with --packing, rows) per device in evaluation."
+    )
     learning_rate: float = _flag(1e-3, "Peak learning rate.")
-    learning_rate_pretraining_components: float = _flag(0.0, "The embedding's learning rate; 0: the same.")
+    learning_rate_pretraining_components: float = _flag(
+        0.0, "Learning rate of the embedding; 0: --learning_rate."
+    )
     num_train_epochs: float = _flag(6.0, "Passes over the data.")
     lr_scheduler_type: str = _flag("cosine", "Shape of the learning rate over time.")
-    num_warmup_steps: float = _flag(
-        0.0, "Warm-up: more than 1 counts steps, up to 1 is a share of all steps."
-    )
+    num_warmup_steps: float = _flag(0.0, "Warm-up: steps if above 1, else a share of all steps.")
     adam_beta2: float = _flag(0.95, "AdamW's second beta.")
     seed: int = _flag(1234, "Seed of everything.")
     group_by_length: bool = _flag(
         False,
-        "Conversations of like length into a batch; short for --train_sampling_strategy group_by_length.",
+        "Batches of conversations of similar length; short for --train_sampling_strategy group_by_length.",
     )
     dataloader_num_workers: int = field(
         default_factory=_loader_workers,
         metadata={
-            "help": "Processes that read and decode for each training process; 0: none beside it. 4 unless the"
-            " machine has fewer cores, of which one is left to each training process."
+            "help": "Worker processes that load data for each training process; 0: the training process loads it itself"
+            " (default: 4, or fewer on a machine with few cores)."
         },
     )
     gradient_checkpointing: bool = _flag(False, "Recompute activations in the backward pass to save memory.")
     precision: Literal["auto", "fp16", "bf16", "fp32"] = _flag(
-        "auto", "auto: bf16 where the GPU has it, else fp16; fp32 on a CPU."
+        "auto", "Number type; auto: bf16 if the GPU supports it, else fp16; fp32 on a CPU."
     )
     peak_tflops: float = _flag(
         0.0,
-        "What a device can do at most in the run's precision, TFLOP/s, to tell the share that is used (MFU);"
-        " 0: known by its name; none on a CPU.",
+        "Peak speed of one device in TFLOP/s at the run's precision, for the MFU in the log; 0: looked up by the"
+        " device's name.",
     )
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
         metadata={
-            "help": "Where to report to: tensorboard, wandb, others of transformers'; several, or none."
+            "help": "Where to report metrics: tensorboard, wandb, others that transformers supports; several, or none."
         },
     )
     enable_tensorboard: bool = _flag(False, "Write TensorBoard files; short for --report_to tensorboard.")
     checkpoint_form: Literal["full", "trained"] = _flag(
         "full",
-        "Form of best and final: full holds all weights; trained what was trained, naming the base models.",
+        "Form of best and final: all weights (full), or the trained ones with references to the base models"
+        " (trained).",
     )
     epoch_checkpoint_form: Literal["full", "trained"] = _flag(
-        "trained", "Form of the weights in checkpoint-N, beside the optimizer's state; as --checkpoint_form."
+        "trained", "Form of the weights in checkpoint-N; values as for --checkpoint_form."
     )
     max_failed_saves: int = _flag(
-        2, "Checkpoints in a row that may fail to be written (a full disk, say) before training stops."
+        2, "Checkpoints in a row that may fail to be written (full disk, ...) before training stops."
     )
     max_skipped_steps: int = _flag(
-        0, "Steps that may be skipped because their loss is no number, before training stops."
+        0, "Steps with a NaN or infinite loss that may be skipped before training stops."
     )
     stall_timeout: float = _flag(
-        900.0, "Seconds without any movement after which the run ends and says where it stood; 0: never."
+        900.0,
+        "Seconds without progress after which the run ends and reports where each process was; 0: never.",
     )
     eval_strategy: str = _flag("epoch", "When to evaluate: no, steps or epoch.")
     eval_on_start: bool = _flag(True, "Evaluate before the first step.")
     save_strategy: str = _flag("epoch", "When to write checkpoint-N: no, steps, epoch or best.")
     logging_steps: float = _flag(10, "Steps between two log lines.")
     logging_first_step: bool = _flag(True, "Log the first step too.")
-    logging_nan_inf_filter: bool = _flag(False, "Hide NaN losses from the log; off: they stop the run.")
-    log_level_replica: str = _flag("error", "transformers' messages from processes other than the first.")
-    remove_unused_columns: bool = _flag(False, "Of no use here: the collator decides what the model gets.")
+    logging_nan_inf_filter: bool = _flag(False, "Leave NaN losses out of the logged averages.")
+    log_level_replica: str = _flag(
+        "error", "Level of transformers' messages from processes other than the first."
+    )
+    remove_unused_columns: bool = _flag(False, "Has no effect: the collator decides what the model gets.")
 
     def __post_init__(self) -> None:
         import torch

@@ -18,27 +18,31 @@ class ZeroArguments:
     """How the training is spread over devices; a part of the training arguments."""
 
     zero_stage: Literal[0, 1, 2, 3] = _flag(0, "ZeRO stage.")
-    stage3_param_persistence_threshold: int = _flag(10_000, "ZeRO-3 leaves tensors below this size whole.")
-    stage3_max_live_parameters: int = _flag(30_000_000, "ZeRO-3 keeps at most this many gathered elements.")
+    stage3_param_persistence_threshold: int = _flag(
+        10_000, "ZeRO-3 does not partition tensors with fewer elements than this."
+    )
+    stage3_max_live_parameters: int = _flag(
+        30_000_000, "ZeRO-3 keeps at most this many gathered elements at a time."
+    )
     stage3_gather_layers: bool = _flag(
         False,
-        "ZeRO-3 gathers a layer at a time, not a matrix: fewer and larger steps, quicker for small models.",
+        "ZeRO-3 gathers whole layers instead of single matrices: fewer, larger transfers; faster for small models.",
     )
     offload_optimizer: Literal["none", "cpu"] = _flag(
-        "none", "Keep optimizer states in main memory and step there."
+        "none", "Keep the optimizer's states in main memory and update them on the CPU."
     )
     offload_param: Literal["none", "cpu", "nvme"] = _flag(
-        "none", "Keep ZeRO-3's partitions of the weights outside the GPU."
+        "none", "Keep ZeRO-3's partitions of the weights off the GPU."
     )
     nvme_path: str | None = _flag(None, "Folder on a fast local disk for weights offloaded to nvme.")
     deepspeed_config: str | None = _flag(
         None,
-        "A DeepSpeed configuration of your own in JSON, in place of the flags of ZeRO; checked key by key.",
+        "Your own DeepSpeed configuration (JSON), in place of the ZeRO flags; every key is checked.",
     )
     dry_run_worst_batch: bool = _flag(
         False,
-        "Before the first step, run the largest batch that the settings allow through a whole step and compare"
-        " its peak of memory with the plan; nothing of it stays.",
+        "Before the first step, run a whole step on the largest batch that the settings allow and compare its peak"
+        " memory with the plan; the weights stay as they are.",
     )
 
     def deepspeed_settings(self, given: str | dict[str, Any] | None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def answer_help(
         prog=prog,
         usage=f"{prog} --lm_model_name_or_path FOLDER_OR_NAME [flags]",
         description=description,
-        epilog=f"The flags of transformers' TrainingArguments are taken too: --help_all, or {_TRANSFORMERS_FLAGS}",
+        epilog=f"The flags of transformers' TrainingArguments work too; --help_all lists them: {_TRANSFORMERS_FLAGS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -20,7 +20,9 @@ class Parser(HfArgumentParser):
     def __init__(self, prog: str = "python -m training.main", description: str | None = None) -> None:
         types = (ModelArguments, DataArguments, VisualChatTrainingArguments)
         super().__init__(types, prog=prog, description=description, allow_abbrev=False)
-        self.add_argument("--help_all", action="help", help="List these flags, transformers' own included.")
+        self.add_argument(
+            "--help_all", action="help", help="Show these flags and all of transformers' as well."
+        )
 
     def error(self, message: str) -> None:
         """End the program with code 2 and a line that the main process prints."""

@@ -120,11 +120,19 @@ def _parser() -> Parser:
     )
     add_checkpoint_arguments(parser)
     add_address_arguments(parser, 8000)
-    parser.add_argument("--model_name", help="what clients call the model (default: the run's name)")
-    parser.add_argument("--grace_seconds", type=positive, default=120, help="for answers, when told to stop")
-    answers = parser.add_argument_group("answers, where a request does not say")
+    parser.add_argument("--model_name", help="name of the model in the API (default: the run's name)")
+    parser.add_argument(
+        "--grace_seconds",
+        type=positive,
+        default=120,
+        help="seconds for running answers to finish after SIGTERM (default: %(default)s)",
+    )
+    answers = parser.add_argument_group("defaults for requests that do not set these")
     answers.add_argument(
-        "--generation_length_per_round", type=positive, default=MAX_NEW_TOKENS, help="tokens"
+        "--generation_length_per_round",
+        type=positive,
+        default=MAX_NEW_TOKENS,
+        help="maximum length of an answer in tokens (default: %(default)s)",
     )
     add_sampling_arguments(answers, seed=None)  # each request has its own
     add_image_store_arguments(parser)
@@ -132,7 +140,7 @@ def _parser() -> Parser:
     requests.add_argument(
         "--lenient",
         action="store_true",
-        help="ignore fields that the server does not know; else they are refused",
+        help="ignore unknown request fields (default: refuse them)",
     )
     requests.add_argument(
         "--allow_origins",
@@ -140,33 +148,60 @@ def _parser() -> Parser:
         type=_origin,
         default=[],
         metavar="ORIGIN",
-        help="web pages that may ask (CORS): https://app.example.org ..., or * for all",
+        help="web pages that browsers may call the server from (CORS): https://app.example.org ..., or * for all",
     )
     limits = parser.add_argument_group("limits of a request")
     ours = Limits()
-    limits.add_argument("--max_images", type=positive, default=MAX_IMAGES, help="of a dialogue")
-    limits.add_argument("--max_tokens", type=positive, default=ours.max_tokens, help="of an answer")
-    limits.add_argument("--max_body_mb", type=positive, default=ours.body_bytes // MEBIBYTE)
-    limits.add_argument("--max_image_mb", type=positive, default=ours.image_bytes // MEBIBYTE)
-    limits.add_argument("--max_image_pixels", type=positive, default=ours.image_pixels)
     limits.add_argument(
-        "--slots", type=positive, default=4, help="answers at once; each keeps its last dialogue"
+        "--max_images", type=positive, default=MAX_IMAGES, help="in a dialogue (default: %(default)s)"
     )
-    limits.add_argument("--queue", type=positive, default=ours.queue, help="requests that may wait")
+    limits.add_argument(
+        "--max_tokens", type=positive, default=ours.max_tokens, help="in an answer (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--max_body_mb",
+        type=positive,
+        default=ours.body_bytes // MEBIBYTE,
+        help="size of a request (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--max_image_mb",
+        type=positive,
+        default=ours.image_bytes // MEBIBYTE,
+        help="size of an image file (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--max_image_pixels",
+        type=positive,
+        default=ours.image_pixels,
+        help="pixels of an image (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--slots",
+        type=positive,
+        default=4,
+        help="requests answered at once; each slot keeps its last dialogue (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--queue",
+        type=positive,
+        default=ours.queue,
+        help="requests that may wait; further ones get 429 (default: %(default)s)",
+    )
     images = parser.add_argument_group(
-        "images that are not sent with the request; by default all are refused"
+        "images that a request names by URL; all are refused unless allowed here"
     )
     images.add_argument(
-        "--allow_remote_images", action="store_true", help="fetch http(s) URLs, from public addresses only"
+        "--allow_remote_images", action="store_true", help="fetch http(s) URLs, from public IP addresses only"
     )
     images.add_argument(
         "--allow_networks",
         nargs="+",
         default=[],
         metavar="NETWORK",
-        help="beside public ones: 10.1.0.0/16 ...",
+        help="private networks to fetch from as well: 10.1.0.0/16 ...",
     )
-    images.add_argument("--allow_images_in", metavar="FOLDER", help="read files in this folder")
+    images.add_argument("--allow_images_in", metavar="FOLDER", help="read image files in this folder")
     return parser
 
 
