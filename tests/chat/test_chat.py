@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_in_a_pipe_through_the_script_from_another_folder(checkpoint, pictures):
         ["bash", ROOT / "chat/chat_scripts/run.sh", checkpoint, "--generation_length_per_round", "5"],
         input="'picture 0.png' 'picture 1.png' What is it?\n\nAnd?\n",
         cwd=pictures[0].parent,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         timeout=400,

@@ -1,5 +1,6 @@
 """Batches of text and of images on different ranks: nobody waits for ever, and each loss is what it is alone."""
 
+import copy
 import json
 import os
 import random
@@ -127,7 +128,7 @@ def test_the_loss_of_text_alone_is_the_plain_decoders(llama_folder, clip_folder,
     model, processor = build_visual_chat(str(llama_folder), str(clip_folder), attention=attention)
     model.eval()
     text = batch((0, 0), processor.image_token_id, seed=0)
-    decoder = type(model.model.language_model)(model.config.text_config)
+    decoder = type(model.model.language_model)(copy.deepcopy(model.config.text_config))
     decoder.config._attn_implementation = "eager"
     decoder.load_state_dict(model.model.language_model.state_dict())
     hidden = decoder.eval()(input_ids=text["input_ids"], attention_mask=text["attention_mask"])
