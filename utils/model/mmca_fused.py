@@ -69,6 +69,11 @@ def why_not_fused(states: States) -> str | None:
     return None
 
 
+def for_text(states: States) -> bool:
+    """Not in bfloat16 where the CPU has AMX, which torch's causal attention uses and this kernel does not."""
+    return states.dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported()
+
+
 def is_plain(query: torch.Tensor) -> bool:
     """Whether nothing follows torch's functions from outside (torch.compile, torch.func, forward gradients, dispatch
     modes, tensors of other kinds): it would not see this one.
@@ -232,4 +237,4 @@ def _address(states: torch.Tensor | None) -> int:
     return 0 if states is None else states.data_ptr()
 
 
-FUSED = Kernel(why_not_fused, Memory.of, attend_fused, runs_in=is_plain, for_text=True)
+FUSED = Kernel(why_not_fused, Memory.of, attend_fused, runs_in=is_plain, for_text=for_text)

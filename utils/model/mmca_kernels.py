@@ -70,14 +70,15 @@ class Kernel:
 
     why_not: the reason why it cannot compute such states, or None. prepare: makes of a layout what `attend` needs.
     attend: (layout, query, key, value, scaling), query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
-    runs_in: whether it can in a context that only the layer knows. for_text: it is the fastest for text alone too.
+    runs_in: whether it can in a context that only the layer knows. for_text: whether it is faster than torch's causal
+    attention for text alone too.
     """
 
     why_not: Callable[[States], str | None]
     prepare: Callable[[Layout], object]
     attend: Callable[..., torch.Tensor]
     runs_in: Callable[[torch.Tensor], bool] = lambda query: True
-    for_text: bool = False
+    for_text: Callable[[States], bool] = lambda states: False
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -109,23 +110,25 @@ def prepare_layout(
     layout: Layout, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Choose the kernel of a decoder for embeddings on a device, and make what it needs of a layout."""
-    name = prepare_kernel(States.of_config(config, device, dtype), device)
+    states = States.of_config(config, device, dtype)
+    name = prepare_kernel(states, device)
     kernel = KERNELS.get(name) if layout.queries > 1 else None
-    if not layout.is_causal or (kernel and kernel.for_text):
+    if not layout.is_causal or (kernel and kernel.for_text(states)):
         layout.prepared(kernel.prepare if kernel else masked_form)
 
 
 def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float = 0.0) -> str:
     """The name of the kernel for these tensors; "causal" where there is nothing but plain text."""
     wanted = os.environ.get(VARIABLE) or AUTO
-    name = _chosen.get((wanted, States.of(query, value)), MASKED)
+    states = States.of(query, value)
+    name = _chosen.get((wanted, states), MASKED)
     plain = layout.is_causal and not dropout
     kernel = KERNELS.get(name)
     if (
         kernel is None
         or dropout  # no kernel knows it
         or layout.queries == 1  # for a single query, moving keys costs more than it saves
-        or (plain and not kernel.for_text)
+        or (plain and not kernel.for_text(states))
         or not kernel.runs_in(query)
     ):
         return "causal" if plain else MASKED

@@ -114,8 +114,11 @@ def test_kernels_are_chosen_by_what_there_is(monkeypatch):
     images, text = layout_of((99, 0), (512, 1), (300, 0)), layout_of((99, 0))
     for layout, otherwise in ((images, "masked"), (text, "causal")):
         query, _, value = states(layout, heads=8, shared=8, width=64)
-        for dtype in (torch.float32, torch.bfloat16):
-            assert prepared(layout, query.to(dtype), value.to(dtype)) == "fused"
+        for tiles in (False, True):  # torch multiplies bfloat16 by AMX, where a CPU has it
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+            half = [each.to(torch.bfloat16) for each in (query, value)]
+            assert prepared(layout, *half) == ("causal" if tiles and layout is text else "fused")
+            assert prepared(layout, query, value) == "fused"
         for dtype in (torch.float16, torch.float64):
             assert prepared(layout, query.to(dtype), value.to(dtype)) == otherwise
         with monkeypatch.context() as alone:
