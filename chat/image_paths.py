@@ -48,9 +48,11 @@ def local_path(word: str) -> str:
         return word
     host, path = address["host"] or "", unquote(address["path"])
     if host.lower() not in ("", "localhost", "127.0.0.1", socket.gethostname().lower()):
-        raise ImagePathError(f"{word}: files of another machine ({host}) are not read; copy the image here")
+        raise ImagePathError(
+            f"{word}: files on another machine ({host}) cannot be read; copy the image to this machine"
+        )
     if "\0" in path:
-        raise ImagePathError(f"{word}: no file can have this name")
+        raise ImagePathError(f"{word}: this is not a valid file name")
     return path
 
 

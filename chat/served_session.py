@@ -58,7 +58,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
         elif kind == errno.EACCES:
             mistake = f"--port {port}: only an administrator may listen there; choose one above 1023"
         else:
-            mistake = f"--host {host}: it is no address of this machine"
+            mistake = f"--host {host}: it is not an address of this machine"
         raise AddressError(mistake) from error
 
 

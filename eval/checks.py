@@ -52,7 +52,9 @@ def with_askable_texts(
         for turn in dialogue.turns:
             for text in (dialogue.name, turn.kind, *turn.references):
                 if not text.isascii() and text.encode(errors="replace").decode() != text:
-                    raise ValueError("a reference or a kind holds half a character (\\ud800 to \\udfff)")
+                    raise ValueError(
+                        "a reference or a kind contains half a character, a lone surrogate (\\ud800 to \\udfff)"
+                    )
         turns, last = [], len(dialogue.turns) - 1
         for number, asked in enumerate(dialogue.turns):
             answer = (

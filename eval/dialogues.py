@@ -129,7 +129,7 @@ def read_set(name: str | Path, image_folder: str | Path | None = None, max_image
     except DataError as error:
         raise EvalDataError(str(error)) from error
     if not read:
-        raise EvalDataError(f"{file}: there is no dialogue in it")
+        raise EvalDataError(f"{file}: it contains no dialogue")
     seen: Counter[str] = Counter()
     dialogues: list[EvalDialogue] = []
     bad: list[BadDialogue] = []

@@ -43,7 +43,7 @@ def export(task: Export) -> str:
     form computes something else.
     """
     if task.output.exists():
-        raise CheckpointError(f"{task.output} is there already; give another --output, or remove it")
+        raise CheckpointError(f"{task.output} exists already; give another --output, or remove it")
     if (task.source / MANIFEST).exists():
         damaged = damage(task.source)
         if damaged:
@@ -102,8 +102,8 @@ def _compare(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) ->
     difference = ((expected - found).norm() / expected.norm()).item()
     if not difference <= TOLERANCE[dtype]:  # not a number is no agreement either
         raise CheckpointError(
-            f"the new form computes something else than its source: logits differ by {difference:.1%};"
-            " are the base models the ones it was trained over? Nothing was written"
+            f"the new form does not compute the same as its source: logits differ by {difference:.1%};"
+            " are the base models the ones that it was trained with? Nothing was written"
         )
     same = (expected.argmax(-1) == found.argmax(-1)).float().mean().item()
     return f"logits differ by {difference:.1e} of their size; {same:.1%} of the likeliest tokens are the same"

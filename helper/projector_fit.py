@@ -44,7 +44,7 @@ def fit(flags: argparse.Namespace) -> float:
     captioned = [each for each in conversations if _is_captioned(each)]
     if len(captioned) < _ROWS_AT_LEAST:
         raise UsageError(
-            f"{len(captioned)} of {len(conversations)} conversations are one picture with its caption, of which at"
+            f"{len(captioned)} of {len(conversations)} conversations are one image with its caption; at"
             f" least {_ROWS_AT_LEAST} are needed: name a dataset of captions, and --dataset_concatenate_samples 1"
         )
     weight, bias, explained = fitted(*_read(model, processor, captioned), flags.ridge, flags.rounds)

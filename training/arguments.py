@@ -312,15 +312,15 @@ class RunArguments(ZeroArguments):
             self.train_sampling_strategy = "group_by_length"
         if self.train_sampling_strategy == "batch_rebalance":
             raise UsageError(
-                "--train_sampling_strategy batch_rebalance is not offered: use --packing, which fills every row"
+                "--train_sampling_strategy batch_rebalance is not supported: use --packing, which fills every row"
             )
         for flag in ("max_skipped_steps", "stall_timeout"):
             if getattr(self, flag) < 0:
                 raise UsageError(f"--{flag} {getattr(self, flag):g}: give 0 or more")
         if self.overwrite_output_dir and self.resume_from_checkpoint not in NOT_RESUMED:
             raise UsageError(
-                f"--overwrite_output_dir deletes what --resume_from_checkpoint {self.resume_from_checkpoint} goes on"
-                " from: give one of the two"
+                f"--overwrite_output_dir deletes the run that --resume_from_checkpoint {self.resume_from_checkpoint}"
+                " resumes: give one of the two"
             )
         if self.num_warmup_steps and self.warmup_steps:
             raise UsageError("--num_warmup_steps and --warmup_steps: give one of the two")

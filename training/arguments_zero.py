@@ -75,7 +75,7 @@ class ZeroArguments:
         )
         if optimizer == "nvme":
             raise UsageError(
-                f"{flag} {path}: a run with its optimizer on nvme cannot be gone on from, since DeepSpeed leaves what"
+                f"{flag} {path}: a run with its optimizer on nvme cannot be resumed, since DeepSpeed leaves what"
                 ' is there out of its checkpoints: set the device of offload_optimizer to "cpu"'
             )
         if weights == "nvme":

@@ -59,7 +59,7 @@ def require_free(output_dir: str | Path, resumed: Path | None, may_begin: bool) 
     going_on = any(_STEP.fullmatch(name) for name in found) and not may_begin
     raise ResumeError(
         f"{output_dir} holds the results of an earlier run ({', '.join(shown)}): give"
-        + (" --resume_from_checkpoint auto to go on with it," if going_on and resumed is None else "")
+        + (" --resume_from_checkpoint auto to resume it," if going_on and resumed is None else "")
         + " another --output_dir, or --overwrite_output_dir true to delete them"
     )
 

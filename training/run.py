@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(2)  # another process may be the reason: then `peers` ends this one, and says so
         if isinstance(error, OSError) and error.errno in DISK_REFUSES:
             where = f"{error.strerror}: {error.filename or 'a file'}; {last_checkpoint(arguments.output_dir)}"
-            _report(UsageError(f"{where}; make room there, or name another folder"))
+            _report(UsageError(f"{where}; free space there, or choose another folder"))
             code = MISTAKE
         else:
             traceback.print_exc()
@@ -216,7 +216,7 @@ def prepare_output(arguments: VisualChatTrainingArguments, run: Run) -> Path | N
     """
     resumed = decided_by_main(lambda: _tidied(arguments, run))
     if resumed:
-        logger.info("going on from %s", resumed)
+        logger.info("resuming from %s", resumed)
         arguments.eval_on_start = False
     return resumed
 

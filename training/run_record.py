@@ -134,12 +134,12 @@ class Run:
         written = self.load(folder)
         if (written.zero_stage, written.precision) != (self.zero_stage, self.precision):
             raise ResumeError(
-                f"{folder} was written at ZeRO {written.zero_stage} in {written.precision}, this run is at ZeRO"
-                f" {self.zero_stage} in {self.precision}: give the same --zero_stage and --precision"
+                f"{folder} was written with ZeRO {written.zero_stage} in {written.precision}, but this run uses ZeRO"
+                f" {self.zero_stage} in {self.precision}: set --zero_stage and --precision as before"
             )
         if written.global_batch != self.global_batch:
             raise ResumeError(
-                f"{folder} was written at {written.global_batch} conversations a step, this run takes"
+                f"{folder} was written with {written.global_batch} conversations per step, but this run has"
                 f" {self.global_batch}: choose --per_device_train_batch_size and --gradient_accumulation_steps"
                 f" so that their product times {self.processes} processes is {written.global_batch}"
             )
@@ -157,17 +157,19 @@ class Run:
             found = f"the annotation files of {', '.join(changed)} are not those of the run in {folder}"
         elif written.conversations != self.conversations:
             found = (
-                f"{folder} was written with {written.conversations:,} conversations to train on, of which"
-                f" {self.conversations:,} are there now (images are missing, or another version of this program reads"
-                " them otherwise)"
+                f"{folder} was written with {written.conversations:,} training conversations, but there are"
+                f" {self.conversations:,} now (images are missing, or another version of this program reads the data"
+                " differently)"
             )
         else:
             return
-        raise ResumeError(f"{found}, so going on would repeat some and miss others: {_instead(folder)}")
+        raise ResumeError(
+            f"{found}, so resuming would repeat some conversations and miss others: {_instead(folder)}"
+        )
 
     def _check_flags(self, written: "Run", folder: Path) -> None:
         if written.flags is None:
-            logger.info("%s does not say with which flags it was written, so they are not compared", folder)
+            logger.info("%s does not record its flags, so they are not compared", folder)
             return
         both = written.flags.keys() & self.flags.keys()
         changed = {
@@ -180,7 +182,7 @@ class Run:
             fixed |= set(_SCHEDULE)
         refused = [said for name, said in changed.items() if name in fixed]
         refused += [
-            f"--{flag} {_shown(self.flags[flag])} with other weights in it"
+            f"--{flag} {_shown(self.flags[flag])} with different weights"
             for flag in _MODELS
             if flag in fixed and flag not in changed
         ]
@@ -193,7 +195,7 @@ class Run:
 
 
 def _instead(folder: Path) -> str:
-    return f"give what it was, or begin a new run with these weights (--init_from {folder} and another --output_dir)"
+    return f"set it as before, or start a new run from these weights (--init_from {folder} and another --output_dir)"
 
 
 def _recorded(

@@ -8,26 +8,26 @@ from typing import Any
 
 from training.usage import UsageError
 
-_DEEPSPEED = "DeepSpeed spreads the training: see --zero_stage"
-_COMPILED = "the kernels of attention are compiled by themselves"
-_HUB = "give it to `python -m helper.export_checkpoint` afterwards"
-_LOSSES = "evaluation gives losses and no predictions; eval.batch_generation evaluates answers"
-_LOADER = "the order of batches must be repeatable, and workers end with their epoch"
-_CALLBACKS = "a run that goes on takes up what it needs by itself"
+_DEEPSPEED = "DeepSpeed distributes the training; see --zero_stage"
+_COMPILED = "the attention kernels are compiled automatically; leave it out"
+_HUB = "upload the checkpoint after training: python -m helper.export_checkpoint --push_to_hub"
+_LOSSES = "evaluation in training computes losses only; eval.batch_generation evaluates answers"
+_LOADER = "the order of batches must be reproducible, and workers end after each epoch; leave it out"
+_CALLBACKS = "resuming restores all that it needs; leave it out"
 
 REFUSED = {
     "label_smoothing_factor": "the loss is computed within the model, at supervised tokens alone; leave it out",
-    "optim_target_modules": "optimizers that project gradients need them whole, which ZeRO does not keep: use LoRA",
+    "optim_target_modules": "such optimizers need whole gradients, which ZeRO does not keep; use LoRA",
     "auto_find_batch_size": (
-        "the conversations a step are part of a run: --dry_run_worst_batch and helper.plan_memory tell what fits"
+        "a run has a fixed number of conversations per step; helper.plan_memory shows what fits"
     ),
     "bf16_full_eval": "evaluation has the precision of training: --precision",
     "fp16_full_eval": "evaluation has the precision of training: --precision",
     "torch_compile": _COMPILED,
     "torch_compile_backend": _COMPILED,
     "torch_compile_mode": _COMPILED,
-    "liger_kernel_config": "--use_liger_kernel takes all kernels but that of the loss",
-    "use_cache": "training keeps no keys and values; generation does anyway",
+    "liger_kernel_config": "--use_liger_kernel uses all kernels except the loss",
+    "use_cache": "training has no KV cache, and generation always has one; leave it out",
     "eval_do_concat_batches": _LOSSES,
     "eval_use_gather_object": _LOSSES,
     "eval_accumulation_steps": _LOSSES,
@@ -35,8 +35,8 @@ REFUSED = {
     "batch_eval_metrics": _LOSSES,
     "label_names": _LOSSES,
     "do_predict": _LOSSES,
-    "save_on_each_node": "all nodes share the disk of --output_dir, and one writes",
-    "enable_jit_checkpoint": "a checkpoint is written at SIGTERM anyway",
+    "save_on_each_node": "all nodes share the disk of --output_dir, and one of them writes",
+    "enable_jit_checkpoint": "a checkpoint is always written at SIGTERM; leave it out",
     "push_to_hub": _HUB,
     "hub_token": _HUB,
     "hub_private_repo": _HUB,
@@ -44,7 +44,7 @@ REFUSED = {
     "hub_strategy": _HUB,
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
-    "ignore_data_skip": "going on is exact; --init_from begins anew with a checkpoint's weights",
+    "ignore_data_skip": "resuming is exact; --init_from starts a new run from a checkpoint's weights",
     "restore_callback_states_from_checkpoint": _CALLBACKS,
     "data_seed": "the order of the data follows --seed",
     "accelerator_config": _LOADER,
@@ -61,8 +61,8 @@ REFUSED = {
     "ddp_timeout": "--stall_timeout says how long processes wait for each other",
     "fsdp": _DEEPSPEED,
     "fsdp_config": _DEEPSPEED,
-    "debug": "a loss that is no number is found and named anyway",
-    "skip_memory_metrics": "the peak of memory is in the log anyway",
+    "debug": "NaN losses are always found and reported; leave it out",
+    "skip_memory_metrics": "the peak memory is always in the log; leave it out",
 }
 """Flag: why it is not offered."""
 
@@ -79,4 +79,4 @@ def refuse_what_is_not_offered(arguments: Any) -> None:
         if given != default and (
             given or default
         ):  # nothing has several forms: None, "", a list without elements
-            raise UsageError(f"--{field.name} is not offered: {REFUSED[field.name]}")
+            raise UsageError(f"--{field.name} is not supported: {REFUSED[field.name]}")

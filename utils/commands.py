@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program with code 2 and a line, which the first of several processes prints."""
         if message.startswith("the following arguments are required"):
-            message += " (--help says what they are)"
+            message += " (see --help)"
         raise SystemExit(complain(message))
 
 
@@ -84,7 +84,7 @@ def writable_folder(folder: Path, flag: str) -> Path:
             else error.strerror
         )
         raise UsageError(
-            f"{flag}: cannot write to the folder {folder}: {reason}; name another place"
+            f"{flag}: cannot write to the folder {folder}: {reason}; choose another folder"
         ) from error
     return folder
 

@@ -66,7 +66,7 @@ def _described(folder: Path) -> str:
         return f"holds adapters of peft alone (no {CONFIG}): give the checkpoint that they were exported from"
     if names.intersection(_TRAINING_STATE) and any(name.startswith("global_step") for name in names):
         return (
-            f"holds the state of a training, but no model (no {CONFIG}), so it can be gone on from, not used:"
+            f"holds a training's state but no model (no {CONFIG}): training can resume from it, but it cannot be used;"
             " give best or final of that run"
         )
     steps = sorted(
@@ -74,7 +74,7 @@ def _described(folder: Path) -> str:
         key=lambda path: path.stat().st_mtime,
     )
     if steps:
-        return f"is a run that has written neither best nor final: give its newest checkpoint, {steps[-1]}"
+        return f"is a run without best or final so far: give its newest checkpoint, {steps[-1]}"
     if near := next(_checkpoints_below(folder), None):
         return f"holds no checkpoint itself, but one of its folders does: {near}"
     return f"has no {CONFIG}, so it is not a whole checkpoint, and no run with best or final: check the path"
@@ -103,7 +103,7 @@ def _refuse_other_models(folder: Path, given: str) -> None:
     found = read_config(folder).get("model_type")
     if found not in (None, MODEL_TYPE):
         raise UsageError(
-            f"{given} is a model of type {found}, not a checkpoint of this project: give what training has written;"
+            f"{given} is a model of type {found}, not a checkpoint of this project: give one that training wrote;"
             " a base model is for --lm_model_name_or_path or --vision_model_name_or_path"
         )
 
@@ -156,17 +156,15 @@ def _why_not(flag: str, name: str, error: Exception | None) -> str:
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         if is_offline_mode():
             return (
-                f"{given}: there is no such folder, and the hub is not asked (HF_HUB_OFFLINE is set) nor was it"
-                " fetched before; check the path, or unset HF_HUB_OFFLINE"
+                f"{given}: there is no such folder, nor a cached copy from the hub, which is not asked because"
+                " HF_HUB_OFFLINE is set; check the path, or unset HF_HUB_OFFLINE"
             )
         return (
             f"{given}: there is no such folder, and the hub cannot be reached; check the path, or the network"
         )
     if isinstance(error, errors.EntryNotFoundError):
-        return f"{given}: the hub's repository of this name holds no model of the kind that is needed"
+        return f"{given}: the hub has a repository of this name, but it holds no model of the kind that is needed"
     if isinstance(error, OSError) and error.filename is not None:
-        return (
-            f"{given}: its files cannot be kept: {error.filename}: {error.strerror} (HF_HOME is their place)"
-        )
+        return f"{given}: its files cannot be stored: {error.filename}: {error.strerror}; set HF_HOME to another folder"
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{given}: the hub did not give it: {first}"
+    return f"{given}: download from the hub failed: {first}"

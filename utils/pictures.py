@@ -40,9 +40,9 @@ _SIXTEEN_BITS = (("I", "PNG"), ("I", "PPM"))  # modes and formats of 16-bit grey
 _START_OF_SCAN, _METADATA = 0xDA, 0xE1  # the kinds of a JPEG's segments: the coded picture; EXIF or XMP
 _OTHER_KINDS = {
     rb"(?s)....ftypavi[fs]": f": AVIF, for which Pillow {PIL.__version__} has no decoder; install Pillow 11.3 or later",
-    rb"(?s)....ftyp(hei|hev|mif)": ": HEIC, as telephones save it; save it as JPEG",
-    rb"\s*(<\?xml[^>]*>\s*)?<svg": ": an SVG drawing; save it as PNG",
-    rb"\s*<": ": a web page or XML, mostly an error message saved under the image's name; fetch it again",
+    rb"(?s)....ftyp(hei|hev|mif)": ": HEIC, as phones save it; convert it to JPEG",
+    rb"\s*(<\?xml[^>]*>\s*)?<svg": ": an SVG drawing; convert it to PNG",
+    rb"\s*<": ": a web page or XML, usually an error message saved under the image's name; fetch it again",
     rb"version https://git-lfs": ": a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
 }
 """What is found under an image's name and no image that is read, by how it begins."""
@@ -215,8 +215,8 @@ def _eight_bits(picture: PIL.Image.Image, sixteen_bits: bool, name: str) -> PIL.
     white = next((each for each in whites if high <= each), None)
     if white is None or low < 0:
         raise ImageError(
-            f"{name}: its greys (Pillow's mode {picture.mode}) reach from {low:g} to {high:g}, which does not say what"
-            " is black and what is white; save it with 8 or 16 bits"
+            f"{name}: its grey values (Pillow mode {picture.mode}) range from {low:g} to {high:g}, so black and white"
+            " are unknown; save it with 8 or 16 bits"
         )
     scaled = values if white == 255 else np.rint(values * np.float32(255 / white))
     clear = picture.info.get("transparency")  # the grey that stands for nothing

@@ -51,7 +51,7 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
     schema: dict[str, Any] = {}
 
     @app.head("/health", include_in_schema=False)
-    @app.get("/health", summary="that the server is up, and how busy it is; needs no key")
+    @app.get("/health", summary="Whether the server is up, and how busy it is; needs no key")
     async def health() -> dict[str, str | int]:
         return {"status": "ok", **desk.load()}
 
@@ -59,7 +59,7 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
     async def show_metrics() -> Response:
         return Response(metrics.text(desk.load()), headers={"Content-Type": _METRICS})
 
-    @app.get("/v1/models", summary="the model, as a list")
+    @app.get("/v1/models", summary="A list with the one model")
     async def list_models() -> ModelList:
         return models(serving.name, started)
 
@@ -68,7 +68,7 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
         desk.check_model(name)
         return model(serving.name, started)
 
-    @app.post("/v1/chat/completions", summary="an answer, whole or as a stream", **COMPLETION)
+    @app.post("/v1/chat/completions", summary="An answer, whole or as a stream", **COMPLETION)
     async def complete(request: Request) -> Response:
         return await desk.complete(request)
 
@@ -94,7 +94,7 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         asked = f"{request.method} {request.url.path[:100]}"
-        where = "; /docs says what there is" if error.status_code == 404 else ""
+        where = "; see /docs for the routes" if error.status_code == 404 else ""
         response = ApiError(error.status_code, f"{asked}: {error.detail}{where}").response
         response.headers.update(error.headers or {})
         return response

@@ -86,7 +86,7 @@ def _refuse_disorder(messages: list[Message]) -> None:
     for number, (role, message) in enumerate(zip(roles, messages, strict=True)):
         place = f"messages[{number}]"
         if role == "system" and begun:
-            raise invalid(f"{place}: system messages stand first or not at all", place)
+            raise invalid(f"{place}: system messages must come first", place)
         begun = begun or role != "system"
         if role != "user" and message.has_images:
             raise invalid(f"{place}: images belong in a user's message", place)

@@ -16,7 +16,7 @@ _BODY = {"schema": {"$ref": _REFERENCES.format(model="CompletionRequest")}}
 _MISTAKES = {
     400: "the request cannot be answered as it is",
     401: "a key is needed",
-    408: "the body did not come in time",
+    408: "the body did not arrive in time",
     413: "the body is too large",
     415: "the body is not sent as JSON",
     429: "too many requests at once",
@@ -87,8 +87,8 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 _EFFECTS = {
     "none": "accepted: the answer is the same without them",
-    "tunes": "ignored: they shift which answer is given, and the server's log names them",
-    "changes": "refused, but for values that ask for nothing (n=1, tools=[], logprobs=false)",
+    "tunes": "ignored: they only influence the choice of words; the server's log names them",
+    "changes": "refused, except for neutral values (n=1, tools=[], logprobs=false)",
 }
 
 _EXAMPLE = """curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{

@@ -106,7 +106,7 @@ class Metrics:
         say(
             "answers_total",
             "counter",
-            "Answers that came to their end, by the reason of it.",
+            "Finished answers by finish reason.",
             [
                 f'visualchat_answers_total{{finish_reason="{reason}"}} {self._endings[reason]}'
                 for reason in ("stop", "length")
@@ -115,11 +115,11 @@ class Metrics:
         for name, what in _SUMS.items():
             say(f"{name}_total", "counter", what, [f"visualchat_{name}_total {self._sums[name]}"])
         for name, histogram, what in (
-            ("answer_seconds", self._durations, "From a request's arrival to its answer's end."),
+            ("answer_seconds", self._durations, "Time from a request's arrival to the end of its answer."),
             (
                 "first_piece_seconds",
                 self._first_pieces,
-                "From a request's arrival to its answer's first piece.",
+                "Time from a request's arrival to the first piece of its answer.",
             ),
         ):
             say(name, "histogram", what, histogram.lines(f"visualchat_{name}"))
@@ -129,15 +129,15 @@ class Metrics:
 
 
 _SUMS = {
-    "prompt_tokens": "Tokens of prompts, images included, of answers that came to their end.",
-    "cached_prompt_tokens": "Those of them that had been computed for an earlier request.",
-    "generated_tokens": "Tokens of answers that came to their end.",
-    "images": "Images of dialogues that were answered to the end.",
+    "prompt_tokens": "Prompt tokens of finished answers, image tokens included.",
+    "cached_prompt_tokens": "Prompt tokens that were in the cache from an earlier request.",
+    "generated_tokens": "Generated tokens of finished answers.",
+    "images": "Images in the dialogues of finished answers.",
 }
 _LOAD = {
-    "answering": "Answers that are being computed.",
-    "waiting": "Requests that wait for a slot.",
-    "requests": "Completion requests in the house, those that are being read too.",
+    "answering": "Requests being answered now.",
+    "waiting": "Requests waiting for a slot now.",
+    "requests": "All completion requests now, including those still being received.",
 }
 
 

@@ -84,32 +84,30 @@ class CompletionRequest(BaseModel):
     model: str | None = Field(None, description="any name: there is one model")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="tokens of the answer at most; more than the server allows is taken for as many as it does",
+        description="maximum number of tokens of the answer; capped at the server's limit",
     )
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="the same by its newer name, which goes first"
+        None, description="newer name of max_tokens; takes precedence"
     )
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="0: always the most likely token"
-    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0: greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="only the likeliest tokens of this total"
+        None, description="sample from the most likely tokens whose probabilities sum to this"
     )
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = Field(
-        None, description="only this many of the likeliest tokens; 0 and -1: all"
+        None, description="sample from this many most likely tokens; 0 and -1: all"
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(
         None, description="above 1: fewer repetitions"
     )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
-        None, description="the same seed and request give the same answer; without one it is drawn anew"
+        None, description="the same seed and request give the same answer; random if not set"
     )
     stop: Annotated[list[Stop], BeforeValidator(_stops, json_schema_input_type=str | list[Stop] | None)] = (
-        Field([], max_length=4, description="texts at which the answer ends, themselves left out")
+        Field([], max_length=4, description="texts at which the answer ends; they are not part of it")
     )
     stream: bool | None = Field(None, description="the answer in pieces, as server-sent events")
     stream_options: StreamOptions | None = Field(
-        None, description="include_usage: a last event that says what the answer took"
+        None, description="include_usage: adds a last event with the token counts"
     )
 
     @property

@@ -47,7 +47,7 @@ def test_images_are_found_beside_the_file_in_its_image_folder_or_from_the_workin
     "content, message",
     [
         ("{", "set.json is damaged at byte 1 .line 1.*write it again"),
-        ("[]", "set.json: there is no dialogue in it"),
+        ("[]", "set.json: it contains no dialogue"),
         ("{}", "expected an object of dialogues by name, found an empty one"),
         ("", "set.json is empty"),
         ("null", "expected a list of records"),

@@ -126,14 +126,14 @@ def test_other_base_models_are_noticed(plain, tmp_path, capsys):
     save_file(state, path, metadata={"format": "pt"})
     write_manifest(tmp_path / "full")
     assert run(tmp_path / "full", tmp_path / "trained", "--form", "trained") == 2
-    assert "computes something else than its source" in capsys.readouterr().err
+    assert "does not compute the same as its source" in capsys.readouterr().err
     assert sorted(each.name for each in tmp_path.iterdir()) == ["full"]
 
 
 def test_what_is_there_is_kept(plain, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     assert run(plain, tmp_path / "full") == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_base_models_that_moved_are_noted(plain, tmp_path):

@@ -35,7 +35,7 @@ def test_a_configuration_of_ones_own_decides_the_stage(tmp_path):
         ({"offload_param": "nvme", "zero_stage": 2}, "nvme needs --zero_stage 3"),
         ({"offload_param": "nvme", "zero_stage": 3}, "--nvme_path (not given): give a folder"),
         ({"nvme_path": "/tmp", "zero_stage": 3}, "add --offload_param nvme"),
-        ({"deepspeed_config": "NVME"}, "cannot be gone on from"),
+        ({"deepspeed_config": "NVME"}, "cannot be resumed"),
         ({"deepspeed_config": "OWN", "zero_stage": 3}, "contradicts --deepspeed_config"),
         ({"deepspeed_config": "OWN", "offload_param": "cpu"}, "set it in the file"),
         ({"deepspeed_config": "/nowhere.json"}, "no such file"),

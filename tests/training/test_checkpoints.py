@@ -112,10 +112,10 @@ def test_another_kind_of_run_is_refused(tmp_path):
     folder = make(tmp_path, 1)
     assert RUN.check(folder) == RUN
     assert Run(8, 3, "bfloat16", 128).check(folder) == RUN  # other processes are welcome
-    with pytest.raises(ResumeError, match=r"ZeRO 3 in bfloat16, this run is at ZeRO 0 in float32"):
+    with pytest.raises(ResumeError, match=r"ZeRO 3 in bfloat16, but this run uses ZeRO 0 in float32"):
         Run(2, 0, "float32", 128).check(folder)
     with pytest.raises(
-        ResumeError, match=r"128 conversations a step, this run takes 64.*times 4 processes is 128"
+        ResumeError, match=r"128 conversations per step, but this run has 64.*times 4 processes is 128"
     ):
         Run(4, 3, "bfloat16", 64).check(folder)
 

@@ -203,7 +203,7 @@ def few(trainings, tmp_path_factory) -> Path:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(few):
     printed = (few / "one.log").read_text()
     assert f"checkpoint-{END} is not used: trained.safetensors is damaged: its content has changed" in printed
-    assert f"going on from {few / 'damaged' / f'checkpoint-{MIDDLE}'}" in printed
+    assert f"resuming from {few / 'damaged' / f'checkpoint-{MIDDLE}'}" in printed
     assert differences(few / DAMAGED.whole / LAST, few / "damaged" / LAST) == []
 
 

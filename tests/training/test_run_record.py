@@ -138,7 +138,7 @@ def test_a_model_may_move_but_not_change(run_of, trainings, tmp_path, caplog):
         run_of(lm_model_name_or_path=other).check(tmp_path)
     run_of(lm_model_name_or_path=other).save(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(ResumeError, match=r"--lm_model_name_or_path .*other with other weights in it"):
+    with pytest.raises(ResumeError, match=r"--lm_model_name_or_path .*other with different weights"):
         run_of(lm_model_name_or_path=other).check(tmp_path)
 
 

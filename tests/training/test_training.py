@@ -111,7 +111,7 @@ def test_resume_from_the_middle_of_an_epoch_is_bitwise_equal(trainings, request,
     interrupted(whole, output, step)
     command = trainings.arguments(output, **STEPS, **flags, resume_from_checkpoint=True)
     printed = trainings.run(command, processes=2 if flags else 1)
-    assert f"going on from {output / f'checkpoint-{step}'}" in printed
+    assert f"resuming from {output / f'checkpoint-{step}'}" in printed
     assert trainings.losses(output) == trainings.losses(whole)
     assert_same_checkpoint(whole / "checkpoint-28", output / "checkpoint-28")
     assert_same_weights(whole / "final", output / "final", tolerance=0)
@@ -159,7 +159,7 @@ def test_killed_while_saving_goes_on_from_the_checkpoint_before(trainings, alone
     assert [folder.name for folder in resumable_checkpoints(tmp_path)] == ["checkpoint-5"]
     printed = trainings.run(trainings.arguments(tmp_path, **STEPS, resume_from_checkpoint=True))
     assert "removed a half-written checkpoint-10" in printed
-    assert f"going on from {tmp_path / 'checkpoint-5'}" in printed
+    assert f"resuming from {tmp_path / 'checkpoint-5'}" in printed
     assert trainings.losses(tmp_path) == trainings.losses(alone)
     assert not list(tmp_path.glob(".checkpoint*"))
 

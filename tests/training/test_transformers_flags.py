@@ -40,7 +40,7 @@ def test_the_page_names_every_flag_of_transformers_once():
 def test_what_is_not_offered_is_refused_by_name(flag):
     given = {name: default(name) for name in KNOWN}
     refuse_what_is_not_offered(SimpleNamespace(**given))
-    with pytest.raises(UsageError, match=f"^--{flag} is not offered: .{{20,}}"):
+    with pytest.raises(UsageError, match=f"^--{flag} is not supported: .{{20,}}"):
         refuse_what_is_not_offered(SimpleNamespace(**given | {flag: "another"}))
 
 

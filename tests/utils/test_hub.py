@@ -52,7 +52,7 @@ def test_a_folder_is_its_checkpoint_or_the_best_of_its_run(tmp_path, files, foun
             "is for --lm_model_name_or_path or --vision_model_name_or_path",
         ),
         ({"adapter_config.json": {}}, "holds adapters of peft alone"),
-        ({"trainer_state.json": {}, "global_step4/x.pt": ""}, "holds the state of a training, but no model"),
+        ({"trainer_state.json": {}, "global_step4/x.pt": ""}, "holds a training's state but no model"),
         ({"checkpoint-4/config.json": OURS}, "give its newest checkpoint, {folder}/checkpoint-4"),
         ({"tiny/final/config.json": OURS}, "but one of its folders does: {folder}/tiny"),
         ({"model.safetensors": ""}, "has no config.json, so it is not a whole checkpoint"),
@@ -127,7 +127,11 @@ REASONS = [
     (errors.OfflineModeIsEnabled("no"), OFFLINE, "HF_HUB_OFFLINE is set"),
     (errors.LocalEntryNotFoundError("no"), ONLINE, "the hub cannot be reached"),
     (errors.RemoteEntryNotFoundError("404", response=answer(404)), ONLINE, "holds no model of the kind"),
-    (errors.HfHubHTTPError("503 busy", response=answer(503)), ONLINE, "the hub did not give it: 503 busy"),
+    (
+        errors.HfHubHTTPError("503 busy", response=answer(503)),
+        ONLINE,
+        "download from the hub failed: 503 busy",
+    ),
     (
         OSError(errno.ENOSPC, "No space left on device", "/cache/x"),
         ONLINE,

@@ -176,7 +176,7 @@ def test_greys_without_a_white_are_refused(values: list[float]) -> None:
     encoded = grey_file(np.array([values]), "F", "TIFF")
     for read in (lambda image: image.open(), lambda image: image.pixels(10), open_image):
         with pytest.raises(
-            ImageError, match=r"depth\.tif: its greys \(Pillow's mode F\) reach from .*save it"
+            ImageError, match=r"depth\.tif: its grey values \(Pillow mode F\) range from .*save it"
         ):
             read(Image(encoded, "depth.tif"))
 
@@ -219,7 +219,7 @@ def test_all_sources_and_entrances_see_the_same(format: str, tmp_path: Path) -> 
     ("content", "reason"),
     [
         (b"\0\0\0\x1cftypavif", "AVIF, for which .* no decoder; install"),
-        (b"\0\0\0\x1cftypheic", "HEIC, .*as JPEG"),
+        (b"\0\0\0\x1cftypheic", "HEIC, .*to JPEG"),
         (b'<?xml version="1.0"?>\n<svg xmlns="a"/>', "an SVG drawing"),
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

@@ -74,7 +74,7 @@ def _processor_and_decoder(arguments: ModelArguments) -> tuple[ProcessorMixin, P
         processor = build_processor(language_model, arguments.vision_model_name_or_path, arguments.projector)
         return processor, AutoConfig.from_pretrained(language_model)
     except (OSError, ValueError) as error:  # as in training: not found, no network, not such a model
-        raise UsageError(f"tokenizer and image processor cannot be made: {error}") from error
+        raise UsageError(f"tokenizer and image processor cannot be loaded: {error}") from error
 
 
 def _read(arguments: DataArguments, seed: int, bad: BadRecords) -> tuple[Mixture, ...]:
@@ -123,7 +123,7 @@ def _say(bad: BadRecords, measured: Measurement, verdict: str | None, path: Path
     tokens = int(measured.tokens.sum())
     share = int(measured.learned.sum()) / max(tokens, 1)
     logger.info(
-        "%s conversations, %s images, %s tokens, %.1f %% of them learned",
+        "%s conversations, %s images, %s tokens, %.1f %% of them supervised",
         f"{len(measured):,}",
         f"{int(measured.images.sum()):,}",
         f"{tokens:,}",

@@ -50,7 +50,7 @@ def last_checkpoint(output_dir: str | Path) -> str:
             time.sleep(0.1)
     if not found:
         return f"no checkpoint is complete in {output_dir}, so a new run starts afresh"
-    return f"the last complete checkpoint is {found[-1]}: go on from it with --resume_from_checkpoint"
+    return f"the last complete checkpoint is {found[-1]}: resume from it with --resume_from_checkpoint"
 
 
 def end_now(code: int, message: str = "") -> None:

@@ -83,7 +83,7 @@ class StopRequest:
                     self.leave()
                 elif is_main_process():
                     print(
-                        "Ctrl-C: stopping after this batch, and saving; once more leaves at once, and saves nothing",
+                        "Ctrl-C: saving and stopping after this batch; press it again to stop at once without saving",
                         file=sys.stderr,
                         flush=True,
                     )

@@ -230,12 +230,12 @@ class Survival(TrainerCallback):
         further = last_checkpoint(output)
         if again:
             further = (
-                f"the run has stalled at step {self._stalled_before} before, so starting it again will not help: find"
+                f"the run stalled at step {self._stalled_before} before, so starting it again will not help: find out"
                 " what it waits for there, the data of these steps (--dataloader_num_workers 0 reads them in this"
                 " process) or another machine"
             )
         print(
-            f"error: nothing moved for {self.stalls.timeout:g} s (--stall_timeout): {where} is {place}; {further}",
+            f"error: no progress for {self.stalls.timeout:g} s (--stall_timeout): {where} is {place}; {further}",
             flush=True,
         )
         if is_main_process():

@@ -120,7 +120,7 @@ class BadRecords:
         if unread and self.max_fraction < 1:
             is_own = all(bad.place.dataset == bad.place.file for bad in unread)  # a path in a name's place
             mend = "Repair" if is_own else "Fetch or repair"
-            raise BadDataError(f"{_listed(unread)}. {mend} that, or go on without it by --max_bad_fraction 1")
+            raise BadDataError(f"{_listed(unread)}. {mend} that, or train without it: --max_bad_fraction 1")
         allowed = max(int(self.max_fraction * self.total), 1 if self.max_fraction > 0 else 0)
         if len(self) > allowed:
             listed_in = f"; all that were found so far are listed in {self.path}" if self.path else ""

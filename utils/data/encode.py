@@ -116,7 +116,7 @@ class EncodedDataset(Dataset):
         if turns == 0:
             raise conversation.error(
                 f"its first turn takes {encoded.turn_ends[0]} tokens, more than --max_seq_len {self.max_seq_len}"
-                " (at most the decoder's positions); raise that, or take the record out"
+                " (at most the decoder's positions); raise it, or remove the record"
             )
         end = encoded.turn_ends[turns - 1]
         labels = encoded.labels[:end]

@@ -25,12 +25,12 @@ _KINDS = {
     b"PAR1": "a parquet file: name it .parquet",
     b"ARROW1": "an Arrow file: hand over the folder that `datasets` saved",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
-    b"<": "a web page or XML, mostly an error message saved under the file's name: {remedy}",
+    b"<": "a web page or XML, usually an error message saved under the file's name: {remedy}",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"\xff\xd8\xff": "a JPEG picture: hand over the annotation file",
     b"\x89PNG": "a PNG picture: hand over the annotation file",
-    b"\0": "full of zero bytes, a download that was begun and not finished: {remedy}",
+    b"\0": "full of zero bytes, an unfinished download: {remedy}",
 }
 
 

@@ -68,5 +68,5 @@ class ParquetSource:
     def error(self, reason: object) -> DataError:
         """An error about this file."""
         return DataError(
-            f"{self.path} is no sound parquet file ({' '.join(str(reason).split())}); {self.remedy}"
+            f"{self.path} is not a valid parquet file ({' '.join(str(reason).split())}); {self.remedy}"
         )

@@ -131,7 +131,7 @@ def _shape_of_object(stream: JsonStream) -> tuple[str | None, bool]:
             stream.skip()
     if len(keys) > 1:
         raise DataError(
-            f"{stream.path} holds records under {_listed(keys)}: write those to learn from into a file of their own"
+            f"{stream.path} holds records under {_listed(keys)}: write the ones to train on into a file of their own"
         )
     return (keys[0] if keys else None), False
 

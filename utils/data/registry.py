@@ -152,7 +152,7 @@ def find_specs(names: Sequence[str], image_folder: str | Path | None = None) -> 
     unknown = [name for name in names if name not in DATASETS and name not in own]
     if other := [name for name in unknown if os.path.exists(name)]:
         raise DataError(
-            f"unknown dataset {', '.join(other)}: it is there, but is of no kind that is read as data of your own:"
+            f"unknown dataset {', '.join(other)}: it exists, but is not of a kind that can be read:"
             f" {_OWN_KINDS}"
         )
     if unknown:

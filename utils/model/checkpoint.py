@@ -64,8 +64,8 @@ def save_trained_only(
     """
     if not model.config.frozen_from:
         raise CheckpointError(
-            "this model does not know the base models its frozen weights came from (its checkpoint has merged"
-            " adapters, or was written by save_pretrained), so it can be saved in the full form only"
+            "this model's base models are unknown (its checkpoint has merged adapters, or was written by"
+            " save_pretrained), so it can be saved in the full form only"
         )
     state = model.state_dict() if state_dict is None else state_dict
     trained = trained_weights(model, state)

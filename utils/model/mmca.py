@@ -200,8 +200,8 @@ def _attention_function(joint: bool):
         """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
         if unknown := [name for name in _SCORES if more.get(name) is not None]:
             raise ValueError(
-                f"{type(module).__name__} hands attention {', '.join(unknown)}, which changes its scores;"
-                " multi-modal causal attention has nothing of the kind"
+                f"{type(module).__name__} passes {', '.join(unknown)} to attention, which changes its scores;"
+                " multi-modal causal attention does not support this"
             )
         if images_beside is not None:  # text alone is read; the images' keys stand beside it
             return images_beside.attend(module.layer_idx, query, key, value, scaling), None

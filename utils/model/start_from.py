@@ -33,7 +33,7 @@ def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) ->
     theirs = VisualChatConfig.from_pretrained(folder)
     if theirs.checkpoint_form == "full" and not theirs.frozen_from:
         raise CheckpointError(
-            f"{folder} has adapters merged into its decoder or encoder, or was written by save_pretrained; begin with a"
+            f"{folder} has adapters merged into its decoder or encoder, or was written by save_pretrained; start from a"
             " checkpoint in the trained form (checkpoint-N, or a run with --checkpoint_form trained), or train on with"
             " that decoder's own folder"
         )

@@ -29,7 +29,7 @@ def test_a_port_in_use(capsys, taken):
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "nowhere.invalid"])
 def test_a_host_that_is_not_this_machine(capsys, host):
-    assert f"--host {host}: it is no address of this machine" in refused(capsys, "--host", host)
+    assert f"--host {host}: it is not an address of this machine" in refused(capsys, "--host", host)
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "many", "80.5"])

@@ -138,7 +138,7 @@ def test_after_all_of_them_the_golden_answer_is_golden(server, golden):
         ("a field of its own", "unknown field colour"),
         ("two answers at once", "n=2 is not supported here"),
         ("a text beyond the context", "leaves no room for an answer"),
-        ("system in the middle", "messages[1]: system messages stand first"),
+        ("system in the middle", "messages[1]: system messages must come first"),
         ("a reserved word", "the text of a user contains '<image>'"),
         ("a blank question", "messages[0]: a question needs a text or an image"),
     ],

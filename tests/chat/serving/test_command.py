@@ -56,7 +56,7 @@ def test_its_address_and_its_requests_are_in_its_log(own_process):
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--allow_images_in", "nowhere"], "there is no such folder"),
         (["--allow_networks", "10.0.0.0/99"], "10.0.0.0/99"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1: it is no address of this machine"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1: it is not an address of this machine"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, flags, words):

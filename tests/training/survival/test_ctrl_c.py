@@ -22,7 +22,7 @@ def test_ctrl_c_saves_and_nothing_is_trained_over(forks, trainings, tmp_path):
     first.signal(signal.SIGTERM, [0, 1], children=True)
     assert first.wait() == [INTERRUPTED, INTERRUPTED], first.printed
     step, folder = re.search(
-        r"stopped after step (\d+) by Ctrl-C .*checkpoint is (.*): go on from it with --resume_from_checkpoint",
+        r"stopped after step (\d+) by Ctrl-C .*checkpoint is (.*): resume from it with --resume_from_checkpoint",
         first.printed,
     ).groups()
     assert [str(each) for each in resumable_checkpoints(tmp_path)] == [folder]
@@ -55,7 +55,7 @@ def test_a_second_ctrl_c_ends_a_run_that_stands(forks, trainings, tmp_path):
     run.signal(signal.SIGSTOP, [1])
     time.sleep(2)
     run.signal(signal.SIGINT, [0])
-    run.await_line("once more leaves at once")
+    run.await_line("press it again to stop at once")
     run.signal(signal.SIGINT, [0])
     run.await_line("error: stopped at once by Ctrl-C, without saving; no checkpoint is complete")
     run.signal(signal.SIGCONT, [1])

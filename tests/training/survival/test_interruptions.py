@@ -126,7 +126,7 @@ def lost(forked, rng: random.Random) -> int:
         return 0
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == RANK_LOST, forked.printed[-4000:]
     assert f"error: rank {rank} (" in forked.printed
-    assert "go on from it with" in forked.printed or "starts afresh" in forked.printed
+    assert "resume from it with" in forked.printed or "starts afresh" in forked.printed
     assert not forked.left_behind()
     return 1
 

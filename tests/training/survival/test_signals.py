@@ -42,7 +42,7 @@ def test_a_second_ctrl_c_leaves_at_once(capfd):
         assert left.wait(30)
     finally:
         request.ignore()
-    assert "once more leaves at once" in capfd.readouterr().err
+    assert "press it again to stop at once" in capfd.readouterr().err
 
 
 RANK = """

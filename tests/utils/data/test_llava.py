@@ -71,7 +71,7 @@ def test_an_end_without_an_answer_is_left_out(end: tuple[str, ...]) -> None:
 def test_an_image_under_another_key_is_named() -> None:
     record = raw("What?", "A dog.", image=None)
     record.fields["video"] = "42.mp4"
-    with pytest.raises(ConversationError, match="it has no image, but video; an image of a record stands"):
+    with pytest.raises(ConversationError, match="it has no image, but video; images belong under"):
         llava_dial(record)
 
 

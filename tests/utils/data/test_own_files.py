@@ -96,12 +96,12 @@ UNREADABLE = {
     "two lists": (
         "my.json",
         json.dumps({"a": RECORDS, "b": RECORDS}),
-        'holds records under "a", "b": write those',
+        'holds records under "a", "b": write the ones',
     ),
     "a page": ("my.jsonl", "<html>", "is a web page or XML, .*: write it again"),
     "not packed": ("my.json.gz", "PLAIN", "cannot read .*my.json.gz"),
     "packed, cut off": ("my.json.gz", "CUT", "cannot read .*my.json.gz"),
-    "no parquet": ("my.parquet", "x", "is no sound parquet file .*; write it again"),
+    "no parquet": ("my.parquet", "x", "is not a valid parquet file .*; write it again"),
 }
 
 
@@ -124,7 +124,7 @@ def test_what_is_not_read_says_what_is_expected_of_own_files(tmp_path: Path, kin
 def test_a_path_of_another_kind_is_named(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "my.txt")
     with pytest.raises(
-        DataError, match=r"my\.txt: it is there, but .*: \.json, .*, a folder of \.parquet"
+        DataError, match=r"my\.txt: it exists, but .*: \.json, .*, a folder of \.parquet"
     ) as caught:
         build_dataset([str(tmp_path / "my.txt")], tmp_path)
     assert "aokvqa" not in str(caught.value)

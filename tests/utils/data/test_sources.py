@@ -288,7 +288,7 @@ def test_a_large_file_that_is_cut_off_is_refused_at_once(tmp_path: Path) -> None
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "records.parquet"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"records\.parquet is no sound parquet file.*fetch it again"):
+    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file.*fetch it again"):
         open_records(path)
 
 
@@ -298,7 +298,7 @@ def test_a_parquet_file_with_a_damaged_middle_is_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[500:1500] = b"?" * 1000
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"records\.parquet is no sound parquet file"):
+    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file"):
         open_records(path)
 
 

@@ -44,8 +44,8 @@ def test_decoders_whose_attention_is_transformers_are_accepted(name):
 INTERFACE = "does not compute attention through transformers' AttentionInterface"
 MIXES = "mix tokens otherwise than by attention"
 REFUSED = {
-    "gpt_oss": "hands attention s_aux, which changes its scores",
-    "gemma2": "hands attention softcap, which changes its scores",
+    "gpt_oss": "passes s_aux to attention, which changes its scores",
+    "gemma2": "passes softcap to attention, which changes its scores",
     "mpt": INTERFACE,
     "bloom": INTERFACE,
     "falcon": INTERFACE,

@@ -286,7 +286,7 @@ def _refuse_other_media(messages: list[_Message], record: RawRecord) -> None:
     for place, fields in places:
         if key := media_key(fields):
             raise record.error(
-                f"{place} has {key}, which is not read: images of a record stand under image or images, with"
+                f"{place} has {key}, which is not read: list images under image or images, with"
                 f" {TAG} in a question for each; videos and sound are not read"
             )
 

@@ -65,7 +65,7 @@ def _read(record: RawRecord) -> tuple[list[dict[str, Any]], list[str], tuple[str
     pictures = record.fields.get("image") or []
     names = [pictures] if isinstance(pictures, str) else list(pictures)
     if not names and (key := media_key(record.fields)):
-        raise record.error(f"it has no image, but {key}; an image of a record stands under image")
+        raise record.error(f"it has no image, but {key}; images belong under the key image")
     return messages, names, (UNANSWERED,) if len(roles) % 2 else ()
 
 

@@ -268,7 +268,7 @@ def test_other_keys_are_read_where_there_is_no_image_otherwise(
     ],
 )
 def test_media_under_keys_that_are_not_read_make_a_bad_record(raw: Raw, extra: dict, key: str) -> None:
-    with pytest.raises(ConversationError, match=f"#7: it has {key}, which is not read: images of a record"):
+    with pytest.raises(ConversationError, match=f"#7: it has {key}, which is not read: list images under"):
         custom(raw({**extra, "conversations": said("What?", "A pen.")}))
     with pytest.raises(ConversationError, match=f"message 1 has {key}, which is not read"):
         custom(raw({"messages": [{"role": "user", "content": "?", **extra}, *messages("", "A.")[1:]]}))
