@@ -1,4 +1,4 @@
-"""Everything that a GPU has to show, in one command, in the order of worth and within a few minutes.
+"""All measurements on a GPU in one command: the most important first, within a few minutes.
 
     python -m benchmarks.gpu --minutes 8 --output results.json
     python -m benchmarks.gpu --document results.json    # put the tables into docs/performance.md

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu`: each yields its results, flat records of what was measured, as they are known.
+"""The parts of `benchmarks.gpu`: each yields its results one by one, as flat records.
 
 A part measures on a GPU with the shapes of a 7B decoder; `miniature` is the same on a CPU with tiny ones, to see
 that it runs.

@@ -1,4 +1,4 @@
-"""How much a dialogue may hold, and what is kept of its images, unless flags or callers say otherwise."""
+"""Default limits of a dialogue and of the image KV cache."""
 
 from dataclasses import dataclass
 from pathlib import Path

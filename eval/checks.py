@@ -1,4 +1,4 @@
-"""What can be known of evaluation dialogues before a model is loaded: damaged images, texts that cannot be asked.
+"""Checks of evaluation dialogues before a model is loaded: damaged images, texts that cannot be asked.
 
 A dialogue that fails is left out and listed; the others are answered.
 """

@@ -1,4 +1,4 @@
-"""The forms of a checkpoint: made of each other, compared, uploaded; `helper.export_checkpoint` is the command."""
+"""Converts, compares and uploads the forms of a checkpoint; `helper.export_checkpoint` is the command."""
 
 from dataclasses import dataclass
 from pathlib import Path

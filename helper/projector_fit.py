@@ -1,4 +1,4 @@
-"""A checkpoint whose projection is fitted to the captions of a training's datasets; `helper.fit_projector` makes it."""
+"""Fits a projection to the captions of the training datasets; `helper.fit_projector` is the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen-VL's visual encoder among the tensors of the published model; `helper.extract_qwen_vl` writes it as a folder."""
+"""Extracts Qwen-VL's visual encoder from the published model; `helper.extract_qwen_vl` is the command."""
 
 from __future__ import annotations
 

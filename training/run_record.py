@@ -1,4 +1,4 @@
-"""What a run depends on, as its checkpoints record it: what must stay when it goes on, and what may change.
+"""The settings of a run, as its checkpoints record them: which must stay the same on resuming, and which may change.
 
 A flag that decides what the optimizer's state belongs to, or which conversations come at which step, must stay
 (`FIXED`); one that only concerns a start, or where things are, is not recorded (`UNRECORDED`); any other may change,

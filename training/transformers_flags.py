@@ -1,4 +1,4 @@
-"""Flags of transformers' `TrainingArguments` that training does not offer, each with the reason and what to do instead.
+"""Flags of transformers' `TrainingArguments` that training refuses, each with the reason or what to do instead.
 
 All others work; docs/training.md lists them.
 """

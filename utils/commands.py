@@ -1,4 +1,4 @@
-"""How every command ends: with one line for a person, and with the exit code that a shell expects.
+"""How every command ends: with one line for the user, and with an exit code.
 
 A command reads its flags before it imports anything that takes long, so that `--help` and a mistake are answered at
 once; this module itself imports nothing but the standard library.

@@ -1,4 +1,4 @@
-"""Checkpoints and models by what a person types: a folder, the folder of a run, or a name on the hub.
+"""Finds checkpoints and models by folder, by the folder of a run, or by hub name.
 
 What is not found is told in one line, which names the flag: whether a name is mistyped, gated, or could not be looked
 up. Nothing here imports torch, so a mistake is told before anything is loaded.

@@ -1,4 +1,4 @@
-"""An image's encoded bytes from the forms in which files and requests carry them: the one decoder of base64.
+"""Encoded image bytes from the forms in data files and requests: raw bytes, base64, data URLs.
 
 Training data, image stores, saved dialogues, evaluation and the server use it, so they accept the same.
 """

@@ -1,4 +1,4 @@
-"""The example cards on an empty page: questions with their images, the checkpoint's own where it brings some.
+"""The example cards on an empty page: questions with images, from the checkpoint's folder if it has examples.
 
 A checkpoint brings them as dialogues in its folder `examples`; the first question of each is a card.
 """

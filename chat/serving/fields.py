@@ -1,4 +1,4 @@
-"""What becomes of the fields of a request that this server does nothing with: OpenAI's, and those of other servers.
+"""Request fields of OpenAI and of other servers that are not implemented here: accepted, ignored or refused.
 
 One table says for each field which values ask for nothing, and what ignoring any other value would mean.
 """

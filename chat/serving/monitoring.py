@@ -1,4 +1,4 @@
-"""What is known of each request when it is over: its id, a line in the log, and counts for Prometheus."""
+"""Request ids, a log line for each finished request, and metrics for Prometheus."""
 
 import re
 import secrets

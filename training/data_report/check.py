@@ -1,4 +1,4 @@
-"""The check that `helper.check_data` makes: every record read, every image decoded, a page and a verdict."""
+"""The data check of `helper.check_data`: reads every record, decodes every image, writes a page and a verdict."""
 
 from __future__ import annotations
 

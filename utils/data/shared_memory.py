@@ -1,4 +1,4 @@
-"""The shared memory of a machine, /dev/shm, through which a loader's workers hand over their batches.
+"""/dev/shm, the shared memory through which data loader workers hand over their batches.
 
 Containers have little of it (docker: 64 MB). Where it is full, torch loses the batch in a thread of the worker, and the
 loader waits for it for ever; so workers put their batches there themselves, where an error is seen.

@@ -1,4 +1,4 @@
-"""Whether a decoder computes multi-modal causal attention, found out on a small copy of it.
+"""Tests on a small copy of a decoder whether it computes multi-modal causal attention.
 
 transformers lets any name of attention be asked for, and not every decoder does what it is asked: some mix tokens in
 layers that are not attention (recurrent, convolutional, linear), some have an attention of their own, some hand it
