@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chat.terminal.screens import Screen
     from chat.terminal.talk import Talk
 
-WELCOME = "Ask about images: /image FILE brings one, /help lists what else there is, /quit leaves."
+WELCOME = "Ask about images: /image FILE adds one, /help lists all commands, /quit leaves."
 
 
 @command

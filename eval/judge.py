@@ -1,10 +1,10 @@
-"""Let another model judge the answers: marks from 1 to 10, through any OpenAI-compatible endpoint.
+"""Lets another model mark the answers from 1 to 10, through any OpenAI-compatible endpoint.
 
     OPENAI_API_KEY=... python -m eval.judge RESULTS.json --base_url https://... --model NAME [--with_images]
 
-Takes what `eval.batch_generation` wrote and puts the marks into it, for `eval.report` to show. The prompt is
-`eval/judge_prompt.md`, or the file that `--prompt` names. Marks that are there already stay: run it again after an
-interruption, or where some failed.
+Adds the marks to the results of `eval.batch_generation`; `eval.report` shows them. The prompt is
+`eval/judge_prompt.md`, or the file that `--prompt` names. Existing marks are kept: run it again after an interruption,
+or if some requests failed.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Look at an evaluation: one page of HTML with all dialogues and their pictures, scores and charts.
+"""Writes one HTML page about an evaluation: all dialogues with their images, scores and charts.
 
     python -m eval.report RESULTS.json [ANOTHER.json ...] [--output report.html] [--names a b ...]
 
-Takes what `eval.batch_generation` wrote. Results of several checkpoints on one set stand side by side; several
-sets come one after the other. The page needs nothing else: no network, no files beside it.
+Reads the results of `eval.batch_generation`. Several checkpoints on one set are shown side by side, several sets one
+after the other. The page is self-contained: it needs no network and no other files.
 """
 
 from collections.abc import Iterable, Sequence

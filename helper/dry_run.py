@@ -1,10 +1,9 @@
-"""What a training script would do, without doing it: the memory plan and the datasets of a command line.
+"""Shows what a training would do, without running it: its memory plan and its datasets.
 
-`DRY_RUN=1 bash training/training_scripts/run_7b.sh` runs it with the flags that the script has put together; by
-itself: `python -m helper.dry_run` with the flags of training and of helper.plan_memory.
+`DRY_RUN=1 bash training/training_scripts/run_7b.sh` runs it with the flags of the script. On its own:
+`python -m helper.dry_run` with the flags of training and of helper.plan_memory.
 
-Ends with code 0 where the training could start, with 1 where it would not fit or its data are not all there, and
-with 2 for a wrong flag.
+Exit codes: 0 if the training could start, 1 if it would not fit or data is missing, 2 for a wrong flag.
 """
 
 import argparse

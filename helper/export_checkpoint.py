@@ -1,11 +1,11 @@
-"""Turns a checkpoint into another form: `python -m helper.export_checkpoint --checkpoint_path output/final ...`.
+"""Converts a checkpoint to another form: `python -m helper.export_checkpoint --checkpoint_path output/final ...`.
 
 - full: every weight, adapters merged; loads with transformers alone.
-- trained: what was trained, adapters as they are, and references to the frozen base models.
+- trained: the trained weights, with separate adapters, and references to the frozen base models.
 - adapter: the low-rank adapters alone, as peft's own folders for the base models (`decoder`, `encoder`).
 
-Any folder that training writes will do: checkpoint-N, best, final. What was written is loaded again and must
-compute the same as its source before it gets its name; --push_to_hub uploads it afterwards.
+The source is any folder that training writes: checkpoint-N, best, final. The result is loaded again and must compute
+the same as its source before it gets its name; --push_to_hub uploads it afterwards.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Takes the visual encoder out of Qwen-VL and writes it as a folder that training takes.
+"""Extracts the visual encoder of Qwen-VL and writes it as a folder for training.
 
     python -m helper.extract_qwen_vl --model Qwen/Qwen-VL-Chat --output qwen_vit
 
-Reads the tensors `transformer.visual.*` alone (3.8 of the model's 19 GB, one at a time), whether they lie in
-safetensors or in pickled shards, and runs none of the model's own code. What it writes is an ordinary folder for
-`--vision_model_name_or_path`: 256 tokens of width 4096 for a picture of 448 pixels. The encoder's last matrix,
-`transformer.visual.proj`, leads into Qwen's own decoder and is left. The licence of the weights stays Qwen's.
+Reads the tensors `transformer.visual.*` alone (3.8 of the model's 19 GB, one at a time), from
+safetensors or pickled shards, and runs none of the model's own code. The result is an ordinary folder for
+`--vision_model_name_or_path`: 256 tokens of width 4096 for an image of 448 pixels. The encoder's last matrix,
+`transformer.visual.proj`, leads into Qwen's own decoder and is left out. The weights keep Qwen's licence.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Fits a linear projection to captions in closed form: `python -m helper.fit_projector` with the flags of training.
 
-A projection that begins at random has to find by gradients alone which directions of the encoder mean which words, and
-can end in a poor optimum. Captions say it at once (`helper.caption_alignment`).
+A random projection has to find by gradient descent which directions of the encoder mean which words, and can end in a
+poor optimum. Captions give it directly (`helper.caption_alignment`).
 
-Reads conversations of one picture, whose first answer is its caption, and writes a checkpoint in the trained form to
-`--output_dir`, for training to begin with: `--init_from`.
+Reads conversations with one image whose first answer is its caption, and writes a checkpoint in the trained form to
+`--output_dir`; start training from it with `--init_from`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _images(talk: Talk, _: str) -> None:
 def _undo(talk: Talk, _: str) -> None:
     if talk.waiting:
         talk.waiting = ()
-        talk.screen.note("The images that were waiting are taken back.")
+        talk.screen.note("Removed the images for the next question.")
         return
     turn = talk.session.undo()
     talk.screen.note(f"Taken back: {turn.question}")
@@ -63,7 +63,7 @@ def _retry(talk: Talk, _: str) -> None:
 def _clear(talk: Talk, _: str) -> None:
     talk.session.clear()
     talk.waiting = ()
-    talk.screen.note("A new dialogue: images and rounds so far are forgotten.")
+    talk.screen.note("New dialogue: earlier images and turns are forgotten.")
 
 
 def _save(talk: Talk, argument: str) -> None:
@@ -115,17 +115,17 @@ def _file(command: str, argument: str) -> Path:
 
 COMMANDS: dict[str, Command] = {
     "/image": Command("FILE|URL ...", "images for the next question", _image),
-    "/images": Command("", "the images so far, by the numbers that the model knows", _images),
-    "/undo": Command("", "take back the last round, or the images that wait", _undo),
+    "/images": Command("", "list the images with their numbers", _images),
+    "/undo": Command("", "take back the last turn, or the images for the next question", _undo),
     "/retry": Command("", "ask the last question again", _retry),
-    "/clear": Command("", "a new dialogue", _clear),
-    "/save": Command("FILE", "keep the dialogue, images and all, as JSON", _save),
-    "/load": Command("FILE", "go on from a dialogue that was kept", _load),
+    "/clear": Command("", "start a new dialogue", _clear),
+    "/save": Command("FILE", "save the dialogue as JSON, images included", _save),
+    "/load": Command("FILE", "continue a saved dialogue", _load),
     "/system": Command(
         "[TEXT|-]", "show or set the text before the dialogue; -: the checkpoint's own", _system
     ),
     "/set": Command("[NAME VALUE]", "show or change settings: temperature, top_p, seed, length, ...", _set),
-    "/help": Command("", "these words", _help),
+    "/help": Command("", "show this list", _help),
     "/quit": Command("", "leave", _quit),
 }
 

@@ -111,7 +111,7 @@ class Talk:
         for number, image in enumerate(self.waiting, start=len(images) + 1):
             self.screen.note(f"  image {number}: {_shown(image)}, with the next question")
         if not images and not self.waiting:
-            self.screen.note("There are no images yet; /image FILE brings one.")
+            self.screen.note("There are no images yet; /image FILE adds one.")
 
     def _opened(self, place: str) -> OpenedImage:
         if place.lower().startswith(("http://", "https://")):

@@ -64,7 +64,7 @@ def test_questions_that_look_like_something_else(talk, question):
 def test_undo_and_retry(talk, pictures):
     told(talk, f"'{pictures[0]}' What?", f"'{pictures[1]}' Why?", f"/image '{pictures[2]}'")
     before = talk.session.turns
-    assert "waiting are taken back" in told(talk, "/undo") and talk.session.turns == before
+    assert "Removed the images for" in told(talk, "/undo") and talk.session.turns == before
     told(talk, "/retry")
     assert talk.session.turns == before  # greedy: the same
     assert talk.session.statistics[-1].encoded_images == 0
