@@ -3,10 +3,10 @@
     python -m helper.plan_memory --lm_model_name_or_path llama-2-7b --gpus 8 --gpu_memory 80 --zero_stage 3 \\
         --enable_mmca_attention --gradient_checkpointing true --max_seq_len 4096
 
-Runs the model on shapes alone (PyTorch's meta device): no weights, no downloads, no data, no GPU, no network for the usual models,
-whose names are built in, nor for a folder with a config.json. Prints the peak memory of each GPU by what it holds,
-the largest batch that fits, and the cheapest setting that fits. Flags that do not concern memory are accepted and
-have no effect.
+Runs the model on shapes alone (PyTorch's meta device): no weights, no downloads, no data, no GPU; no network for the
+usual models, whose names are built in, nor for a folder with a config.json. Prints the peak memory of each GPU by what
+it holds, the largest batch that fits, and the cheapest setting that fits. Flags that do not concern memory are accepted
+and have no effect.
 
 Exit codes: 0 if the training fits, 1 if it does not, 2 for a wrong flag.
 """
