@@ -77,7 +77,10 @@ def machine(place: Place) -> Iterator[Result]:
 def kernels(place: Place) -> Iterator[Result]:
     """Every kernel that trains on a GPU, against the dense definition in float64, forward and backward."""
     names = [name for name in parity.KERNELS if name != "flash" or importlib.util.find_spec("flash_attn")]
-    known = parity.cases(("masked",), ("4/2x8",)) if place.miniature else parity.cases(tuple(names))
+    known = parity.cases(tuple(names))
+    if place.miniature:
+        known = parity.cases(("masked",), ("4/2x8",))
+        known.remove(parity.DecoderCase("masked", "bfloat16", "compiled"))  # compiling for a CPU takes long
     for case in known:
         result: Result = {"kernel": case.kernel, "case": str(case), "error": None, "right": False, "note": ""}
         try:
@@ -112,10 +115,11 @@ def train(place: Place) -> Iterator[Result]:
             yield setting | _train_step(place, model, step, images, checkpointing, peak)
             if not checkpointing:
                 yield from ({"row": name} | cost for cost in _largest_costs(place, step))
-                with _compiled_elementwise(model):
-                    seconds = place.median(lambda step=step: step.run("ours"))
-                yield {"row": name, "variant": "norms and MLPs by torch.compile", "step, s": seconds}
             place.free()
+        if not checkpointing:
+            with _compiled_elementwise(model):
+                seconds = place.median(lambda step=step: step.run("ours"))
+            yield {"row": name, "variant": "norms and MLPs by torch.compile", "step, s": seconds}
 
 
 def _train_step(
@@ -296,19 +300,20 @@ def _to_four_bits(model: VisualChatForConditionalGeneration, dtype: torch.dtype)
 
 
 def learn(place: Place) -> Iterator[Result]:
-    """Fifty training steps of a tiny model in bfloat16 here and in float32 on the CPU: both losses fall alike."""
+    """Some training steps of a tiny model in bfloat16 here and in float32 on the CPU: both losses fall alike."""
+    steps = place.of(20, 50)
     curves = {
-        "float32 on the CPU": _curve("cpu", False),
-        f"bfloat16 on the {place.of('CPU', 'GPU')}": _curve(place.device, True),
+        "float32 on the CPU": _curve("cpu", False, steps),
+        f"bfloat16 on the {place.of('CPU', 'GPU')}": _curve(place.device, True, steps),
     }
     (_, exact), (_, ours) = curves.items()
     for name, losses in curves.items():
-        yield {"what": name, **{f"loss at {n}": losses[n - 1] for n in (1, 10, 25, 50)}}
+        yield {"what": name, **{f"loss at {n}": losses[n - 1] for n in (1, 10, 20, steps)}}
     furthest = max(abs(first - second) for first, second in zip(exact, ours, strict=True))
-    yield {"what": "largest difference", "loss": furthest, "right": furthest < 0.1 and ours[-1] < ours[0] / 2}
+    yield {"what": "largest difference", "loss": furthest, "right": furthest < 0.1 and ours[-1] < ours[0] - 1}
 
 
-def _curve(device: str, autocast: bool, steps: int = 50) -> list[float]:
+def _curve(device: str, autocast: bool, steps: int) -> list[float]:
     model, _ = random_model("tiny", torch.float32, "cpu")
     model = model.to(device)
     freeze(model)

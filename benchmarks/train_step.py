@@ -91,19 +91,23 @@ class Step:
         self._model = model
         spans = between(text // conversations, images // conversations, IMAGE_TOKENS) * conversations
         kinds = [kind for length, image in spans for kind in [int(image)] * length]
-        kinds = torch.tensor([kinds], device=model.device)
-        torch.manual_seed(seed)
-        words = torch.randint(3, 1000, kinds.shape, device=model.device)
+        kinds = torch.tensor([kinds])
+        generator = torch.Generator().manual_seed(seed)  # of the CPU: the same batch on every device
+        words = torch.randint(3, 1000, kinds.shape, generator=generator)
         words = torch.where(words == model.config.image_token_id, 3, words)
         ids = torch.where(kinds == 1, model.config.image_token_id, words)
-        learned = (torch.rand(kinds.shape, device=model.device) < supervised) & (kinds == 0)
-        pixels = torch.randn(images, 3, SIDE, SIDE, device=model.device, dtype=model.dtype)
-        self.inputs = {"input_ids": ids, "mm_token_type_ids": kinds, "pixel_values": pixels}
-        positions = torch.arange(kinds.shape[1], device=model.device) % (kinds.shape[1] // conversations)
-        self.inputs["position_ids"] = positions[None]
-        self.labels = torch.where(learned, ids, -100)
-        counts = {"image_tokens": int(kinds.sum()), "supervised_tokens": int(learned[:, 1:].sum())}
-        self.inputs |= counts
+        learned = (torch.rand(kinds.shape, generator=generator) < supervised) & (kinds == 0)
+        pixels = torch.randn(images, 3, SIDE, SIDE, generator=generator).to(model.dtype)
+        positions = torch.arange(kinds.shape[1]) % (kinds.shape[1] // conversations)
+        tensors = {
+            "input_ids": ids,
+            "mm_token_type_ids": kinds,
+            "pixel_values": pixels,
+            "position_ids": positions[None],
+        }
+        self.inputs = {name: each.to(model.device) for name, each in tensors.items()}
+        self.inputs |= {"image_tokens": int(kinds.sum()), "supervised_tokens": int(learned[:, 1:].sum())}
+        self.labels = torch.where(learned, ids, -100).to(model.device)
         self.tokens, self.supervised = kinds.numel(), int(learned.sum())
 
     def run(self, form: str) -> None:

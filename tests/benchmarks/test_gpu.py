@@ -31,18 +31,17 @@ PACKAGES = [
 ]
 """What a bare GPU machine has, beside what these need."""
 
-BLOCKER = '''
-import sys
+BLOCKER = """
+from importlib.machinery import PathFinder
 
-class Blocker:
-    """Imports of packages that a bare GPU machine lacks fail, as they would there."""
+find_spec = PathFinder.find_spec
 
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+def find_what_is_there(name, path=None, target=None):
+    return None if name.partition(".")[0] in {blocked} else find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
-'''
+PathFinder.find_spec = staticmethod(find_what_is_there)
+"""
+"""Modules of packages that a bare GPU machine lacks are not found."""
 
 
 def needed(packages: list[str]) -> set[str]:
