@@ -23,13 +23,14 @@ ELSEWHERE = {
     / "test_comparison.py",  # the page is written by its program
 }
 PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} - set(ELSEWHERE))
-WITHOUT_COMMANDS = {"differences"}
+WITHOUT_COMMANDS = {"architecture", "differences"}
 NOT_RUN = {
     "helper.extract_qwen_vl": "reads a published checkpoint",
     "--push_to_hub": "needs a hub",
     "eval.judge": "needs an endpoint; tests/eval/test_judge.py has one",
     "eval.lmms_eval_model": "needs lmms-eval; tests/eval/test_lmms_eval_model.py runs it where that is installed",
     "sbatch": "needs SLURM",
+    "benchmarks.gpu": "needs a GPU; tests/benchmarks/test_gpu.py runs it in miniature",
     "benchmarks.everything": "runs the other commands of its page at full size",
     "chat.serving": "runs until it is stopped; tests/chat/serving starts it",
     "tensorboard": "runs until it is stopped",

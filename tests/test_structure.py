@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ ALLOWED = {
     "eval": {"utils.model", "utils.data", "chat"},
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PROJECT = ("utils", "training", "chat", "eval", "helper", "tests")
 
 
@@ -71,3 +73,12 @@ def test_foundation_imports_nothing_above_it() -> None:
 def test_no_file_edits_the_import_path() -> None:
     sources = [path for part in PROJECT for path in (ROOT / part).rglob("*.py") if path != Path(__file__)]
     assert not [path for path in sources if "sys.path" in path.read_text()]
+
+
+def test_the_places_that_the_architecture_names_are_there() -> None:
+    parts = [path for part in (*ALLOWED, "utils", "benchmarks", "tests") for path in (ROOT / part).rglob("*")]
+    there = {f"/{path.relative_to(ROOT)}" for path in (*parts, *ROOT.iterdir())}
+    named = re.findall(r"`([\w/]+(?:/|\.\w+))`", ARCHITECTURE.read_text(encoding="utf-8"))
+    assert len(named) > 40
+    missing = [name for name in named if not any(path.endswith(f"/{name.rstrip('/')}") for path in there)]
+    assert not missing, "docs/architecture.md names what is not there"
