@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +15,7 @@ from benchmarks import gpu, parity
 from utils.model import mmca
 
 ROOT = Path(__file__).parents[2]
+REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 PACKAGES = [
     *(
         "torch",
@@ -76,6 +78,19 @@ def test_a_bare_gpu_machine_suffices(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(blocked=sorted(blocked)))
     done = miniature(Path(sys.executable), tmp_path, {"PYTHONPATH": str(tmp_path)})
     assert done["parts"]["generate"]["results"][-1]["note"] == "bitsandbytes is not installed"
+
+
+@pytest.mark.long
+def test_the_oldest_supported_versions_suffice(tmp_path: Path) -> None:
+    """An environment of its own, with the lowest torch and transformers of requirements.txt; 5 GB on the disk."""
+    lowest = re.findall(r"^(torch|torchvision|transformers)>=([\d.]+)", REQUIREMENTS, re.MULTILINE)
+    assert len(lowest) == 3
+    pinned = {name: f"{name}=={version}.*" for name, version in lowest}
+    python = tmp_path / "environment" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
+    packages = [pinned.get(name, name) for name in PACKAGES]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    miniature(python, tmp_path, {})
 
 
 def miniature(python: Path, folder: Path, environment: dict[str, str]) -> dict:
