@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_visual_chat import VisualChatConfig
 
@@ -75,6 +76,18 @@ def pixels_of_new_tokens(
         return pixel_values
     rows = zip(pixel_values.split(whole), known, strict=True)
     return torch.cat([images[first:] for images, first in rows])
+
+
+def encoded_features(outputs: dict[str, BaseModelOutputWithPooling] | None) -> torch.Tensor | None:
+    """The images' features in `mm_encoder_outputs`, [N, S, D]; rows [n, D] and lists become one of [1, n, D]."""
+    image = (outputs or {}).get("image")
+    if image is None:
+        return None
+    features = image.pooler_output
+    if isinstance(features, torch.Tensor) and features.ndim == 3:
+        return features
+    parts = [features] if isinstance(features, torch.Tensor) else features
+    return torch.cat([part.flatten(0, -2) for part in parts])[None]
 
 
 def place_features(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.integrations import deepspeed as integration
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -23,6 +25,7 @@ from .encoding import encode
 from .forward_layout import layout_of_forward, no_mask
 from .head import Head
 from .image_places import (
+    encoded_features,
     enter_encoder_anyway,
     images_in_rows,
     kinds_in_generation,
@@ -190,6 +193,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
         past_key_values: Cache | None = None,
         wanted_rows: torch.Tensor | None = None,
         image_tokens: int | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> VisualChatModelOutput:
         """As `VisualChatForConditionalGeneration.forward`, with hidden states [B, Q, D] instead of logits.
@@ -198,13 +202,16 @@ class VisualChatModel(VisualChatPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
+        encoded = encoded_features(mm_encoder_outputs)
+        if pixel_values is not None and encoded is not None:
+            raise ValueError("pass either pixel_values or mm_encoder_outputs")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         cache = past_key_values if cache is None else cache
         cached = cache.get_seq_length() if cache is not None else 0
         mm_token_type_ids = kinds_of_keys(self.config, input_ids, inputs_embeds, mm_token_type_ids, cached)
         inputs_embeds, features = self._place_images(
-            inputs_embeds, mm_token_type_ids, pixel_values, image_tokens
+            inputs_embeds, mm_token_type_ids, pixel_values, encoded, image_tokens
         )
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
@@ -250,21 +257,23 @@ class VisualChatModel(VisualChatPreTrainedModel):
         inputs_embeds: torch.Tensor,
         kinds: torch.Tensor,
         pixel_values: torch.Tensor | None,
+        encoded: torch.Tensor | None,
         image_tokens: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Image features on the placeholders, in order of appearance; embeddings stay [B, Q, D]."""
         queries = inputs_embeds.shape[1]
-        if pixel_values is None and queries == 1:
+        without_images = pixel_values is None and encoded is None
+        if without_images and queries == 1:
             return inputs_embeds, None  # a step of generation
         places = kinds[:, -queries:].to(inputs_embeds.device) == 1  # [B, Q]
         if image_tokens is None and not torch.compiler.is_exporting():  # a graph asks no tensor for a number
             image_tokens = int(places.sum())
-        if pixel_values is None:
+        if without_images:
             if image_tokens:
                 raise ValueError(f"there are {image_tokens} image tokens, but no pixel_values")
             blank = self._blank_image(inputs_embeds.device)
             return enter_encoder_anyway(inputs_embeds, self._features, blank, self.training), None
-        features = self._features(pixel_values)  # [N, S, D]
+        features = self._features(pixel_values) if encoded is None else encoded  # [N, S, D]
         return place_features(inputs_embeds, places, features, image_tokens), features
 
     def _blank_image(self, device: torch.device) -> torch.Tensor:
@@ -344,6 +353,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         past_key_values: Cache | None = None,
         image_tokens: int | None = None,
         supervised_tokens: int | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> VisualChatOutput:
         """One forward over Q new tokens of B rows; K keys = cached + new.
@@ -354,6 +364,9 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         order of appearance. labels: [B, Q], -100 where not learned. image_tokens, supervised_tokens: how many
         there are among the Q (of labels, those that are not -100 and not at the start of a row), as the
         collator counts them; without them a GPU is waited for to count them.
+
+        mm_encoder_outputs: in place of pixel_values, {"image": what `get_image_features` returned}; its
+        `pooler_output` [N, S, D], or rows [n, D], or a list of either, has one row per placeholder among the Q.
 
         cache: keys and values of earlier calls, `past_key_values` in transformers before 5.24; either name serves.
 
@@ -381,6 +394,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
             use_cache=use_cache,
             wanted_rows=wanted_rows,
             image_tokens=image_tokens,
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # [B, Q, D]
@@ -408,6 +422,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         attention_mask: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -436,12 +451,65 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         )
         if kinds is not None:
             inputs["mm_token_type_ids"] = kinds
-        cached = 0 if kinds is None else kinds.shape[1] - new.shape[1]
-        if pixel_values is not None and (is_first_iteration or not cached):
-            if cached:
+        cached = known if kinds is None else kinds.shape[1] - new.shape[1]
+        if not is_first_iteration and cached:
+            return inputs
+        if mm_encoder_outputs is not None:
+            inputs["mm_encoder_outputs"] = mm_encoder_outputs
+        if pixel_values is not None:
+            if cached and kinds is not None:
                 pixel_values = pixels_of_new_tokens(kinds, cached, pixel_values, self.config.image_seq_length)
             inputs["pixel_values"] = pixel_values
         return inputs
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *_args: Any, **_kwargs: Any
+    ) -> dict[str, Any]:
+        """Leave pixels as they are; transformers would encode them before it knows which ones are in the cache."""
+        return model_kwargs
+
+    def _prefill(
+        self,
+        input_ids: torch.LongTensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> VisualChatOutput:
+        """As transformers' own; for chunks, the images are encoded first: features can be cut, pixels cannot.
+
+        In one piece where chunks cannot be: embeddings in place of ids, processes that enter the encoder together
+        (ZeRO-3), and transformers that cannot cut features (before 5.24).
+        """
+        if generation_config.prefill_chunk_size is None:
+            return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+        embedded = is_first_iteration and model_kwargs.get("inputs_embeds") is not None
+        if embedded or is_deepspeed_zero3_enabled() or not hasattr(self, "_supports_mm_encoder_outputs"):
+            generation_config = copy(generation_config)
+            generation_config.prefill_chunk_size = None
+            return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+        cache = model_kwargs.get(CACHE)
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        kinds = kinds_in_generation(
+            self.config,
+            input_ids,
+            max(cached + 1, getattr(generation_config, "_mask_length", 0)),
+            model_kwargs.get("attention_mask"),
+            model_kwargs.get("mm_token_type_ids"),
+            is_first_iteration,
+        )
+        if kinds is not None:
+            model_kwargs["mm_token_type_ids"] = kinds
+        is_first_iteration = is_first_iteration or not cached  # a draft model's first step
+        pixel_values = model_kwargs.pop("pixel_values", None)
+        if pixel_values is not None and is_first_iteration:
+            if encoded_features(model_kwargs.get("mm_encoder_outputs")) is not None:
+                raise ValueError("pass either pixel_values or mm_encoder_outputs")
+            if cached and kinds is not None:
+                pixel_values = pixels_of_new_tokens(kinds, cached, pixel_values, self.config.image_seq_length)
+            if pixel_values is not None:
+                features = self.get_image_features(pixel_values, return_dict=True)
+                model_kwargs["mm_encoder_outputs"] = {"image": features}
+        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
 
     def _expand_inputs_for_generation(
         self,

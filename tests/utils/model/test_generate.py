@@ -7,11 +7,14 @@ import copy
 
 import pytest
 import torch
+from transformers import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from utils.model import build_visual_chat
 
 ATTENTIONS = ("mmca", "cross", "causal")
 NEW = 6
+CUTS_FEATURES = hasattr(GenerationMixin, "_supports_mm_encoder_outputs")  # from transformers 5.24 on
 
 
 @pytest.fixture(scope="module", params=ATTENTIONS)
@@ -51,6 +54,22 @@ def greedy(model, inputs: dict[str, torch.Tensor], new: int = NEW) -> list[int]:
     return ids[0, -new:].tolist()
 
 
+def two_rows(model) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Two images in the first row, one in the second, which is padded on the left; and each row alone."""
+    two = prompt(model)
+    length = two["input_ids"].shape[1]
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    short = [1, *image, 25, 26]
+    ids = torch.cat([two["input_ids"], torch.tensor([[0] * (length - len(short)) + short])])
+    both = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[1] * length, [0] * (length - len(short)) + [1] * len(short)]),
+        "mm_token_type_ids": (ids == model.config.image_token_id).long(),
+        "pixel_values": torch.cat([two["pixel_values"], pixels(1)]),
+    }
+    return both, [two, {"input_ids": torch.tensor([short]), "pixel_values": pixels(1)}]
+
+
 def embedded(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
 
@@ -64,6 +83,22 @@ WAYS = {
     "embeddings beside ids": embedded,
     "embeddings alone": lambda model, inputs: {**embedded(model, inputs), "input_ids": None},
     "without kinds": lambda model, inputs: {"mm_token_type_ids": None},
+    "chunks, static cache": lambda model, inputs: {"cache_implementation": "static", "prefill_chunk_size": 5},
+    "chunks, drafts": lambda model, inputs: {
+        "assistant_model": copy.deepcopy(model),
+        "prefill_chunk_size": 5,
+    },
+    "chunks, embeddings beside ids": lambda model, inputs: (
+        embedded(model, inputs) | {"prefill_chunk_size": 5}
+    ),
+    "chunks, embeddings alone": lambda model, inputs: (
+        embedded(model, inputs) | {"input_ids": None, "prefill_chunk_size": 5}
+    ),
+    "chunks, without kinds": lambda model, inputs: {"mm_token_type_ids": None, "prefill_chunk_size": 5},
+    "features in place of pixels": lambda model, inputs: {
+        "pixel_values": None,
+        "mm_encoder_outputs": {"image": model.get_image_features(inputs["pixel_values"])},
+    },
 }
 
 
@@ -74,6 +109,42 @@ def test_every_way_of_generating_is_greedy_decoding(model, way):
     given = {name: value for name, value in given.items() if value is not None}
     found = model.generate(**given, max_new_tokens=NEW, do_sample=False)[0, -NEW:].tolist()
     assert found == greedy(model, inputs)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 5, 8, 10, 17])
+def test_a_prefill_in_chunks_is_greedy_decoding(model, chunk, rows):
+    """Chunks that end within an image (positions 3 to 7 and 12 to 16), right after one, and between two."""
+    both, alone = two_rows(model)
+    inputs, alone = (both, alone) if rows == 2 else (alone[0], alone[:1])
+    lengths = []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    found = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, prefill_chunk_size=chunk)
+    handle.remove()
+    assert found[:, -NEW:].tolist() == [greedy(model, each) for each in alone]
+    length = inputs["input_ids"].shape[1]
+    if CUTS_FEATURES:
+        whole, rest = divmod(length, chunk)
+        assert lengths == [chunk] * whole + [rest] * bool(rest) + [1] * (NEW - 1)
+
+
+@torch.no_grad()
+def test_encoded_images_serve_in_place_of_pixels(model):
+    """As `get_image_features` returns them, as a tensor, a list of images, and rows."""
+    inputs = prompt(model)
+    wanted = model(**inputs)
+    features = model.get_image_features(inputs.pop("pixel_values")).pooler_output
+    for form in (features, list(features), tuple(features.split(1)), features.flatten(0, 1)):
+        given = {"image": BaseModelOutputWithPooling(pooler_output=form)}
+        found = model(**inputs, mm_encoder_outputs=given)
+        torch.testing.assert_close(found.logits, wanted.logits)
+        torch.testing.assert_close(found.image_hidden_states.flatten(0, 1), features.flatten(0, 1))
+    with pytest.raises(ValueError, match="pass either pixel_values or mm_encoder_outputs"):
+        model(**inputs, pixel_values=pixels(2), mm_encoder_outputs=given)
+    with pytest.raises(ValueError, match="10 image tokens, but 5 image features"):
+        model(**inputs, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features[:1])})
 
 
 def test_a_draft_model_sees_the_images(model):
@@ -91,7 +162,8 @@ def test_a_draft_model_sees_the_images(model):
 
 @pytest.mark.parametrize("images", ["of the whole text", "of the new text"])
 @pytest.mark.parametrize("kinds", ["of the whole text", "of the first text", None])
-def test_a_returned_cache_goes_on(model, images, kinds):
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_returned_cache_goes_on(model, images, kinds, chunk):
     """A second question with an image of its own, over the cache of the first answer."""
     first = prompt(model)
     answer = model.generate(**first, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
@@ -108,45 +180,43 @@ def test_a_returned_cache_goes_on(model, images, kinds):
     elif kinds is not None:
         given["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
     name = "cache" if "cache" in answer else "past_key_values"
-    found = model.generate(**given, **{name: cache}, max_new_tokens=NEW, do_sample=False)
+    given |= {"max_new_tokens": NEW, "do_sample": False, "prefill_chunk_size": chunk}
+    found = model.generate(**given, **{name: cache})
     assert found[0, -NEW:].tolist() == wanted
 
 
-def test_only_new_ids_over_a_returned_cache(model):
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_only_new_ids_over_a_returned_cache(model, chunk):
     """Then the mask and the kinds say how much is cached; without kinds only causal attention can do it."""
     first = prompt(model)
     answer = model.generate(**first, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
-    ids = torch.cat([answer.sequences, torch.tensor([[25, 26]])], dim=1)
-    wanted = greedy(model, {"input_ids": ids, "pixel_values": first["pixel_values"]})
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    ids = torch.cat([answer.sequences, torch.tensor([[*image, 25, 26]])], dim=1)
+    whole = {"input_ids": ids, "pixel_values": torch.cat([first["pixel_values"], pixels(1)])}
+    wanted = greedy(model, whole)
     name = "cache" if "cache" in answer else "past_key_values"
     new = ids[:, answer[name].get_seq_length() :]  # the last answered token is not in the cache yet
     kinds = (ids == model.config.image_token_id).long()
     given = {"attention_mask": torch.ones_like(ids), name: copy.deepcopy(answer[name])}
+    given |= {"pixel_values": pixels(1), "prefill_chunk_size": chunk}
     found = model.generate(new, **given, mm_token_type_ids=kinds, max_new_tokens=NEW, do_sample=False)
     assert found[0, -NEW:].tolist() == wanted
-    if model.config.attention != "causal":
-        given[name] = answer[name]
+    given[name] = answer[name]
+    if model.config.attention == "causal":
+        found = model.generate(new, **given, max_new_tokens=NEW, do_sample=False)
+        assert found[0, -NEW:].tolist() == wanted
+    else:
         with pytest.raises(ValueError, match="mm_token_type_ids are missing"):
             model.generate(new, **given, max_new_tokens=NEW, do_sample=False)
 
 
-def test_beams_and_samples_of_rows_with_different_numbers_of_images(model):
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_beams_and_samples_of_rows_with_different_numbers_of_images(model, chunk):
     """Each row is answered as alone, with embeddings in place of ids too."""
-    two = prompt(model)
-    length = two["input_ids"].shape[1]
-    image = [model.config.image_token_id] * model.config.image_seq_length
-    short = [1, *image, 25, 26]
-    ids = torch.cat([two["input_ids"], torch.tensor([[0] * (length - len(short)) + short])])
-    mask = torch.tensor([[1] * length, [0] * (length - len(short)) + [1] * len(short)])
-    both = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "mm_token_type_ids": (ids == model.config.image_token_id).long(),
-        "pixel_values": torch.cat([two["pixel_values"], pixels(1)]),
-    }
-    one = {"input_ids": torch.tensor([short]), "pixel_values": pixels(1)}
+    both, alone = two_rows(model)
     kept = {"max_new_tokens": NEW, "do_sample": False, "num_beams": 2}
-    alone = [model.generate(**each, **kept)[0, -NEW:].tolist() for each in (two, one)]
+    alone = [model.generate(**each, **kept)[0, -NEW:].tolist() for each in alone]
+    kept["prefill_chunk_size"] = chunk
     assert model.generate(**both, **kept)[:, -NEW:].tolist() == alone
     ids = both.pop("input_ids")
     embeds = model.get_input_embeddings()(ids)
