@@ -77,11 +77,10 @@ def machine(place: Place) -> Iterator[Result]:
 def kernels(place: Place) -> Iterator[Result]:
     """Every kernel that trains on a GPU, against the dense definition in float64, forward and backward."""
     names = [name for name in parity.KERNELS if name != "flash" or importlib.util.find_spec("flash_attn")]
-    known = parity.cases(tuple(names))
-    if place.miniature:
-        known = parity.cases(("masked",), ("4/2x8",))
-        known.remove(parity.DecoderCase("masked", "bfloat16", "compiled"))  # compiling for a CPU takes long
+    known = parity.cases(("masked",), ("4/2x8",)) if place.miniature else parity.cases(tuple(names))
     for case in known:
+        if place.miniature and str(case) == "decoder, compiled, bfloat16":
+            continue  # compiling for a CPU takes long
         result: Result = {"kernel": case.kernel, "case": str(case), "error": None, "right": False, "note": ""}
         try:
             used, error = case.errors(place.device)
@@ -116,7 +115,7 @@ def train(place: Place) -> Iterator[Result]:
             if not checkpointing:
                 yield from ({"row": name} | cost for cost in _largest_costs(place, step))
             place.free()
-        if not checkpointing:
+        if not checkpointing and not place.miniature:  # compiling for a CPU takes long
             with _compiled_elementwise(model):
                 seconds = place.median(lambda step=step: step.run("ours"))
             yield {"row": name, "variant": "norms and MLPs by torch.compile", "step, s": seconds}
@@ -278,6 +277,9 @@ def generate(place: Place) -> Iterator[Result]:
     if importlib.util.find_spec("bitsandbytes") is None:
         yield {"what": "decode, 4 bits", "note": "bitsandbytes is not installed"}
         return
+    if place.miniature:
+        yield {"what": "decode, 4 bits", "note": "on a GPU only"}  # kernels for CPUs want other widths
+        return
     _to_four_bits(model, place.dtype)
     yield decode("decode, 4 bits")
 
@@ -301,16 +303,23 @@ def _to_four_bits(model: VisualChatForConditionalGeneration, dtype: torch.dtype)
 
 def learn(place: Place) -> Iterator[Result]:
     """Some training steps of a tiny model in bfloat16 here and in float32 on the CPU: both losses fall alike."""
-    steps = place.of(20, 50)
+    steps = place.of(10, 50)
     curves = {
         "float32 on the CPU": _curve("cpu", False, steps),
         f"bfloat16 on the {place.of('CPU', 'GPU')}": _curve(place.device, True, steps),
     }
     (_, exact), (_, ours) = curves.items()
     for name, losses in curves.items():
-        yield {"what": name, **{f"loss at {n}": losses[n - 1] for n in (1, 10, 20, steps)}}
+        yield {
+            "what": name,
+            **{f"loss at {n}": losses[n - 1] for n in dict.fromkeys((1, 10, 25, steps)) if n <= steps},
+        }
     furthest = max(abs(first - second) for first, second in zip(exact, ours, strict=True))
-    yield {"what": "largest difference", "loss": furthest, "right": furthest < 0.1 and ours[-1] < ours[0] - 1}
+    yield {
+        "what": "largest difference",
+        "loss": furthest,
+        "right": furthest < 0.1 and ours[-1] < ours[0] - 0.5,
+    }
 
 
 def _curve(device: str, autocast: bool, steps: int) -> list[float]:
