@@ -184,11 +184,13 @@ def train(
         require_shared_memory(int(batches * images * 3 * side * side * 4))  # bytes of a float
     if data_arguments.data_debug_path and is_main_process():
         dump_samples(learned, data_arguments.data_debug_path, arguments.seed)
+    # On a GPU packed rows are all of one width, which its kernels are compiled for.
+    width = data_arguments.max_seq_len if data_arguments.packing and arguments.device.type == "cuda" else 8
     trainer = VisualChatTrainer(
         model=model,
         args=arguments,
         processor=processor,
-        collator=Collator(pad_token_id=processor.tokenizer.pad_token_id),
+        collator=Collator(processor.tokenizer.pad_token_id, pad_to_multiple_of=-(-width // 8) * 8),
         train_dataset=learned,
         dataset_names=data_arguments.dataset_names,
         run=run,
