@@ -38,6 +38,7 @@ from chat.checkpoint_arguments import (
     positive,
 )
 from chat.image_store_arguments import add_image_store_arguments, store_settings
+from chat.limits import MAX_NEW_TOKENS
 from utils.commands import FINISHED, Parser, UsageError, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
 
@@ -242,7 +243,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--max_new_tokens",
         type=positive,
-        default=256,
+        default=MAX_NEW_TOKENS,
         help="maximum length of an answer in tokens (default: %(default)s)",
     )
     parser.add_argument(
