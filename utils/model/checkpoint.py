@@ -84,8 +84,8 @@ def load_checkpoint(
     """Model and processor from either form, strictly.
 
     kwargs go to `from_pretrained`: `base_models` where a trained-only checkpoint's base models have moved,
-    `attention` to read the same weights with another attention. Raises `CheckpointError` with one line that
-    says what is wrong with the folder.
+    `attention` and `image_layers` to read the same weights with others than they learnt with. Raises
+    `CheckpointError` with one line that says what is wrong with the folder.
     """
     processor = load_processor(folder)
     with _damage_named(folder):

@@ -8,6 +8,8 @@ from .configuration_vision import config_from_dict
 
 ATTENTION_TYPES = ("mmca", "cross", "causal")
 PROJECTOR_TYPES = ("linear", "vit", "perceiver")
+IMAGE_LAYERS = ("full", "no_mlp", "none")
+IMAGE_GATES = ("none", "head")
 
 
 class VisualChatConfig(PreTrainedConfig):
@@ -16,6 +18,10 @@ class VisualChatConfig(PreTrainedConfig):
     vision_config, text_config: the encoder's and the decoder's own configurations (objects or dicts).
     projector_type: "linear", "vit" or "perceiver" (see `projector`).
     attention: "mmca", "cross" or "causal" (see `mmca`); the weights fit all three.
+    image_layers: what an image token goes through in each layer: "full", attention to itself and the MLP, as published;
+        "no_mlp", attention to itself alone; "none", nothing: layers take its keys and values from the projected
+        features. The weights fit all three.
+    image_gate: "head" for a learned factor of each layer and head on what text reads of images, or "none".
     image_token_id: the id of the placeholder that image features replace.
     image_seq_length: how many placeholders stand for one image.
     lora: the settings of low-rank adapters whose weights are not merged (see `lora.LoraSettings`), or None.
@@ -31,6 +37,8 @@ class VisualChatConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     projector_type: str = "linear"
     attention: str = "mmca"
+    image_layers: str = "full"
+    image_gate: str = "none"
     image_token_id: int = 32000
     image_seq_length: int = 257
     lora: dict | None = None
@@ -44,12 +52,31 @@ class VisualChatConfig(PreTrainedConfig):
         if self.projector_type not in PROJECTOR_TYPES:
             choices = ", ".join(PROJECTOR_TYPES)
             raise ValueError(f"projector_type is {self.projector_type!r}; choose one of {choices}")
-        if self.attention not in ATTENTION_TYPES:
-            raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_TYPES)}")
+        check_images_path(self.attention, self.image_layers, self.image_gate)
         # The embedding learns and the head does not, so they are never one tensor.
         self.tie_word_embeddings = False
         self.text_config.tie_word_embeddings = False
         super().__post_init__(**kwargs)
+
+
+def check_images_path(attention: str, image_layers: str = "full", image_gate: str = "none") -> None:
+    """Raise `ValueError`, in one line, for a choice that there is not, or choices that do not go together."""
+    for name, value, choices in (
+        ("attention", attention, ATTENTION_TYPES),
+        ("image_layers", image_layers, IMAGE_LAYERS),
+        ("image_gate", image_gate, IMAGE_GATES),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    if attention == "causal" and image_layers != "full":
+        raise ValueError(
+            f"image_layers {image_layers} needs attention mmca or cross: under causal attention image tokens are read"
+            " as text is, so pass image_layers full"
+        )
+    if attention != "mmca" and image_gate != "none":
+        raise ValueError(
+            f"image_gate {image_gate} needs attention mmca: under {attention} images have no softmax of their own"
+        )
 
 
 def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

@@ -24,6 +24,9 @@ HEAD = "lm_head.weight"
 NEW_HEAD_ROWS = "lm_head.new_rows"
 """The head's rows of the tokens we added: they do not learn, but the base model has none."""
 
+_CHOICES = ("attention", "image_layers")
+"""What of a configuration may be chosen anew: the same weights serve."""
+
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -49,7 +52,7 @@ def load_model(
     """
     if path is not None and not isinstance(config, PreTrainedConfig):
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        overrides = {name: kwargs.pop(name) for name in ("attention",) if name in kwargs}
+        overrides = {name: kwargs.pop(name) for name in _CHOICES if name in kwargs}
         config = cls.config_class.from_pretrained(config or path, **hub, **overrides)
     asked = kwargs.pop("attn_implementation", None)
     if asked is not None:

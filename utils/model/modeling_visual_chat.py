@@ -20,7 +20,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .cache_name import CACHE, CACHE_NAMES
-from .configuration_visual_chat import VisualChatConfig
+from .configuration_visual_chat import VisualChatConfig, check_images_path
 from .encoding import encode
 from .forward_layout import layout_of_forward, no_mask
 from .head import Head
@@ -114,9 +114,10 @@ class VisualChatPreTrainedModel(PreTrainedModel):
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """Switch the encoder's implementation, or the decoder's attention (see `mmca.attention_of_parts`)."""
         parts = attention_of_parts(self.config, attn_implementation)
+        attention = parts["text_config"] if parts["text_config"] in OWN else self.config.attention
+        check_images_path(attention, self.config.image_layers, self.config.image_gate)
         super().set_attn_implementation(parts, **kwargs)
-        if parts["text_config"] in OWN:
-            self.config.attention = parts["text_config"]
+        self.config.attention = attention
 
 
 class VisualChatModel(VisualChatPreTrainedModel):
@@ -562,6 +563,9 @@ def _choose_attention(config: VisualChatConfig) -> None:
     if whole in OWN:  # asked for the whole model, but the encoder has none of the kind
         config._attn_implementation = {"": "sdpa", "vision_config": None, "text_config": whole}
         config.attention = whole
+    check_images_path(
+        config.attention, config.image_layers, config.image_gate
+    )  # any may be chosen anew by now
     asked = config.text_config._attn_implementation
     if config.attention != "causal" or asked in (None, *OWN):
         config.text_config._attn_implementation = IMPLEMENTATIONS[config.attention]
