@@ -34,13 +34,32 @@ pytestmark = [
 ]
 
 
+SLOW = """
+import sys, time
+from chat.decoding import TokenSource
+from chat.web import main
+from utils.commands import end_process
+
+next_token = TokenSource.next_token
+
+def slowly(self, *arguments):
+    time.sleep(0.2)
+    return next_token(self, *arguments)
+
+TokenSource.next_token = slowly
+end_process(main())
+"""
+"""The page's program with a model that takes its time: 1,024 tokens last longer than any click on its way."""
+
+
 @contextmanager
-def running(checkpoint: Path, folder: Path, **environment: str) -> Iterator[str]:
+def running(checkpoint: Path, folder: Path, slow: bool = False, **environment: str) -> Iterator[str]:
     """The address of a page that runs meanwhile, as people start it; ended, it leaves no file in `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "chat.web", "--checkpoint_path", str(checkpoint), "--device_map", "cpu"]
+    command = [sys.executable, *(("-c", SLOW) if slow else ("-m", "chat.web"))]
+    command += ["--checkpoint_path", str(checkpoint), "--device_map", "cpu"]
     command += ["--port", str(port), "--generation_length_per_round", "8"]
     offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
     process = subprocess.Popen(command, env={**os.environ, **offline, **environment}, cwd=ROOT)
@@ -258,7 +277,7 @@ def endless(checkpoint, tmp_path) -> Path:
 def test_an_answer_is_stopped(endless, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with running(endless, scratch, VISUALCHAT_API_KEY="") as address, opened(address) as page:
+    with running(endless, scratch, slow=True, VISUALCHAT_API_KEY="") as address, opened(address) as page:
         page.locator("#settings button").first.click()
         page.get_by_label("number input for Tokens of an answer, at most").fill("1024")
         page.keyboard.press("Tab")
