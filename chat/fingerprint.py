@@ -27,6 +27,8 @@ def image_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
     known = hashlib.sha256()
     parts = (processor.image_processor, model.config.vision_config, model.config.get_text_config())
     settings = [_without_labels(part.to_dict()) for part in parts]
+    if model.config.image_layers != "full":
+        settings.append({"image_layers": model.config.image_layers})
     known.update(json.dumps([_FORM, settings], sort_keys=True, default=str).encode())
     for name, tensor in _tensors(model):
         if tensor.device.type == "meta" or hasattr(tensor, "ds_id"):

@@ -70,7 +70,7 @@ class ImageStore:
                 f"under attention {model.config.attention!r} images depend on what stands before"
             )
         self._model, self._processor = model.eval(), processor
-        self.maker = ImageStatesMaker(model.model.language_model)
+        self.maker = ImageStatesMaker(model.model.language_model, model.config.image_layers)
         limits = limits or Limits()
         self._fingerprint = image_fingerprint(model, processor) if limits.folder else ""
         self._tiers = StateTiers(limits, self.maker.devices)

@@ -17,8 +17,8 @@ from chat.image_store import ImageStore
 from chat.opened_images import OpenedImage
 from chat.placed_images import Placed, place
 from utils.model.cache_name import CACHE
+from utils.model.computed_rows import only_rows
 from utils.model.images_beside import NO_MASK, ImagesBeside, causal_mask
-from utils.model.last_layer import only_rows
 from utils.model.text_cache import growing_cache
 
 

@@ -49,6 +49,12 @@ class ModelArguments:
     attention: Literal["mmca", "causal", "cross"] | None = _flag(
         None, "Attention of the decoder; causal unless this or --enable_mmca_attention says otherwise."
     )
+    image_layers: Literal["full", "no_mlp", "none"] | None = _flag(
+        None,
+        "What image tokens go through in the decoder's layers under --attention mmca or cross: full, attention and MLP"
+        " as text does; no_mlp, attention alone; none, nothing, so that layers read them as they are projected."
+        " full unless said.",
+    )
     lang_lora_dim: int = _flag(0, "Rank of LoRA in the decoder; 0 for none.")
     lang_lora_module_name: str = _flag(
         "model.layers.", "LoRA goes into decoder modules whose name holds this."
@@ -78,6 +84,11 @@ class ModelArguments:
             raise UsageError(
                 f"--enable_mmca_attention contradicts --attention {self.attention}: give one of the two"
             )
+        if self.attention_name == "causal" and self.images_go_through != "full":
+            raise UsageError(
+                f"--image_layers {self.image_layers} needs --attention mmca or cross; under causal attention images"
+                " are read as text is"
+            )
         if self.only_optimize_lora and not (self.lang_lora_dim or self.vis_lora_dim):
             raise UsageError("--only_optimize_lora has no adapters to train: add --lang_lora_dim 64, say")
         if self.lora_alpha is not None and self.lora_alpha <= 0:
@@ -104,6 +115,11 @@ class ModelArguments:
     def attention_name(self) -> str:
         """The attention that the flags ask for together; as in 2023, plain causal where none does."""
         return self.attention or ("mmca" if self.enable_mmca_attention else "causal")
+
+    @property
+    def images_go_through(self) -> str:
+        """The layers' parts that image tokens go through: full, no_mlp or none."""
+        return self.image_layers or "full"
 
 
 @dataclass(frozen=True)

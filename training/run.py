@@ -285,13 +285,19 @@ def load_model(
         vis_module_name=model_arguments.vis_lora_module_name,
         alpha=model_arguments.lora_alpha,
     )
-    logger.info("attention: %s, projector: %s", model_arguments.attention_name, model_arguments.projector)
+    logger.info(
+        "attention: %s, image layers: %s, projector: %s",
+        model_arguments.attention_name,
+        model_arguments.images_go_through,
+        model_arguments.projector,
+    )
     try:
         model, processor = build_visual_chat(
             model_arguments.lm_model_name_or_path,
             model_arguments.vision_model_name_or_path,
             projector_type=model_arguments.projector,
             attention=model_arguments.attention_name,
+            image_layers=model_arguments.images_go_through,
             lora=lora or None,
             dtype=arguments.dtype,
         )

@@ -24,6 +24,7 @@ logger = get_logger(__name__)
 FIXED = {
     "vis_proj",
     "attention",
+    "image_layers",
     "lang_lora_dim",
     "lang_lora_module_name",
     "vis_lora_dim",
@@ -76,6 +77,9 @@ UNRECORDED = {
     "only_optimize_lora",
 }
 """Flags that say nothing of the run itself."""
+
+BEFORE = {"image_layers": "full"}
+"""What runs did that do not record a flag, because there was none."""
 
 _SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate")
 _ADAPTIVE = ("reduce_lr_on_plateau", "greedy")
@@ -171,11 +175,11 @@ class Run:
         if written.flags is None:
             logger.info("%s does not record its flags, so they are not compared", folder)
             return
-        both = written.flags.keys() & self.flags.keys()
+        before = {**BEFORE, **written.flags}
         changed = {
-            name: f"--{name} {_shown(written.flags[name])} (now {_shown(self.flags[name])})"
-            for name in sorted(both)
-            if written.flags[name] != self.flags[name]
+            name: f"--{name} {_shown(before[name])} (now {_shown(self.flags[name])})"
+            for name in sorted(before.keys() & self.flags.keys())
+            if before[name] != self.flags[name]
         }
         fixed = FIXED | {flag for flag in _MODELS if written.models[flag] != self.models[flag]}
         if any(each.flags["lr_scheduler_type"] in _ADAPTIVE for each in (written, self)):
@@ -209,6 +213,7 @@ def _recorded(
         if each.name not in UNRECORDED
     }
     values["vis_proj"], values["attention"] = model.projector, model.attention_name
+    values["image_layers"] = model.images_go_through
     for part in ("lang", "vis"):
         if not values[f"{part}_lora_dim"]:
             del values[f"{part}_lora_module_name"]

@@ -117,6 +117,10 @@ def test_every_stage_has_a_configuration(parse, stage):
         ({"max_num_image_per_sample": 0}, "--max_num_image_per_sample 0: give a positive number"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"enable_mmca_attention": True, "attention": "cross"}, "contradicts --attention cross"),
+        (
+            {"attention": "causal", "image_layers": "none"},
+            "--image_layers none needs --attention mmca or cross",
+        ),
         ({"only_optimize_lora": True}, "add --lang_lora_dim"),
         ({"lora_alpha": 0.0}, "--lora_alpha 0.0: give a positive number"),
         ({"num_warmup_steps": 3, "warmup_steps": 4}, "give one of the two"),

@@ -20,6 +20,7 @@ from utils.data import build_dataset
 MUST_STAY = {
     "vis_proj",
     "attention",
+    "image_layers",
     "lang_lora_dim",
     "lang_lora_module_name",
     "vis_lora_dim",
@@ -85,6 +86,7 @@ def test_each_flag_may_change_and_is_said_or_may_not(run_of, tmp_path, caplog):
 
 SAME = {
     "attention": ({"attention": None, "enable_mmca_attention": True}, {"attention": "mmca"}),
+    "image layers": ({"image_layers": "full"}, {}),
     "projector": ({"vis_proj": "baseline"}, {"vis_proj": "linear"}),
     "one value or one for each": ({"dataset_samples": 5}, {"dataset_samples": [5, 5]}),
     "order": ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
@@ -106,6 +108,7 @@ def test_another_way_to_say_the_same_is_the_same(run_of, tmp_path, one, other):
 
 DIFFERENT = {
     "attention": {"attention": "causal"},
+    "image_layers": {"image_layers": "none"},
     "seed": {"seed": 99},
     "packing": {"packing": True},
     "lang_lora_dim": {"lang_lora_dim": 4},
@@ -120,6 +123,16 @@ def test_what_is_meant_differently_is_refused(run_of, tmp_path, flag):
     run_of().save(tmp_path)
     with pytest.raises(ResumeError, match=f"--{flag} "):
         run_of(**DIFFERENT[flag]).check(tmp_path)
+
+
+def test_a_run_of_before_let_images_through_all_layers(run_of, tmp_path):
+    run_of().save(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["flags"]["image_layers"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    run_of().check(tmp_path)
+    with pytest.raises(ResumeError, match=r"--image_layers full \(now none\)"):
+        run_of(image_layers="none").check(tmp_path)
 
 
 def test_a_model_may_move_but_not_change(run_of, trainings, tmp_path, caplog):

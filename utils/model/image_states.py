@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .cache_name import CACHE
+from .computed_rows import only_keys_and_values
 from .images_beside import NO_MASK, ImagesAlone
-from .last_layer import only_rows
 from .text_cache import growing_cache
 
 _EVERYWHERE = sys.maxsize
@@ -57,11 +57,11 @@ class ImageStatesMaker:
     Raises `NotReusable` for a decoder whose states cannot be moved: every claim is tried on the decoder itself.
     `reach`: the positions below which states can be moved; beyond them attention windows or changing
     frequencies make them differ. `device`: where positions and features are wanted; `devices`: where each
-    layer leaves its keys and values.
+    layer leaves its keys and values. `image_layers`: what images go through, as in the configuration.
     """
 
-    def __init__(self, decoder: nn.Module) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: nn.Module, image_layers: str = "full") -> None:
+        self._decoder, self._image_layers = decoder, image_layers
         self._rotary = getattr(decoder, "rotary_emb", None)
         attention = getattr(next(iter(getattr(decoder, "layers", ())), None), "self_attn", None)
         module: ModuleType | None = sys.modules.get(type(attention).__module__)
@@ -116,7 +116,7 @@ class ImageStatesMaker:
             use_cache=True,
             images_beside=ImagesAlone(),
             **{CACHE: cache},
-            **only_rows(self._decoder, places.new_zeros(1)),  # keys and values are wanted, no row at all
+            **only_keys_and_values(self._decoder, self._image_layers, embedded[None]),
         )
         return [(layer.keys, layer.values) for layer in cache.layers]
 

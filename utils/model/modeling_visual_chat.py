@@ -20,6 +20,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .cache_name import CACHE, CACHE_NAMES
+from .computed_rows import ROWS, ComputedRows, picks_rows, text_rows
 from .configuration_visual_chat import VisualChatConfig, check_images_path
 from .encoding import encode
 from .forward_layout import layout_of_forward, no_mask
@@ -33,7 +34,6 @@ from .image_places import (
     pixels_of_new_tokens,
     place_features,
 )
-from .last_layer import ROWS, picks_rows
 from .lora import LoraSettings, merge_lora
 from .mmca import IMPLEMENTATIONS, OWN, attention_of_parts, check_decoder
 from .projector import build_projector
@@ -232,8 +232,9 @@ class VisualChatModel(VisualChatPreTrainedModel):
             )
             if layout is not None:
                 kwargs["mmca_layout"], attention_mask = layout, no_mask(inputs_embeds.device)
-        if wanted_rows is not None and self._may_pick_rows(kwargs):
-            kwargs[ROWS] = wanted_rows
+        rows = self._computed_rows(kwargs, mm_token_type_ids, inputs_embeds, features, wanted_rows)
+        if rows is not None:
+            kwargs[ROWS] = rows
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -244,14 +245,45 @@ class VisualChatModel(VisualChatPreTrainedModel):
         )
         return VisualChatModelOutput(**outputs, image_hidden_states=features)
 
-    def _may_pick_rows(self, kwargs: dict[str, Any]) -> bool:
+    def _computed_rows(
+        self,
+        kwargs: dict[str, Any],
+        kinds: torch.Tensor,
+        embedded: torch.Tensor,
+        features: torch.Tensor | None,
+        wanted: torch.Tensor | None,
+    ) -> ComputedRows | None:
+        """Which rows go through the decoder's layers; None for all through everything."""
+        image_layers = "full" if features is None else self.config.image_layers
+        if wanted is not None and not self._may_leave_out(kwargs):
+            wanted = None
+        if wanted is None and image_layers == "full":
+            return None
+        if not picks_rows(self.language_model):
+            if image_layers == "full":
+                return None
+            raise ValueError(
+                f"a decoder of type {self.language_model.config.model_type} has no parts that image tokens can be"
+                f" kept out of, as image_layers {image_layers} asks; pass image_layers full"
+            )
+        if image_layers == "full":
+            return ComputedRows(wanted)
+        is_text = kinds[:, -embedded.shape[1] :].to(embedded.device) != 1
+        layout, text = kwargs.get("mmca_layout"), None
+        if layout is not None:
+            text = layout.rows
+        elif not torch.compiler.is_compiling():
+            text = text_rows(is_text, features.shape[:2].numel())
+        return ComputedRows(wanted, image_layers, is_text, text)
+
+    def _may_leave_out(self, kwargs: dict[str, Any]) -> bool:
         """Whether the last layer may leave out rows: nobody asked for all states, and attention takes arguments."""
         config = self.language_model.config
         for name in ("output_hidden_states", "output_attentions"):
             asked = kwargs.get(name)
             if getattr(config, name, False) if asked is None else asked:
                 return False
-        return config._attn_implementation in IMPLEMENTATIONS.values() and picks_rows(self.language_model)
+        return config._attn_implementation in IMPLEMENTATIONS.values()
 
     def _place_images(
         self,
@@ -563,9 +595,7 @@ def _choose_attention(config: VisualChatConfig) -> None:
     if whole in OWN:  # asked for the whole model, but the encoder has none of the kind
         config._attn_implementation = {"": "sdpa", "vision_config": None, "text_config": whole}
         config.attention = whole
-    check_images_path(
-        config.attention, config.image_layers, config.image_gate
-    )  # any may be chosen anew by now
+    check_images_path(config.attention, config.image_layers, config.image_gate)  # each may be chosen anew
     asked = config.text_config._attn_implementation
     if config.attention != "causal" or asked in (None, *OWN):
         config.text_config._attn_implementation = IMPLEMENTATIONS[config.attention]

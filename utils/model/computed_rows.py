@@ -1,0 +1,204 @@
+"""Which rows go through which parts of the decoder's layers; the others are not computed.
+
+Two things leave rows out. What the last layer makes of a token is read by the head alone, at supervised tokens or at
+the last token of a prompt: only these rows go through its output projection and MLP. And the configuration's
+`image_layers` says what image tokens go through in every layer:
+
+- "full": attention, each to itself, and the MLP, as text does;
+- "no_mlp": attention, whose result for an image token is its own value through the output projection; no MLP;
+- "none": neither. A layer takes an image token's key and value from the projected features as they are.
+
+The layers are transformers' own: hooks around their parts pick the rows before and put them back after, with zeros
+for the others, so that a row's residual stays what it was. Keys and values are computed of all rows.
+"""
+
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+ROWS = "computed_rows"
+"""The decoder's argument: a `ComputedRows`; without it all rows are computed."""
+
+_HOOKS = "_computed_rows_hooks"
+_ATTENTION, _OUTPUT, _MLP = (
+    ("self_attn", "attention"),
+    ("o_proj", "dense"),
+    ("mlp", "feed_forward", "block_sparse_moe"),
+)
+"""What decoders call these parts of a layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Rows [n] of the B * Q that a part computes, None for all; and which of these results count (bool [n], or [B, Q]
+    of all), None for all. The others become zeros.
+    """
+
+    rows: torch.Tensor | None
+    counts: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedRows:
+    """The rows of one forward over [B, Q] tokens.
+
+    wanted: rows [n] that are read after the last layer, None for all. image_layers: as in the configuration.
+    is_text: bool [B, Q], False for image tokens; None where there are none. text: the rows [T] of text that are to be
+    computed, or None where tensors are not asked for places, as in exported graphs: then results are masked instead.
+    """
+
+    wanted: torch.Tensor | None = None
+    image_layers: str = "full"
+    is_text: torch.Tensor | None = None
+    text: torch.Tensor | None = None
+
+    def of(self, part: str, is_last: bool) -> Picked | None:
+        """Those of a part ("query", "output" or "mlp") of a layer; None where it computes all rows."""
+        wanted = self.wanted if is_last else None
+        if self.is_text is None or self.image_layers == "full":
+            return None if wanted is None or part == "query" else Picked(wanted)
+        keeps_images = part == "output" and self.image_layers == "no_mlp"
+        if wanted is not None:
+            counts = None if keeps_images else self.is_text.flatten().to(wanted.device)[wanted]
+            return Picked(wanted, counts)
+        if keeps_images:
+            return None
+        if self.text is None:
+            return None if part == "query" else Picked(None, self.is_text)
+        if not self.text.numel():  # not every layer takes no rows at all
+            return Picked(self.text.new_zeros(1), self.is_text.new_zeros(1))
+        return Picked(self.text)
+
+
+def text_rows(is_text: torch.Tensor, image_tokens: int) -> torch.Tensor:
+    """The rows [T] of bool [B, Q] that are text; no device is waited for."""
+    flat = is_text.flatten()
+    return flat.nonzero_static(size=flat.numel() - image_tokens)[:, 0]
+
+
+def only_rows(decoder: nn.Module, rows: torch.Tensor) -> dict[str, ComputedRows]:
+    """The decoder's arguments where these rows [n] of the B * Q alone are wanted, at least one; none where its last
+    layer computes all."""
+    return {ROWS: ComputedRows(rows)} if picks_rows(decoder) else {}
+
+
+def only_keys_and_values(
+    decoder: nn.Module, image_layers: str, like: torch.Tensor
+) -> dict[str, ComputedRows]:
+    """The decoder's arguments for image tokens alone [B, Q, D], of which keys and values are wanted and no row."""
+    if not picks_rows(decoder):
+        return {}
+    none = torch.zeros(1, dtype=torch.long, device=like.device)
+    is_text = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+    return {ROWS: ComputedRows(none, image_layers, is_text, none[:0])}
+
+
+def picks_rows(decoder: nn.Module) -> bool:
+    """Whether this decoder's layers can be made to pick rows; they are, whenever that is asked: their parts may have
+    been replaced, as adapters and quantisation do.
+    """
+    layers = getattr(decoder, "layers", None)
+    if layers is None or not len(layers):
+        return False
+    found = [_parts(layer) for layer in layers]
+    if None in found:
+        return False
+    last = len(found) - 1
+    for number, (layer, parts) in enumerate(zip(layers, found, strict=True)):
+        hooks = getattr(layer, _HOOKS, None)
+        if hooks is None:
+            hooks = _Hooks(number == last)
+            setattr(layer, _HOOKS, hooks)
+        hooks.stand_on(parts)
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    attention: nn.Module
+    query: nn.Module | None  # one matrix for queries, keys and values has no part of its own
+    output: nn.Module
+    mlp: nn.Module
+
+
+def _parts(layer: nn.Module) -> _Parts | None:
+    attention = _first(layer, _ATTENTION)
+    output, mlp = _first(attention, _OUTPUT), _first(layer, _MLP)
+    if attention is None or output is None or mlp is None:
+        return None
+    return _Parts(attention, _first(attention, ("q_proj",)), output, mlp)
+
+
+def _first(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None:
+    found = (getattr(module, name, None) for name in names)
+    return next((each for each in found if isinstance(each, nn.Module)), None)
+
+
+class _Hooks:
+    """The hooks of one layer. The rows come as its attention's argument: not as the layer's own, because gradient
+    checkpointing recomputes a layer without the layer's hooks. Threads may share a model, so each has its own.
+
+    A part that was replaced keeps its hooks, perhaps within the new one; they do nothing any more.
+    """
+
+    def __init__(self, is_last: bool) -> None:
+        self._is_last = is_last
+        self._parts: _Parts | None = None
+        self._rows: dict[int, ComputedRows] = {}
+        self._shapes: dict[int, torch.Size] = {}
+
+    def stand_on(self, parts: _Parts) -> None:
+        """Hook what is a part of the layer now."""
+        known, self._parts = self._parts, parts
+        if known is None or known.attention is not parts.attention:
+            parts.attention.register_forward_pre_hook(self.enter, with_kwargs=True)
+        for name in ("query", "output", "mlp"):
+            part = getattr(parts, name)
+            if part is not None and (known is None or getattr(known, name) is not part):
+                part.register_forward_pre_hook(self.pick)
+                part.register_forward_hook(self.put)
+
+    def enter(self, attention: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if attention is not self._parts.attention:
+            return
+        rows = kwargs.get(ROWS)
+        if rows is None:
+            self._rows.pop(get_ident(), None)
+        else:
+            self._rows[get_ident()] = rows
+
+    def pick(self, part: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        picked = self._picked(part)
+        if picked is None or picked.rows is None:
+            return None
+        states = args[0]  # [B, Q, D]
+        self._shapes[get_ident()] = states.shape[:-1]
+        return states.flatten(0, -2)[picked.rows.to(states.device)][None], *args[1:]  # [1, n, D]
+
+    def put(self, part: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
+        picked = self._picked(part)
+        if part is self._parts.mlp:
+            self._rows.pop(get_ident(), None)  # the layer's last part
+        if picked is None:
+            return None
+        if not isinstance(out, torch.Tensor):
+            raise TypeError(f"{type(part).__name__} gives {type(out).__name__}, not a tensor")
+        if picked.counts is not None:
+            out = out * picked.counts[..., None].to(out)
+        if picked.rows is None:
+            return out
+        shape = self._shapes[get_ident()]
+        whole = out.new_zeros(shape.numel(), out.shape[-1])
+        return whole.index_copy(0, picked.rows.to(out.device), out[0]).view(*shape, -1)
+
+    def _picked(self, part: nn.Module) -> Picked | None:
+        rows = self._rows.get(get_ident())
+        if rows is None:
+            return None
+        for name in ("query", "output", "mlp"):
+            if part is getattr(self._parts, name):
+                return rows.of(name, self._is_last)
+        return None
