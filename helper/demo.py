@@ -1,10 +1,9 @@
 """The main job on the miniature world, end to end: `python -m helper.demo` (or `make demo`).
 
-Draws the world, fits the projection to its captions (`helper.fit_projector`), trains with
-`training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final checkpoint on held-out scenes, and
-holds a dialogue over three pictures and four rounds with it. Values of the training script can be set from the
-environment, e.g. `LANG_LORA_DIM=0 make demo`; `INIT_FROM=` begins with a projection drawn at random. Further options go
-to `helper.make_tiny_world`.
+Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
+checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. Values of the training
+script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`. Further options go to
+`helper.make_tiny_world`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from rich.console import Console
 from utils.commands import INTERRUPTED, Parser, command, end_process, writable_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-ASSETS = ROOT / "assets"
-CAPTIONS, PICTURES = Path("llava/detail_23k.json"), Path("coco/train2017")  # in the world's folder
 DIALOGUE_SEED = 2
 OWN = ".demonstration"
 """A file that marks an output folder as written by this program."""
@@ -49,32 +46,21 @@ def main(argv: list[str] | None = None) -> int:
     writable_folder(arguments.output, "--output")
     writable_folder(arguments.data.parent, "--data")
     try:
-        with _step("1/5  Draw the miniature world"):
+        with _step("1/4  Draw the miniature world"):
             _module("helper.make_tiny_world", "--output", arguments.data, *world_options)
-        with _step("2/5  Fit the projection to captions"):
-            fitted = arguments.output.with_name(f"{arguments.output.name}-fitted")
-            models = ("--lm_model_name_or_path", ASSETS / "tiny_llama", "--attention", "mmca")
-            models += ("--vision_model_name_or_path", ASSETS / "tiny_clip")
-            captions = (
-                "--dataset_names",
-                arguments.data / CAPTIONS,
-                "--image_folder",
-                arguments.data / PICTURES,
-            )
-            _module("helper.fit_projector", *models, *captions, "--output_dir", fitted)
-        with _step("3/5  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
+        with _step("2/4  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
             places = {"DATA_PATH": arguments.data, "OUTPUT_DIR": arguments.output, "PYTHON": sys.executable}
-            given = {"INIT_FROM": fitted, **os.environ, **places}
+            given = {**os.environ, **places}
             again = ("--overwrite_output_dir", "true") if _is_own(arguments.output) else ()
             script = ROOT / "training" / "training_scripts" / "run_tiny.sh"
             _run("bash", script, *again, environment=given)
-        with _step("4/5  Evaluate on held-out scenes: several pictures, several rounds"):
+        with _step("3/4  Evaluate on held-out scenes: several pictures, several rounds"):
             questions, results = arguments.data / "eval" / "miniature.json", arguments.output / "evaluation"
             of_what = ("--checkpoint_path", final, "--eval_data", questions, "--output_filename", results)
             _module("eval.batch_generation", *of_what, "--batch_size", "50", "--max_new_tokens", "8")
             _module("eval.report", results.with_suffix(".json"), "--title", "Miniature world")
             write_examples(final / "examples")
-        with _step("5/5  Talk about three pictures it has never seen"):
+        with _step("4/4  Talk about three pictures it has never seen"):
             hold_dialogue(final, arguments.output / "dialogue")
     except subprocess.CalledProcessError as error:
         if error.returncode in (INTERRUPTED, -signal.SIGINT):

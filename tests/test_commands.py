@@ -21,7 +21,6 @@ TAKE_TRAININGS_FLAGS = [
     "training.main",
     "helper.check_data",
     "helper.dry_run",
-    "helper.fit_projector",
     "helper.plan_memory",
 ]
 NEED_NO_ARGUMENTS = {
@@ -217,7 +216,6 @@ UNWRITABLE = [
     ("helper.compare", ["--output", "{file}/out"]),
     ("helper.demo", ["--output", "{file}/out"]),
     ("helper.extract_qwen_vl", ["--output", "{file}/out"]),
-    ("helper.fit_projector", ["{models}", "--dataset_names", "my.json", "--output_dir", "{file}/out"]),
     ("helper.make_tiny_models", ["--output", "{file}"]),
     ("helper.make_tiny_world", ["--output", "{file}/out"]),
 ]

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # The miniature world on a laptop: the models in assets/ in place of LLaMA-2 and CLIP, everything else as run_7b.sh.
-# Its data: python -m helper.make_tiny_world. It is to begin with a projection fitted to captions (INIT_FROM; docs/models.md):
-# from one drawn at random it learns little in so few steps. python -m helper.demo does all of it. Set any value below or
-# in launch.sh from the environment; DRY_RUN=1 prints the command and stops.
+# Its data: python -m helper.make_tiny_world. It is for trying the pipeline: models so small learn to see little. Set any
+# value below or in launch.sh from the environment; DRY_RUN=1 prints the command and stops.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
