@@ -33,11 +33,13 @@ ENCODERS = {
 """Encoder beside each decoder (width, inner width, layers, heads): the larger ones are a ViT-L/14."""
 
 ATTENTIONS = {
-    "ours": ("mmca", "mmca"),
-    "dense as in 2023": ("mmca", two_softmaxes.NAME),
-    "causal": ("causal", "sdpa"),
+    "ours": ("mmca", "mmca", "full"),
+    "ours, images without MLPs": ("mmca", "mmca", "no_mlp"),
+    "ours, images in no layer": ("mmca", "mmca", "none"),
+    "dense as in 2023": ("mmca", two_softmaxes.NAME, "full"),
+    "causal": ("causal", "sdpa", "full"),
 }
-"""The model's and the decoder's attention for each contender."""
+"""The model's and the decoder's attention for each contender, and what images go through."""
 
 
 def random_model(
@@ -91,12 +93,13 @@ def random_model(
 def attention(model: VisualChatForConditionalGeneration, contender: str) -> Iterator[None]:
     """The same weights under another attention."""
     decoder = model.model.language_model.config
-    known = model.config.attention, decoder._attn_implementation
-    model.config.attention, decoder._attn_implementation = ATTENTIONS[contender]
+    config = model.config
+    known = config.attention, decoder._attn_implementation, config.image_layers
+    config.attention, decoder._attn_implementation, config.image_layers = ATTENTIONS[contender]
     try:
         yield
     finally:
-        model.config.attention, decoder._attn_implementation = known
+        config.attention, decoder._attn_implementation, config.image_layers = known
 
 
 def described(model: VisualChatForConditionalGeneration) -> str:

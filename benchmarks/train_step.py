@@ -2,9 +2,10 @@
 
     taskset -c 1 python -m benchmarks.train_step --size 120m
 
-Contenders, over the same random weights and the same packed row: ours; ours without what nobody reads (rows of the
-last layer, logits of unsupervised tokens); causal attention; and the form of 2023 with logits of all tokens. On a
-GPU the share of the device's peak is printed too, by the formula of docs/training.md.
+Contenders, over the same random weights and the same packed row: ours, with each `image_layers`; causal attention; both
+with rows and logits that nobody reads; and the form of 2023 with logits of all tokens. On a GPU the share of the
+device's peak is printed too, by the formula of docs/training.md. `--cached`: the encoder's features are read, as with
+`--cache_vision_features`; otherwise each step encodes its images.
 """
 
 import argparse
@@ -36,20 +37,23 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32"
     )
-    parser.add_argument("--no-dense", dest="dense", action="store_false", help="leave the form of 2023 out")
+    parser.add_argument("--cached", action="store_true", help="the encoder's features are kept")
+    parser.add_argument(
+        "--short", action="store_true", help="leave out the form of 2023 and what computes all rows"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, _ = random_model(arguments.size, getattr(torch, arguments.dtype), arguments.device)
     freeze(model)
     model.train()
-    step = Step(model, arguments.text, arguments.images, arguments.supervised)
+    step = Step(model, arguments.text, arguments.images, arguments.supervised, cached=arguments.cached)
     contenders: dict[str, Callable[[], None]] = {
-        "ours": lambda: step.run("ours"),
-        "ours, all rows": lambda: step.run_all_rows("ours"),
-        "causal": lambda: step.run("causal"),
-        "causal, all rows": lambda: step.run_all_rows("causal"),
+        form: lambda form=form: step.run(form)
+        for form in ("ours", "ours, images without MLPs", "ours, images in no layer", "causal")
     }
-    if arguments.dense:
+    if not arguments.short:
+        contenders["ours, all rows"] = lambda: step.run_all_rows("ours")
+        contenders["causal, all rows"] = lambda: step.run_all_rows("causal")
         contenders["as in 2023"] = lambda: step.run_all_rows("dense as in 2023")
     print(
         f"training step, {arguments.text} + {arguments.images}, {step.supervised} supervised tokens;"
@@ -59,7 +63,7 @@ def main() -> None:
     measured = take_turns(
         {name: (lambda _, work=work: timed(work)) for name, work in contenders.items()}, arguments.rounds
     )
-    print_ratios(measured, "ms", 1000, reference="ours")
+    print_ratios(measured, "ms", 1000, reference="causal")
     seconds = statistics.median(measured["ours"])
     operations = step.operations()
     print(
@@ -87,7 +91,9 @@ class Step:
         supervised: float,
         conversations: int = 1,
         seed: int = 0,
+        cached: bool = False,
     ) -> None:
+        """cached: pixel_values are what the encoder makes of them."""
         self._model = model
         spans = between(text // conversations, images // conversations, IMAGE_TOKENS) * conversations
         kinds = [kind for length, image in spans for kind in [int(image)] * length]
@@ -99,6 +105,11 @@ class Step:
         learned = (torch.rand(kinds.shape, generator=generator) < supervised) & (kinds == 0)
         pixels = torch.randn(images, 3, SIDE, SIDE, generator=generator).to(model.dtype)
         positions = torch.arange(kinds.shape[1]) % (kinds.shape[1] // conversations)
+        if cached:
+            pixels = torch.randn(
+                images, IMAGE_TOKENS, model.config.vision_config.hidden_size, generator=generator
+            )
+            pixels = pixels.to(model.dtype)
         tensors = {
             "input_ids": ids,
             "mm_token_type_ids": kinds,
