@@ -174,6 +174,7 @@ def read_text(
         position_ids=places,
         use_cache=True,
         images_beside=beside,
+        **model.model.gate_arguments(),
         **{CACHE: cache},
         **(only_rows(decoder, last) if queries > 1 else {}),
     ).last_hidden_state

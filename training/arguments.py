@@ -55,6 +55,11 @@ class ModelArguments:
         " as text does; no_mlp, attention alone; none, nothing, so that layers read them as they are projected."
         " full unless said.",
     )
+    image_gate: Literal["none", "head"] | None = _flag(
+        None,
+        "Factor on what text reads of images, under --attention mmca: head, one learned for each layer and head, which"
+        " begins at 0; none, always 1. none unless said.",
+    )
     lang_lora_dim: int = _flag(0, "Rank of LoRA in the decoder; 0 for none.")
     lang_lora_module_name: str = _flag(
         "model.layers.", "LoRA goes into decoder modules whose name holds this."
@@ -89,6 +94,11 @@ class ModelArguments:
                 f"--image_layers {self.image_layers} needs --attention mmca or cross; under causal attention images"
                 " are read as text is"
             )
+        if self.attention_name != "mmca" and self.gate != "none":
+            raise UsageError(
+                f"--image_gate {self.gate} needs --attention mmca; under {self.attention_name} attention images have no"
+                " softmax of their own"
+            )
         if self.only_optimize_lora and not (self.lang_lora_dim or self.vis_lora_dim):
             raise UsageError("--only_optimize_lora has no adapters to train: add --lang_lora_dim 64, say")
         if self.lora_alpha is not None and self.lora_alpha <= 0:
@@ -120,6 +130,11 @@ class ModelArguments:
     def images_go_through(self) -> str:
         """The layers' parts that image tokens go through: full, no_mlp or none."""
         return self.image_layers or "full"
+
+    @property
+    def gate(self) -> str:
+        """The factor on what text reads of images: none or head."""
+        return self.image_gate or "none"
 
 
 @dataclass(frozen=True)
@@ -254,6 +269,7 @@ class RunArguments(ZeroArguments):
     learning_rate_pretraining_components: float = _flag(
         0.0, "Learning rate of the embedding; 0: --learning_rate."
     )
+    image_gate_learning_rate: float = _flag(0.03, "Peak learning rate of the factors of --image_gate.")
     num_train_epochs: float = _flag(6.0, "Passes over the data.")
     lr_scheduler_type: str = _flag("cosine", "Shape of the learning rate over time.")
     num_warmup_steps: float = _flag(0.0, "Warm-up: steps if above 1, else a share of all steps.")

@@ -1,46 +1,59 @@
-"""What is optimised, and at which rate: the embedding apart from the rest, biases and norms without decay."""
+"""What is optimised, and at which rate: the embedding apart from the rest, biases, norms and gates without decay."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
+from utils.model.mmca import ImageGate
+
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, embedding_learning_rate: float, weight_decay: float
+    model: nn.Module,
+    learning_rate: float,
+    embedding_learning_rate: float,
+    weight_decay: float,
+    gate_learning_rate: float = 0.03,
 ) -> list[dict[str, Any]]:
     """The trainable parameters as an optimizer's groups, none of them empty.
 
     The input embedding is pretrained, the projection is new: `embedding_learning_rate` (0: the same rate) is
-    the embedding's. Weight decay acts on matrices outside normalisation layers only. Works on partitioned
-    weights too.
+    the embedding's. `gate_learning_rate` is that of the factors on the images' term, which go from 0 to some
+    tenths. Weight decay acts on matrices outside normalisation layers only. Works on partitioned weights too.
 
     Raises `ValueError` where nothing is trainable.
     """
-    embedding = model.get_input_embeddings().weight
+    rates = {
+        "embedding": embedding_learning_rate or learning_rate,
+        "gate": gate_learning_rate,
+        "rest": learning_rate,
+    }
+    part_of = {model.get_input_embeddings().weight: "embedding"}
+    gates = (module for module in model.modules() if isinstance(module, ImageGate))
+    part_of |= {factors: "gate" for gate in gates for factors in gate.parameters()}
     undecayed = {id(parameter) for parameter in _undecayed(model)}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = (parameter is embedding, id(parameter) in undecayed)
+            kind = (part_of.get(parameter, "rest"), id(parameter) in undecayed)
             groups.setdefault(kind, []).append(parameter)
     if not groups:
         raise ValueError("nothing in the model is trainable")
     return [
         {
             "params": parameters,
-            "lr": (embedding_learning_rate or learning_rate) if is_embedding else learning_rate,
+            "lr": rates[part],
             "weight_decay": 0.0 if is_undecayed else weight_decay,
         }
-        for (is_embedding, is_undecayed), parameters in groups.items()
+        for (part, is_undecayed), parameters in groups.items()
     ]
 
 
 def _undecayed(model: nn.Module) -> list[nn.Parameter]:
-    """Biases and everything in normalisation layers, recognised by name since ZeRO-3 empties the shapes."""
+    """Biases, gates and everything in normalisation layers, recognised by name since ZeRO-3 empties the shapes."""
     found = []
     for module in model.modules():
-        is_norm = "norm" in type(module).__name__.lower()
+        is_norm = isinstance(module, ImageGate) or "norm" in type(module).__name__.lower()
         for name, parameter in module.named_parameters(recurse=False):
             if is_norm or name.endswith("bias"):
                 found.append(parameter)

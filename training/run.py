@@ -286,9 +286,10 @@ def load_model(
         alpha=model_arguments.lora_alpha,
     )
     logger.info(
-        "attention: %s, image layers: %s, projector: %s",
+        "attention: %s, image layers: %s, image gate: %s, projector: %s",
         model_arguments.attention_name,
         model_arguments.images_go_through,
+        model_arguments.gate,
         model_arguments.projector,
     )
     try:
@@ -298,6 +299,7 @@ def load_model(
             projector_type=model_arguments.projector,
             attention=model_arguments.attention_name,
             image_layers=model_arguments.images_go_through,
+            image_gate=model_arguments.gate,
             lora=lora or None,
             dtype=arguments.dtype,
         )

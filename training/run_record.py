@@ -25,6 +25,7 @@ FIXED = {
     "vis_proj",
     "attention",
     "image_layers",
+    "image_gate",
     "lang_lora_dim",
     "lang_lora_module_name",
     "vis_lora_dim",
@@ -78,7 +79,7 @@ UNRECORDED = {
 }
 """Flags that say nothing of the run itself."""
 
-BEFORE = {"image_layers": "full"}
+BEFORE = {"image_layers": "full", "image_gate": "none"}
 """What runs did that do not record a flag, because there was none."""
 
 _SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate")
@@ -213,7 +214,7 @@ def _recorded(
         if each.name not in UNRECORDED
     }
     values["vis_proj"], values["attention"] = model.projector, model.attention_name
-    values["image_layers"] = model.images_go_through
+    values["image_layers"], values["image_gate"] = model.images_go_through, model.gate
     for part in ("lang", "vis"):
         if not values[f"{part}_lora_dim"]:
             del values[f"{part}_lora_module_name"]

@@ -189,7 +189,7 @@ class CheckpointWriter:
 
         model = self.trainer.model
         own = [model.get_input_embeddings(), model.get_output_embeddings()]  # hold added tokens
-        own.append(model.model.multi_modal_projector)
+        own += [part for part in (model.model.multi_modal_projector, model.model.image_gate) if part]
         not_in_base_models = {id(parameter) for module in own for parameter in module.parameters()}
         weights = {}
         for name, parameter in model.named_parameters():

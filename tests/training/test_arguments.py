@@ -121,6 +121,14 @@ def test_every_stage_has_a_configuration(parse, stage):
             {"attention": "causal", "image_layers": "none"},
             "--image_layers none needs --attention mmca or cross",
         ),
+        (
+            {"attention": "cross", "image_gate": "head"},
+            "--image_gate head needs --attention mmca; under cross",
+        ),
+        (
+            {"attention": "causal", "image_gate": "head"},
+            "--image_gate head needs --attention mmca; under causal",
+        ),
         ({"only_optimize_lora": True}, "add --lang_lora_dim"),
         ({"lora_alpha": 0.0}, "--lora_alpha 0.0: give a positive number"),
         ({"num_warmup_steps": 3, "warmup_steps": 4}, "give one of the two"),

@@ -1,7 +1,9 @@
 import pytest
 from torch import nn
+from transformers import LlamaConfig
 
 from training.parameter_groups import parameter_groups
+from utils.model.mmca import ImageGate
 
 
 class Tiny(nn.Module):
@@ -37,6 +39,17 @@ def test_rates_and_decay():
 
 def test_zero_means_the_same_rate():
     assert found(Tiny())["embedding.weight"] == (1e-3, 0.1)
+
+
+def test_a_gate_has_a_rate_of_its_own_and_no_decay():
+    model = Tiny()
+    model.gate = ImageGate(LlamaConfig(num_hidden_layers=2, num_attention_heads=4))
+    rates = found(model, gate_learning_rate=0.02)
+    assert {name: rate for name, rate in rates.items() if "gate" in name} == {
+        "gate.0": (0.02, 0.0),
+        "gate.1": (0.02, 0.0),
+    }
+    assert {name: rate for name, rate in rates.items() if "gate" not in name} == found(Tiny())
 
 
 def test_nothing_to_train():

@@ -21,6 +21,7 @@ MUST_STAY = {
     "vis_proj",
     "attention",
     "image_layers",
+    "image_gate",
     "lang_lora_dim",
     "lang_lora_module_name",
     "vis_lora_dim",
@@ -87,6 +88,7 @@ def test_each_flag_may_change_and_is_said_or_may_not(run_of, tmp_path, caplog):
 SAME = {
     "attention": ({"attention": None, "enable_mmca_attention": True}, {"attention": "mmca"}),
     "image layers": ({"image_layers": "full"}, {}),
+    "image gate": ({"image_gate": "none"}, {}),
     "projector": ({"vis_proj": "baseline"}, {"vis_proj": "linear"}),
     "one value or one for each": ({"dataset_samples": 5}, {"dataset_samples": [5, 5]}),
     "order": ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
@@ -109,6 +111,7 @@ def test_another_way_to_say_the_same_is_the_same(run_of, tmp_path, one, other):
 DIFFERENT = {
     "attention": {"attention": "causal"},
     "image_layers": {"image_layers": "none"},
+    "image_gate": {"image_gate": "head"},
     "seed": {"seed": 99},
     "packing": {"packing": True},
     "lang_lora_dim": {"lang_lora_dim": 4},
@@ -125,14 +128,16 @@ def test_what_is_meant_differently_is_refused(run_of, tmp_path, flag):
         run_of(**DIFFERENT[flag]).check(tmp_path)
 
 
-def test_a_run_of_before_let_images_through_all_layers(run_of, tmp_path):
+def test_a_run_of_before_let_images_through_all_layers_and_had_no_gate(run_of, tmp_path):
     run_of().save(tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    del record["flags"]["image_layers"]
+    del record["flags"]["image_layers"], record["flags"]["image_gate"]
     (tmp_path / "run.json").write_text(json.dumps(record))
     run_of().check(tmp_path)
     with pytest.raises(ResumeError, match=r"--image_layers full \(now none\)"):
         run_of(image_layers="none").check(tmp_path)
+    with pytest.raises(ResumeError, match=r"--image_gate none \(now head\)"):
+        run_of(image_gate="head").check(tmp_path)
 
 
 def test_a_model_may_move_but_not_change(run_of, trainings, tmp_path, caplog):

@@ -36,6 +36,7 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         projector_type=projector,
         attention=flags.attention or ("mmca" if flags.enable_mmca_attention else "causal"),
         image_layers=flags.image_layers or "full",
+        image_gate=flags.image_gate or "none",
         image_token_id=decoder.vocab_size - 1,
         image_seq_length=image_seq_length(projector, encoder),
     )

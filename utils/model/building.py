@@ -23,6 +23,7 @@ from .decoder import grow_vocabulary, load_decoder
 from .decoder_check import check_computes_mmca
 from .freezing import freeze
 from .lora import LoraSettings, inject_lora
+from .mmca import ImageGate
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 from .open_clip_files import LOCAL_FOLDER
 from .processing_visual_chat import VisualChatProcessor
@@ -41,6 +42,7 @@ def build_visual_chat(
     projector_type: str = "linear",
     attention: str = "mmca",
     image_layers: str = "full",
+    image_gate: str = "none",
     lora: LoraSettings | None = None,
     dtype: torch.dtype | str | None = None,
     image_seq_length: int | None = None,
@@ -48,9 +50,10 @@ def build_visual_chat(
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
     Adds the image token (and a padding token where there is none), unties the head, freezes everything but
-    the input embedding, the projector and the adapters, and logs how much learns. image_seq_length: tokens
-    of one image; follows from encoder and projector, and a number that differs is an error. Works inside
-    DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
+    the input embedding, the projector, the image gate and the adapters, and logs how much learns.
+    image_seq_length: tokens of one image; follows from encoder and projector, and a number that differs is an
+    error. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the
+    weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
     processor = build_processor(language_model, vision_model, projector_type)
@@ -72,6 +75,7 @@ def build_visual_chat(
         projector_type=projector_type,
         attention=attention,
         image_layers=image_layers,
+        image_gate=image_gate,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=length,
         lora=asdict(lora) if lora else None,
@@ -83,9 +87,9 @@ def build_visual_chat(
         dtype=decoder.dtype,
     )
     with _seeded(seed):
-        projector = _new_projector(config, decoder)
+        projector, gate = _new_parts(config, decoder)
     model = VisualChatForConditionalGeneration.from_parts(
-        config, tower, projector, decoder.base_model, decoder.get_output_embeddings()
+        config, tower, projector, decoder.base_model, decoder.get_output_embeddings(), gate
     )
     model.generation_config = _generation_config(tokenizer, config.image_token_id)
     if lora:
@@ -143,8 +147,8 @@ def _lasting(path: str) -> str:
     return prefix + str(folder.resolve()) if folder.exists() else path
 
 
-def _new_projector(config: VisualChatConfig, decoder: PreTrainedModel) -> nn.Module:
-    """A projector in the decoder's precision, made in parts where ZeRO-3 partitions."""
+def _new_parts(config: VisualChatConfig, decoder: PreTrainedModel) -> tuple[nn.Module, ImageGate | None]:
+    """A projector in the decoder's precision and, where there is one, a gate; made in parts where ZeRO-3 partitions."""
     context = nullcontext()
     if is_deepspeed_zero3_enabled():
         try:
@@ -159,7 +163,11 @@ def _new_projector(config: VisualChatConfig, decoder: PreTrainedModel) -> nn.Mod
         projector = build_projector(
             config.projector_type, config.vision_config, config.text_config.hidden_size
         )
-    return projector if is_deepspeed_zero3_enabled() else projector.to(decoder.device, decoder.dtype)
+        gate = ImageGate(decoder.config) if config.image_gate == "head" else None
+    if not is_deepspeed_zero3_enabled():
+        projector = projector.to(decoder.device, decoder.dtype)
+        gate = gate and gate.to(decoder.device)
+    return projector, gate
 
 
 def _generation_config(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:

@@ -1,7 +1,7 @@
 """Checkpoint folders that load themselves, in two forms, without pickle.
 
 - full: every weight, sharded safetensors; adapters are merged, so loading needs no peft.
-- trained: what was learned (embedding, projector, adapters) and references to the frozen base models.
+- trained: what was learned (embedding, projector, image gate, adapters) and references to the frozen base models.
 
 Both hold config.json, generation config, processor, tokenizer, chat template, a model card, and the code of
 the model, so that `trust_remote_code=True` loads them where this project is not installed. Writing is not
@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_visual_chat import VisualChatConfig
-from .loading import HEAD, NEW_HEAD_ROWS, PROJECTOR, TRAINED_WEIGHTS, CheckpointError, embedding_name
+from .loading import HEAD, NEW_HEAD_ROWS, NEW_PARTS, TRAINED_WEIGHTS, CheckpointError, embedding_name
 from .lora import LoraSettings, is_lora, merge_lora
 from .model_card import model_card
 from .modeling_visual_chat import VisualChatForConditionalGeneration, name_auto_classes
@@ -58,7 +58,7 @@ def save_trained_only(
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write embedding, projector and adapters, and where the other weights come from; state_dict as in `save_full`.
+    """Write what was learned, and where the other weights come from; state_dict as in `save_full`.
 
     Whoever lets other weights learn saves the full form.
     """
@@ -132,12 +132,12 @@ def _refuse_damaged_json(folder: Path) -> None:
 def trained_weights(
     model: VisualChatForConditionalGeneration, state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The part of a state dict that no base model has: embedding, projector, adapters, and the head's added rows."""
+    """The part of a state dict that no base model has: embedding, projector, gate, adapters, the head's added rows."""
     embedding = embedding_name(model)
     trained = {
         name: tensor.detach().contiguous()
         for name, tensor in state.items()
-        if name == embedding or name.startswith(PROJECTOR) or is_lora(name)
+        if name == embedding or name.startswith(NEW_PARTS) or is_lora(name)
     }
     rows = model.config.frozen_from["vocab_size"]
     if state[HEAD].shape[0] > rows:

@@ -46,16 +46,25 @@ class ImagesBeside:
             self._mask, self._blank = mask | blank, blank  # a softmax needs a key; its result is taken out
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        gate: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One layer's attention: query [B, H, Q, D], text keys and values [B, Hkv, T, D] -> [B, Q, H, D]."""
+        """One layer's attention: query [B, H, Q, D], text keys and values [B, Hkv, T, D] -> [B, Q, H, D].
+
+        gate: [H] on what is read of images.
+        """
         out = _read(query, key, value, self._text_mask, scaling)
         if len(self._keys):
             keys, values = self._keys[layer], self._values[layer]
             term = _read(query, keys, values, self._mask, scaling)
             if self._blank is not None:
                 term = term.masked_fill(self._blank.to(term.device), 0.0)
-            out = out + term
+            out = out + (term if gate is None else term * gate.to(term.dtype)[:, None, None])
         return out.transpose(1, 2).contiguous()
 
 
@@ -68,7 +77,13 @@ class ImagesAlone:
     """In place of `ImagesBeside` where nothing but image tokens is read: each attends to itself."""
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        gate: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The values are the result: value [B, Hkv, S, D] -> [B, S, H, D]."""
         groups = query.shape[1] // value.shape[1]

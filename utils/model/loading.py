@@ -20,6 +20,10 @@ from .vision import load_vision_tower
 
 TRAINED_WEIGHTS = "trained.safetensors"
 DECODER, ENCODER, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
+GATE = "model.image_gate."
+NEW_PARTS = (PROJECTOR, GATE)
+"""What no base model has."""
+
 HEAD = "lm_head.weight"
 NEW_HEAD_ROWS = "lm_head.new_rows"
 """The head's rows of the tokens we added: they do not learn, but the base model has none."""
@@ -114,7 +118,7 @@ def _load_trained_over_bases(
     trained = load_file(_trained_file(path, hub))
     with torch.device("meta"):
         skeleton = cls(config)
-    needed = {name for name in skeleton.state_dict() if name.startswith(PROJECTOR)}
+    needed = {name for name in skeleton.state_dict() if name.startswith(NEW_PARTS)}
     needed.add(embedding_name(skeleton))
     if config.text_config.vocab_size > config.frozen_from["vocab_size"]:
         needed.add(NEW_HEAD_ROWS)

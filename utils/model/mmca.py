@@ -5,7 +5,8 @@ conversation:
 
 - an image token attends to itself only: out_i = v_i;
 - a text token: out_i = softmax over T(i) applied to v, plus softmax over I(i) applied to v. The two are
-  normalised separately and summed, not renormalised. Where I(i) is empty its term is exactly zero.
+  normalised separately and summed, not renormalised. Where I(i) is empty its term is exactly zero. With an
+  `ImageGate`, the second term counts as many times as the layer's and head's learned factor says.
 
 Source: Yao et al., "DeepSpeed-VisualChat", 2023 (arXiv:2309.14327), section 4.1.
 
@@ -15,6 +16,7 @@ decoder:
 
     config = LlamaConfig(..., attn_implementation="mmca")
     decoder(inputs_embeds=x, attention_mask=m, mm_token_type_ids=t)  # m, t [B, K]: all keys, also cached
+    decoder(..., image_gate=gate())  # gate: an ImageGate, under "mmca" alone
 
 The kinds t (0 text, 1 image) are required: leaving them out raises, because an image read as text would go
 unnoticed. Text alone is t = 0 everywhere. Several conversations in one row are told apart as transformers
@@ -23,8 +25,11 @@ does it: `attention_mask=None`, `position_ids` that restart with each conversati
 The layout (who sees whom) is made once per forward and shared by all layers; `attend` reads nothing else.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
@@ -45,6 +50,42 @@ _SCORES = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indic
 """What a decoder may hand its attention that changes the scores: caps, sinks, biases, a choice of keys."""
 
 _LAYOUT = "_mmca_layout"  # a mask of the user's own carries the layout made from it
+
+
+class ImageGate(nn.Module):
+    """A learned factor for each layer and head on what text reads of images, begun at 0: then images are not seen,
+    and the decoder is what it was before.
+
+    Held in float32 in models of fewer bits, unless whoever trains casts all weights (as DeepSpeed does, whose optimizer
+    then holds them in float32). A parameter for each layer, because those that ZeRO shares out may get their gradients
+    once a step, and checkpointed layers may go backwards one by one.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        """config: the decoder's."""
+        super().__init__()
+        for layer in range(config.num_hidden_layers):
+            factors = torch.zeros(config.num_attention_heads, dtype=torch.float32)
+            self.register_parameter(str(layer), nn.Parameter(factors))
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        """The decoder's argument `image_gate`: factors [H] of each layer. Copies, for parameters that are shared out
+        over processes are there only while their module runs.
+        """
+        return tuple(factors.clone() for factors in self.parameters())
+
+
+class _Reached(torch.autograd.Function):
+    """Gives the gate a gradient, 0 where no image was read: processes must get those of a step in one order."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return grad, torch.zeros_like(ctx.saved_tensors[0])
 
 
 def layout_of(
@@ -94,8 +135,9 @@ def attend(
     value: torch.Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention under a layout: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+    """Attention under a layout: query [B, H, Q, D], key and value [B, Hkv, K, D], gate [H] -> [B, Q, H, D].
 
     Under autocast in its dtype, as torch's own attention is.
     """
@@ -104,8 +146,12 @@ def attend(
         query, key, value = (each.to(torch.get_autocast_dtype(device)) for each in (query, key, value))
     layout = layout.to(query.device)
     if isinstance(layout, MaskedLayout):
-        return attend_masked(layout, query, key, value, scaling, dropout)
-    return attend_by_kernel(layout, query, key, value, scaling, dropout)
+        out = attend_masked(layout, query, key, value, scaling, dropout, gate)
+    else:
+        out = attend_by_kernel(layout, query, key, value, scaling, dropout, gate)
+    if gate is not None and gate.requires_grad and torch.is_grad_enabled():
+        out = _Reached.apply(out, gate)
+    return out
 
 
 def attention_of_parts(
@@ -161,21 +207,26 @@ def mmca_reference(
     value: torch.Tensor,
     scaling: float | None = None,
     joint: bool = False,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition itself, which computes all of Q x K and asks no tensor for a number, as exported graphs need it.
 
     visible: bool [B, 1, Q, K], what the decoder lets each query see, itself last. kinds: [B, K], 0 text and 1
-    image. query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+    image. query [B, H, Q, D], key and value [B, Hkv, K, D], gate [H] on the images' term -> [B, Q, H, D].
     """
     keys, groups = key.shape[2], query.shape[1] // key.shape[1]
     visible, is_image = visible[..., :keys], (kinds == 1)[:, -keys:]
     is_image = F.pad(is_image, (0, keys - is_image.shape[1]))[:, None, None]  # [B, 1, 1, K]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     out = torch.zeros_like(query)
-    for seen in (visible,) if joint else (visible & ~is_image, visible & is_image):
+    text = visible if joint else visible & ~is_image
+    for seen in (text,) if joint else (text, visible & is_image):
         blank = ~seen.any(dim=-1, keepdim=True)  # a softmax needs a key; its result is taken out
         term = F.scaled_dot_product_attention(query, key, value, attn_mask=seen | blank, scale=scaling)
-        out = out + term.masked_fill(blank, 0.0)
+        term = term.masked_fill(blank, 0.0)
+        if gate is not None and seen is not text:
+            term = term * gate.to(term.dtype)[:, None, None]
+        out = out + term
     places = (visible * torch.arange(keys, device=visible.device)).amax(dim=-1, keepdim=True)  # [B, 1, Q, 1]
     own = value.gather(2, places.expand(-1, value.shape[1], -1, value.shape[3]))
     asks_nobody = is_image.expand(-1, -1, places.shape[2], -1).gather(3, places)
@@ -195,6 +246,7 @@ def _attention_function(joint: bool):
         sliding_window: int | None = None,
         images_beside: ImagesBeside | None = None,
         mmca_layout: Layout | None = None,
+        image_gate: Sequence[torch.Tensor] | None = None,
         **more,
     ) -> tuple[torch.Tensor, None]:
         """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
@@ -203,18 +255,37 @@ def _attention_function(joint: bool):
                 f"{type(module).__name__} passes {', '.join(unknown)} to attention, which changes its scores;"
                 " multi-modal causal attention does not support this"
             )
+        gate = None if image_gate is None else _gate_of(module, image_gate, query, joint)
         if images_beside is not None:  # text alone is read; the images' keys stand beside it
-            return images_beside.attend(module.layer_idx, query, key, value, scaling), None
+            return images_beside.attend(module.layer_idx, query, key, value, scaling, gate), None
         exported = torch.compiler.is_exporting() and isinstance(attention_mask, torch.Tensor)
         if exported and mm_token_type_ids is not None:
-            return mmca_reference(attention_mask, mm_token_type_ids, query, key, value, scaling, joint), None
+            given = attention_mask, mm_token_type_ids, query, key, value
+            return mmca_reference(*given, scaling, joint, gate), None
         layout = mmca_layout
         if layout is None:
             keys = key.shape[2]
             layout = layout_of(module, attention_mask, mm_token_type_ids, keys, sliding_window, joint)
-        return attend(layout, query, key, value, scaling, dropout), None
+        return attend(layout, query, key, value, scaling, dropout, gate), None
 
     return attention
+
+
+def _gate_of(
+    module: nn.Module, image_gate: Sequence[torch.Tensor], query: torch.Tensor, joint: bool
+) -> torch.Tensor:
+    """The factors [H] of this layer."""
+    if joint:
+        raise ValueError(
+            "an image gate needs attention mmca: under cross images have no softmax of their own"
+        )
+    layer = getattr(module, "layer_idx", None)
+    if layer is None or image_gate[layer].shape != (query.shape[1],):
+        raise ValueError(
+            f"{type(module).__name__} does not say its layer's number, or has other heads than its configuration says;"
+            " an image gate cannot be used with this decoder"
+        )
+    return image_gate[layer].to(query.device)
 
 
 register_kernel("flash", FLASH)

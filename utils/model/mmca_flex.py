@@ -44,9 +44,13 @@ def attend_by_flex(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
+    gate: torch.Tensor | None = None,
     flash: bool = False,
 ) -> torch.Tensor:
-    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]; flash: text on text by flash-attn."""
+    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+
+    gate: [H] on the images' term. flash: text on text by flash-attn.
+    """
     batch, heads, rows, _ = query.shape
     width = value.shape[3]
     asking = _take(query, layout.rows)  # [1, H, T, D]
@@ -62,7 +66,8 @@ def attend_by_flex(
         total = _flex(asking, *text, layout.prepared(text_blocks), scaling)
     if layout.image_keys.numel():
         images = _take(key, layout.image_keys), _take(value, layout.image_keys)
-        total = total + _flex(asking, *images, layout.prepared(image_blocks), scaling)
+        term = _flex(asking, *images, layout.prepared(image_blocks), scaling)
+        total = total + (term if gate is None else term * gate.to(term.dtype)[:, None, None])
     out = query.new_empty(batch * rows, heads, width)
     out.index_copy_(0, layout.rows, total[0].transpose(0, 1).to(out.dtype))
     own = _rows(value).index_select(0, layout.own)

@@ -51,6 +51,9 @@ struct Call {
   // same type; those over images from row image_top on. And the logarithms of the sums of exponentials, [2, H, T].
   void *asked, *text, *image;
   float* lse;
+  // A factor on the images' term for each head [H], or null; its gradient, and that of each row, [H, T - image_top].
+  const float* gate;
+  float *d_gate, *d_gate_rows;
   const int64_t *rows, *others, *own, *text_keys, *image_keys;  // as in mmca_layout.Layout
   const int64_t *text_start, *text_stop, *image_start, *image_stop;
   int64_t row_count, other_count, image_top, heads, shared, queries, keys, width, threads;
@@ -445,6 +448,8 @@ static void forward_block(const Call& call, const Band (&bands)[2], int64_t top,
         continue;
       }
       T* result = at<T>(call.result, call.rows[top + i], call.queries, head);
+      if (call.gate)
+        for (int64_t d = 0; d < call.width; ++d) sum[d] *= call.gate[head];
       for (int64_t d = 0; d < call.width; ++d) assign(result[d], text[d] + sum[d]);
     }
   }
@@ -496,6 +501,10 @@ static void backward_block(const Call& call, const Band (&bands)[2], int64_t top
       transpose(partial[kind] + v * LANES);
       for (int lane = 0; lane < LANES; ++lane) share[kind][v] += partial[kind][v * LANES + lane];
     }
+  if (call.gate)
+    for (int64_t i = std::max<int64_t>(call.image_top - top, 0); i < count; ++i)
+      call.d_gate_rows[head * (call.row_count - call.image_top) + top + i - call.image_top] =
+          ((const float*)share[1])[i];
   std::memset(rows + count * width, 0, (length - count) * width * sizeof(float));
   std::memset(grads + count * width, 0, (length - count) * width * sizeof(float));
   columns_of(rows, width, V, columns);
@@ -504,6 +513,7 @@ static void backward_block(const Call& call, const Band (&bands)[2], int64_t top
   for (int kind = 0; kind < 2; ++kind) {
     const Band& band = bands[kind];
     const Seen<V> seen(band, top, count);
+    const bool gated = kind && call.gate;
     vec lse[V];
     for (int v = 0; v < V; ++v) lse[v] = all(std::numeric_limits<float>::infinity());
     std::memcpy(lse, call.lse + (kind * call.heads + head) * call.row_count + top, count * sizeof(float));
@@ -515,6 +525,7 @@ static void backward_block(const Call& call, const Band (&bands)[2], int64_t top
           vec score = weights[n * V + v];
           if (mask) score = seen.masked(score, key + n, v);
           weights[n * V + v] = exp2_of(score - lse[v]);
+          if (gated) weights[n * V + v] *= call.gate[head];
           d_scores[n * V + v] = weights[n * V + v] * (d_scores[n * V + v] - share[kind][v]);
         }
       const float *p = (const float*)weights, *ds = (const float*)d_scores;
@@ -604,9 +615,16 @@ extern "C" int mmca_forward(const Call* call) try {
 }
 
 extern "C" int mmca_backward(const Call* call) try {
-  const int64_t most = call->row_count;
-  return call->is_half ? in_parallel<Bfloat16, backward_run<Bfloat16>, backward_own<Bfloat16>>(*call, most)
-                       : in_parallel<float, backward_run<float>, backward_own<float>>(*call, most);
+  const int64_t most = call->row_count, rows = call->row_count - call->image_top;
+  const int failed = call->is_half
+                         ? in_parallel<Bfloat16, backward_run<Bfloat16>, backward_own<Bfloat16>>(*call, most)
+                         : in_parallel<float, backward_run<float>, backward_own<float>>(*call, most);
+  for (int64_t head = 0; call->gate && head < call->heads; ++head) {  // in one order, whoever computed the rows
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) sum += call->d_gate_rows[head * rows + row];
+    call->d_gate[head] = float(sum);
+  }
+  return failed;
 } catch (const std::bad_alloc&) {
   return 1;
 }

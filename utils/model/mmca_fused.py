@@ -23,8 +23,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 DTYPES = (torch.float32, torch.bfloat16)
 
 # What the C++ takes, `Call` there: eight tensors by address and three strides, four addresses of what is kept for
-# the backward pass, nine of the layout, nine counts, the scaling and whether the numbers are bfloat16.
-_CALL = struct.Struct("=" + "Qqqq" * 8 + "Q" * 4 + "Q" * 9 + "q" * 9 + "fi")
+# the backward pass, three of the gate, nine of the layout, nine counts, the scaling and whether numbers are bfloat16.
+_CALL = struct.Struct("=" + "Qqqq" * 8 + "Q" * 4 + "Q" * 3 + "Q" * 9 + "q" * 9 + "fi")
 _NONE = (0, 0, 0, 0)
 
 
@@ -88,20 +88,27 @@ def is_plain(query: torch.Tensor) -> bool:
 
 
 def attend_fused(
-    layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    layout: Layout,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]; gate: [H] on the images' term, in float32.
 
     Raises ValueError for tensors that are not as the layout has them, CompileError where there is no library.
     """
-    _check(layout, query, key, value)
+    gate = None if gate is None else gate.float().contiguous()
+    _check(layout, query, key, value, gate)
     if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         query, key, value = (each.contiguous() for each in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return _Attention.apply(query, key, value, layout, scaling)
+    given = query, key, value, gate
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given):
+        return _Attention.apply(*given, layout, scaling)
     result = _like(query)
-    _run_forward(layout, scaling, query, key, value, result, kept=_NONE)
+    _run_forward(layout, scaling, *given, result, kept=_NONE)
     return result
 
 
@@ -112,6 +119,7 @@ class _Attention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
+        gate: torch.Tensor | None,
         layout: Layout,
         scaling: float,
     ) -> torch.Tensor:
@@ -129,15 +137,15 @@ class _Attention(torch.autograd.Function):
             asked, text = query.new_empty(2, rows, heads, width)
             written = asked.data_ptr(), text.data_ptr()
         kept = (*written, _address(image), lse.data_ptr())
-        _run_forward(layout, scaling, query, key, value, result, kept)
-        ctx.save_for_backward(asked, key, value, text, image, lse)
+        _run_forward(layout, scaling, query, key, value, gate, result, kept)
+        ctx.save_for_backward(asked, key, value, text, image, lse, gate)
         ctx.layout, ctx.scaling = layout, scaling
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        asked, key, value, text, image, lse = ctx.saved_tensors
+        asked, key, value, text, image, lse, gate = ctx.saved_tensors
         # whoever kept them elsewhere may have laid them anew
         asked, text, lse = asked.contiguous(), text.contiguous(), lse.contiguous()
         image = None if image is None else image.contiguous()
@@ -148,15 +156,23 @@ class _Attention(torch.autograd.Function):
         d_query, d_key, d_value = torch.empty_like(grad), _like(key), _like(value)
         if grad.shape[1] != key.shape[2]:  # keys of earlier forwards may be seen by nobody
             d_key.zero_(), d_value.zero_()
+        d_gate, gates = None, (0, 0, 0)
+        if gate is not None:
+            gate, d_gate = gate.contiguous(), torch.empty_like(gate)
+            memory = ctx.layout.prepared(Memory.of)
+            of_rows = gate.new_empty(gate.numel(), memory.text_rows - memory.image_top)
+            gates = gate.data_ptr(), d_gate.data_ptr(), of_rows.data_ptr()
         given = (*_NONE, *_heads_first(key), *_heads_first(value), *_heads_later(grad), *_NONE)
         wanted = (*_heads_later(d_query), *_heads_later(d_key), *_heads_later(d_value))
         kept = asked.data_ptr(), text.data_ptr(), _address(image), lse.data_ptr()
         d_query, d_key, d_value = (each.transpose(1, 2) for each in (d_query, d_key, d_value))
-        _run(1, ctx.layout, ctx.scaling, d_query, key, (*given, *wanted, *kept))
-        return d_query, d_key, d_value, None, None
+        _run(1, ctx.layout, ctx.scaling, d_query, key, (*given, *wanted, *kept, *gates))
+        return d_query, d_key, d_value, d_gate, None, None
 
 
-def _check(layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+def _check(
+    layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gate: torch.Tensor | None
+) -> None:
     """Memory is read by address: it must be there."""
     (batch, heads, _, width), shared = query.shape, key.shape[1]
     rows, keys = layout.kinds.shape
@@ -176,6 +192,8 @@ def _check(layout: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.
             f"attention of {layout.queries} queries to {keys} keys in {rows} rows got query, key and value"
             f" {found}; they must be [B, H, Q, D] and twice [B, Hkv, K, D], of one type, with H a multiple of Hkv"
         )
+    if gate is not None and (gate.shape != (heads,) or gate.device != query.device):
+        raise ValueError(f"the gate of {heads} heads is {list(gate.shape)} on {gate.device}; it must be [H]")
 
 
 def _run_forward(
@@ -184,12 +202,13 @@ def _run_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    gate: torch.Tensor | None,
     result: torch.Tensor,
     kept: tuple[int, ...],
 ) -> None:
     """Fill the result [B, Q, H, D]; kept: the addresses of what is kept for the backward pass, zeros for nothing."""
     given = (*_heads_first(query), *_heads_first(key), *_heads_first(value), *_NONE, *_heads_later(result))
-    _run(0, layout, scaling, query, key, (*given, *_NONE * 3, *kept))
+    _run(0, layout, scaling, query, key, (*given, *_NONE * 3, *kept, _address(gate), 0, 0))
 
 
 def _run(

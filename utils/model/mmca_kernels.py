@@ -69,7 +69,8 @@ class Kernel:
     """A way to compute attention under a layout.
 
     why_not: the reason why it cannot compute such states, or None. prepare: makes of a layout what `attend` needs.
-    attend: (layout, query, key, value, scaling), query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+    attend: (layout, query, key, value, scaling, gate), query [B, H, Q, D], key and value [B, Hkv, K, D], gate [H] or
+    None -> [B, Q, H, D].
     runs_in: whether it can in a context that only the layer knows. for_text: whether it is faster than torch's causal
     attention for text alone too.
     """
@@ -142,8 +143,9 @@ def attend_by_kernel(
     value: torch.Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
+    """query [B, H, Q, D], key and value [B, Hkv, K, D], gate [H] -> [B, Q, H, D]."""
     name = kernel_for(layout, query, value, dropout)
     if name == "causal":
         grouped = query.shape[1] != key.shape[1]
@@ -152,8 +154,8 @@ def attend_by_kernel(
         )
         return out.transpose(1, 2).contiguous()
     if name == MASKED:
-        return attend_masked(layout.prepared(masked_form), query, key, value, scaling, dropout)
-    return KERNELS[name].attend(layout, query, key, value, scaling)
+        return attend_masked(layout.prepared(masked_form), query, key, value, scaling, dropout, gate)
+    return KERNELS[name].attend(layout, query, key, value, scaling, gate)
 
 
 def _choose(wanted: str, states: States, device: torch.device) -> str:
@@ -213,8 +215,10 @@ def _compare(kernel: Kernel, states: States, device: torch.device) -> list[tuple
         .requires_grad_()
         for count, width in (heads, (2, states.width), (2, states.value_width))
     ]
-    found = kernel.attend(layout, *given, None)
-    wanted = attend_masked(masked_form(layout), *given)
+    gate = torch.randn(heads[0], generator=generator, dtype=torch.float32, device="cpu")
+    given.append(gate.to(device).requires_grad_())
+    found = kernel.attend(layout, *given[:3], None, given[3])
+    wanted = attend_masked(masked_form(layout), *given[:3], gate=given[3])
     grads = (torch.autograd.grad(out.float().square().sum(), given) for out in (found, wanted))
     return [(found, wanted), *zip(*grads, strict=True)]
 

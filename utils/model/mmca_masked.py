@@ -46,15 +46,17 @@ class Reading:
 
     keys: which of the K keys, or None for all. mask: [B, 1, T, N], or None where it is plainly causal.
     blank: [B, 1, T, 1], True for queries that see nothing here, or None. Their result is exactly zero; their
-    mask is all ones, because a softmax needs a key.
+    mask is all ones, because a softmax needs a key. of_images: whether all its keys are images'.
     """
 
     keys: Picked | None
     mask: torch.Tensor | None
     blank: torch.Tensor | None
+    of_images: bool
 
     def to(self, device: torch.device) -> "Reading":
-        return Reading(*(_moved(part, device) for part in (self.keys, self.mask, self.blank)))
+        moved = (_moved(part, device) for part in (self.keys, self.mask, self.blank))
+        return Reading(*moved, self.of_images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +113,13 @@ def build_masked_layout(visible: torch.Tensor, kinds: torch.Tensor, joint: bool 
     if queries is not None:
         rows = queries.places[:, :, None].expand(-1, -1, visible.shape[2])
         visible = visible.gather(1, rows)  # [B, T, K]
-    by_softmax = [seen] if joint else [seen & ~is_image, seen & is_image]
-    return MaskedLayout(
-        queries,
-        tuple(_reading(visible, wanted, queries) for wanted in by_softmax if asks.any() and wanted.any()),
-        own_keys,
+    by_softmax = [(seen, False)] if joint else [(seen & ~is_image, False), (seen & is_image, True)]
+    readings = (
+        _reading(visible, wanted, queries, of_images)
+        for wanted, of_images in by_softmax
+        if asks.any() and wanted.any()
     )
+    return MaskedLayout(queries, tuple(readings), own_keys)
 
 
 def _own_keys(visible: torch.Tensor, covered: int) -> Picked:
@@ -130,7 +133,7 @@ def _own_keys(visible: torch.Tensor, covered: int) -> Picked:
     return Picked((visible * torch.arange(keys, device=visible.device)).amax(dim=2), spare=None)
 
 
-def _reading(visible: torch.Tensor, wanted: torch.Tensor, queries: Picked | None) -> Reading:
+def _reading(visible: torch.Tensor, wanted: torch.Tensor, queries: Picked | None, of_images: bool) -> Reading:
     """A softmax over the keys `wanted` [B, K], for queries that see `visible` [B, T, K]."""
     rows = visible.shape[1]
     mask = visible & wanted[:, None, :]
@@ -140,9 +143,9 @@ def _reading(visible: torch.Tensor, wanted: torch.Tensor, queries: Picked | None
         if keys.spare is not None:
             mask = mask & ~keys.spare[:, None, :]
     if _is_causal(mask, queries):
-        return Reading(keys, mask=None, blank=None)
+        return Reading(keys, None, None, of_images)
     blank = ~mask.any(dim=2, keepdim=True)
-    return Reading(keys, mask=(mask | blank)[:, None], blank=blank[:, None] if blank.any() else None)
+    return Reading(keys, (mask | blank)[:, None], blank[:, None] if blank.any() else None, of_images)
 
 
 def _is_causal(mask: torch.Tensor, queries: Picked | None) -> bool:
@@ -162,8 +165,9 @@ def attend_masked(
     value: torch.Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """query [B, H, Q, D], key [B, Hkv, K, D], value [B, Hkv, K, Dv] -> [B, Q, H, Dv]."""
+    """query [B, H, Q, D], key [B, Hkv, K, D], value [B, Hkv, K, Dv] -> [B, Q, H, Dv]; gate: [H] on the images' term."""
     batch, heads, rows, _ = query.shape
     groups = heads // key.shape[1]
     asking = _pick(query, layout.queries)  # [B, H, T, D]
@@ -181,6 +185,8 @@ def attend_masked(
         )
         if reading.blank is not None:
             term = term.masked_fill(reading.blank, 0.0)
+        if gate is not None and reading.of_images:
+            term = term * gate.to(term.dtype)[:, None, None]
         out = term if out is None else out + term
     if layout.queries is None:
         return out.transpose(1, 2).contiguous()

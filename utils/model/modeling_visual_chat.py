@@ -35,7 +35,7 @@ from .image_places import (
     place_features,
 )
 from .lora import LoraSettings, merge_lora
-from .mmca import IMPLEMENTATIONS, OWN, attention_of_parts, check_decoder
+from .mmca import IMPLEMENTATIONS, OWN, ImageGate, attention_of_parts, check_decoder
 from .projector import build_projector
 from .supervised_loss import Supervised, supervised_loss
 from .vision import vision_family
@@ -75,6 +75,7 @@ class VisualChatPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LinearProjector", "VitProjector", "PerceiverProjector"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["image_gate"]  # noqa: RUF012
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -136,6 +137,8 @@ class VisualChatModel(VisualChatPreTrainedModel):
             config.projector_type, config.vision_config, config.text_config.hidden_size
         )
         self.language_model = AutoModel.from_config(config.text_config)
+        gated = config.image_gate == "head"
+        self.image_gate = ImageGate(self.language_model.config) if gated else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -232,6 +235,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
             )
             if layout is not None:
                 kwargs["mmca_layout"], attention_mask = layout, no_mask(inputs_embeds.device)
+        kwargs |= self.gate_arguments()
         rows = self._computed_rows(kwargs, mm_token_type_ids, inputs_embeds, features, wanted_rows)
         if rows is not None:
             kwargs[ROWS] = rows
@@ -244,6 +248,10 @@ class VisualChatModel(VisualChatPreTrainedModel):
             **kwargs,
         )
         return VisualChatModelOutput(**outputs, image_hidden_states=features)
+
+    def gate_arguments(self) -> dict[str, tuple[torch.Tensor, ...]]:
+        """The decoder's arguments where there is a gate on what is read of images."""
+        return {} if self.image_gate is None else {"image_gate": self.image_gate()}
 
     def _computed_rows(
         self,
@@ -337,16 +345,19 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         projector: nn.Module,
         language_model: nn.Module,
         lm_head: nn.Module,
+        image_gate: nn.Module | None = None,
     ) -> "VisualChatForConditionalGeneration":
         """Join parts that exist already; `config` holds the parts' own configurations.
 
-        Also where the parts are partitioned over processes: nothing is initialised or copied.
+        Also where the parts are partitioned over processes: nothing is initialised or copied. image_gate: where the
+        configuration has one.
         """
         with outside_zero3(), torch.device("meta"):
             model = cls(config)
         model.model.vision_tower = vision_tower
         model.model.multi_modal_projector = projector
         model.model.language_model = language_model
+        model.model.image_gate = image_gate
         model.lm_head = Head.of(lm_head)
         model.generation_config = GenerationConfig.from_model_config(config.text_config)
         return model

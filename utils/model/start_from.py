@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import gathered
-from .loading import PROJECTOR, TRAINED_WEIGHTS, CheckpointError, embedding_name
+from .loading import GATE, NEW_PARTS, TRAINED_WEIGHTS, CheckpointError, embedding_name
 from .lora import is_lora
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 
@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> None:
-    """Copy embedding, projector and adapters of a checkpoint, in either form, into a model just built.
+    """Copy embedding, projector, image gate and adapters of a checkpoint, in either form, into a model just built.
 
-    Adapters that the checkpoint does not have stay as new. Works on weights that ZeRO-3 has partitioned: all
+    Adapters that the checkpoint does not have stay as new. A gate that it does not have begins at 1 where it learnt
+    under mmca, which is what it computed, and at 0 otherwise. Works on weights that ZeRO-3 has partitioned: all
     processes call.
 
     Raises `CheckpointError` where the folder is no checkpoint, where its adapters have no place in the model or
@@ -41,8 +42,12 @@ def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) ->
     places = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if is_lora(name) or name.startswith(PROJECTOR) or name == embedding
+        if is_lora(name) or name.startswith(NEW_PARTS) or name == embedding
     }
+    if theirs.image_gate != "none" and model.model.image_gate is None:
+        raise CheckpointError(
+            f"{folder} has learnt an image gate that this run has not; give --image_gate head"
+        )
     found: set[str] = set()
     for name, tensor in _learnt(folder, set(places)):
         parameter = places[name]
@@ -55,7 +60,13 @@ def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) ->
         with gathered(parameter, write=True), torch.no_grad():
             parameter.copy_(tensor)
         found.add(name)
+    if theirs.image_gate == "none" and theirs.attention == "mmca" and model.model.image_gate is not None:
+        with gathered(*model.model.image_gate.parameters(), write=True), torch.no_grad():
+            for factors in model.model.image_gate.parameters():
+                factors.fill_(1.0)
     missing = sorted(name for name in set(places) - found if not is_lora(name))
+    if theirs.image_gate == "none":
+        missing = [name for name in missing if not name.startswith(GATE)]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {', '.join(missing[:3])}: its projector is {theirs.projector_type}, that of this run"

@@ -7,14 +7,13 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from transformers.masking_utils import create_causal_mask
 
-import utils.model.mmca  # noqa: F401 (registers the attention)
-from utils.model import mmca_kernels
+from utils.model import mmca, mmca_kernels
 
 HEADS, WIDTH = 4, 8
 STYLES = ("plain", "left", "right", "packed")
 
 
-def reference(query, key, value, layout, joint=False):
+def reference(query, key, value, layout, joint=False, gate=None):
     """The definition: query [B, H, S, D], key and value [B, Hkv, S, D] -> [B, H, S, D]; zeros for padding."""
     kinds, conversation, valid = (tensor.tolist() for tensor in layout)
     query, key, value = query.double(), key.double(), value.double()
@@ -38,6 +37,8 @@ def reference(query, key, value, layout, joint=False):
                     for part in ([sorted(seen)] if joint else [text, image])
                     if part
                 ]
+                if gate is not None and image:
+                    terms[-1] = gate.double()[:, None, None] * terms[-1]
                 rows.append(sum(terms)[:, 0])  # [H, D]
     return torch.stack(rows).view(*query.shape[:1], len(kinds[0]), *rows[0].shape).transpose(1, 2)
 
@@ -83,7 +84,7 @@ def random_layout(generator, style):
     return kinds, belongs, valid
 
 
-def attend(query, key, value, layout, style, implementation="mmca"):
+def attend(query, key, value, layout, style, implementation="mmca", gate=None, **more):
     """Through transformers' own two interfaces, as a decoder calls them."""
     kinds, belongs, valid = layout
     shape = dict(hidden_size=HEADS * WIDTH, num_attention_heads=HEADS, num_key_value_heads=key.shape[1])
@@ -101,7 +102,10 @@ def attend(query, key, value, layout, style, implementation="mmca"):
     )
     function = AttentionInterface()[implementation]
     module = torch.nn.Module()
-    out, _ = function(module, query, key, value, mask, scaling=WIDTH**-0.5, mm_token_type_ids=kinds)
+    module.layer_idx = 1
+    if gate is not None:
+        more["image_gate"] = torch.full_like(gate, torch.nan), gate
+    out, _ = function(module, query, key, value, mask, scaling=WIDTH**-0.5, mm_token_type_ids=kinds, **more)
     return out.transpose(1, 2)  # [B, H, S, D]
 
 
@@ -118,26 +122,35 @@ def random_case(seed):
     return style, layout, [query, key, value], weights
 
 
-CONTENDERS = {"fused": ("mmca", "fused"), "masked": ("mmca", "masked"), "cross": ("cross", "auto")}
+CONTENDERS = {
+    "fused": ("mmca", "fused", False),
+    "fused, gated": ("mmca", "fused", True),
+    "masked": ("mmca", "masked", False),
+    "masked, gated": ("mmca", "masked", True),
+    "cross": ("cross", "auto", False),
+}
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_equals_the_definition_with_gradients_over_random_layouts(contender, monkeypatch):
-    implementation, kernel = CONTENDERS[contender]
+    implementation, kernel, gated = CONTENDERS[contender]
     monkeypatch.setenv(mmca_kernels.VARIABLE, kernel)
     worst, worst_gradient = 0.0, 0.0
     for seed in range(40 if implementation == "cross" else 200):
         style, layout, states, weights = random_case(seed)
+        if gated:
+            states.append(torch.randn(HEADS, generator=torch.Generator().manual_seed(seed)))
         ours = [state.clone().requires_grad_() for state in states]
         theirs = [state.double().requires_grad_() for state in states]
-        out = attend(*ours, layout, style, implementation)
-        expected = reference(*theirs, layout, joint=implementation == "cross")
+        out = attend(*ours[:3], layout, style, implementation, *ours[3:])
+        expected = reference(*theirs[:3], layout, implementation == "cross", *theirs[3:])
         assert out.isfinite().all()
         valid = layout[2][:, None, :, None].bool()
         worst = max(worst, (out - expected).masked_fill(~valid, 0).abs().max().item())
         (out * weights).sum().backward()
         (expected * weights.double()).sum().backward()
         for our, their in zip(ours, theirs, strict=True):
+            their.grad = torch.zeros_like(their) if their.grad is None else their.grad  # a gate, and no image
             assert our.grad.isfinite().all()
             worst_gradient = max(worst_gradient, (our.grad - their.grad).abs().max().item())
     print(f"{contender}: max error {worst:.1e}, of gradients {worst_gradient:.1e}")
@@ -208,6 +221,74 @@ def test_text_only_is_plain_causal_attention():
     out = attend(query, key, value, [kinds, kinds, kinds + 1], "plain")
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "masked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_of_ones_changes_no_bit_and_one_of_zeros_leaves_text_alone(kernel, dtype, monkeypatch):
+    """Forward and backward; from 0, the gate has a gradient."""
+    monkeypatch.setenv(mmca_kernels.VARIABLE, kernel)
+    for seed in range(12):
+        style, layout, states, weights = random_case(seed)
+        states = [state.to(dtype).requires_grad_() for state in states]
+        weights = weights.to(dtype)
+        ones, zeros = torch.ones(HEADS), torch.zeros(HEADS, requires_grad=True)
+
+        def run(*gate, style=style, layout=layout, weights=weights, states=states):
+            out = attend(*states, layout, style, "mmca", *gate) * layout[2][:, None, :, None]
+            return out, *torch.autograd.grad(
+                (out * weights).sum(), [*states, *(g for g in gate if g.requires_grad)]
+            )
+
+        for ours, published in zip(run(ones), run(), strict=True):
+            assert torch.equal(ours, published)
+        out, *_, slope = run(zeros)
+        asks = (layout[0] == 0)[:, None, :, None]
+        alone = reference(*states, layout, gate=torch.zeros(HEADS))
+        torch.testing.assert_close(
+            (out * asks).double(), alone * asks, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0.05
+        )
+        hidden = [state.detach().clone() for state in states]
+        hidden[2].masked_fill_((layout[0] == 1)[:, None, :, None], 7.0)  # whatever images say
+        assert torch.equal(
+            attend(*hidden, layout, style, "mmca", zeros) * asks * layout[2][:, None, :, None], out * asks
+        )
+        assert slope.dtype == torch.float32 and (slope.any() or not layout[0].any())
+
+
+def test_dropout_falls_on_both_terms_as_without_a_gate():
+    style, layout, states, _ = random_case(4)
+
+    def run(gate=None):
+        torch.manual_seed(3)
+        return attend(*states, layout, style, "mmca", gate, dropout=0.3)
+
+    whole, text, double = run(), run(torch.zeros(HEADS)), run(torch.full((HEADS,), 2.0))
+    asks = ((layout[0] == 0) & (layout[2] == 1))[:, None, :, None]
+    torch.testing.assert_close((whole - text) * asks, (double - whole) * asks)
+    assert torch.equal(run(torch.ones(HEADS)) * asks, whole * asks)
+
+
+def test_an_exported_graph_computes_the_gate():
+    for seed in range(6):
+        _, (kinds, belongs, valid), states, _ = random_case(seed)
+        visible = ((belongs[:, :, None] == belongs[:, None]) & (valid[:, None] == 1)).tril()[:, None]
+        visible |= torch.eye(kinds.shape[1], dtype=torch.bool)
+        gate = torch.randn(HEADS)
+        found = mmca.mmca_reference(visible, kinds, *states, scaling=WIDTH**-0.5, gate=gate)
+        wanted = reference(*states, (kinds, belongs, valid), gate=gate)
+        asked = valid.bool()[:, None, :, None]
+        torch.testing.assert_close(
+            found.transpose(1, 2).double() * asked, wanted * asked, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_a_gate_is_refused_where_images_have_no_softmax_of_their_own():
+    style, layout, states, _ = random_case(0)
+    with pytest.raises(ValueError, match="an image gate needs attention mmca"):
+        attend(*states, layout, style, "cross", torch.ones(HEADS))
+    with pytest.raises(ValueError, match="other heads than its configuration says"):
+        attend(*states, layout, style, "mmca", torch.ones(HEADS + 1))
 
 
 @pytest.mark.parametrize("kernel", ["fused", "masked"])

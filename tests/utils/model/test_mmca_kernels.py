@@ -165,10 +165,10 @@ def calls(monkeypatch, nothing_chosen):
     """Shapes of the queries that a kernel of the test's own is called with; no other kernel is there."""
     shapes = []
 
-    def attend(layout, query, key, value, scaling):
+    def attend(layout, query, key, value, scaling, gate):
         shapes.append(query.shape)
         form = layout.prepared(mmca_kernels.masked_form)
-        return mmca_kernels.attend_masked(form, query, key, value, scaling)
+        return mmca_kernels.attend_masked(form, query, key, value, scaling, gate=gate)
 
     monkeypatch.setattr(mmca_kernels, "KERNELS", {})
     register_kernel("own", Kernel(lambda states: None, mmca_kernels.masked_form, attend))
@@ -234,7 +234,7 @@ def test_a_kernel_that_fails_its_test_or_is_wrong_is_left_alone(monkeypatch, cap
         raise RuntimeError("no such instruction\nmore")
 
     def wrong(layout, *given):
-        return 2 * mmca_kernels.attend_masked(mmca_kernels.masked_form(layout), *given)
+        return 2 * mmca_kernels.attend_masked(mmca_kernels.masked_form(layout), *given[:4], gate=given[4])
 
     monkeypatch.setattr(mmca_kernels, "KERNELS", {})
     for name, attend in {"broken": broken, "wrong": wrong}.items():
