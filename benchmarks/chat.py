@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.random_models import attention, described, noise, random_model, words
 from benchmarks.turns import peak_memory, print_machine, print_ratios, take_turns, timed
-from chat.image_store import ImageStore
+from chat.image_kv.store import ImageStore
 from chat.session import ChatSession
 from utils.conversation import Turn
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor

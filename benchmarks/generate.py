@@ -16,9 +16,9 @@ from transformers import DynamicCache
 
 from benchmarks.random_models import IMAGE_TOKENS, attention, described, noise, random_model
 from benchmarks.turns import memory_bandwidth, peak_memory, print_machine, print_ratios, take_turns, timed
-from chat.image_store import ImageStore
+from chat.generation import Prompt
+from chat.image_kv.store import ImageStore
 from chat.opened_images import open_image
-from chat.reading import TextBesideImages
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 
@@ -79,8 +79,9 @@ class Steps:
         self._ids[self._is_image] = processor.image_token_id
         self._context = context
         self._images = [open_image(noise(number)) for number in range(images)]
-        self._reading = TextBesideImages(model, ImageStore(model, processor))
-        self._reading.read(self._ids[:context], self._is_image[:context], self._images)
+        self._prompt = Prompt(self._ids, self._is_image, tuple(self._images))
+        self._reading = ImageStore(model, processor).reading()
+        self._reading.read([self._prompt.until(context)])
         self._cache = DynamicCache()
         self._read_together(processor)
 
@@ -94,7 +95,7 @@ class Steps:
         """Seconds a token, ours."""
 
         def step(length: int) -> None:
-            self._reading.read(self._ids[:length], self._is_image[:length], self._images)
+            self._reading.read([self._prompt.until(length)])
 
         seconds = timed(lambda: [step(self._context + number) for number in range(1, self._tokens + 1)])
         self._reading.cut(self._is_image[: self._context])

@@ -32,7 +32,7 @@ from chat.checkpoint_arguments import (
     load_named_checkpoint,
     positive,
 )
-from chat.image_store_arguments import add_image_store_arguments, store_settings
+from chat.image_kv.arguments import add_image_store_arguments, store_settings
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from utils.commands import INTERRUPTED, Parser, command, end_process
 from utils.hub import checkpoint_folder
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     checkpoint_folder(parsed.checkpoint_path)  # a wrong one is told before seconds of imports
     # Here, not above: they take seconds, which --help need not wait for.
-    from chat.sampling import Sampling
+    from chat.generation.sampling import Sampling
     from chat.session import ChatSession
     from chat.terminal.lines import EditedLines, default_history
     from chat.terminal.talk import MISTAKES, Talk

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.checkpoint_arguments import load_named_checkpoint
-from chat.image_store_arguments import store_settings
+from chat.image_kv.arguments import store_settings
 from utils.commands import UsageError
 
 if TYPE_CHECKING:

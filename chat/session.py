@@ -1,23 +1,17 @@
 """A dialogue with a model over images and rounds, in which each round costs only its new tokens."""
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from chat.answers import TextStream, recordable
-from chat.decoding import TokenSource
-from chat.image_store import ImageStore, store_if_possible
+from chat.generation import Answer, Generator, Prompt, Request, RoundStatistics, Sampling, recordable
+from chat.image_kv.store import ImageStore, store_if_possible
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN
 from chat.opened_images import ImageSource, OpenedImage, open_image
-from chat.prefix_cache import PrefixCache
-from chat.reading import readings
-from chat.sampling import Sampling
 from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.hub import checkpoint_folder
 from utils.model.checkpoint import load_checkpoint
@@ -26,36 +20,6 @@ from utils.model.decoder import longest_dialogue
 
 class ChatError(ValueError):
     """A question that cannot be asked; the message says what to do. The session is as it was before."""
-
-
-@dataclass(frozen=True)
-class RoundStatistics:
-    """What a round cost.
-
-    `computed_tokens` counts the tokens, of prompt and answer, that went through the decoder in this round, and
-    `computed_image_tokens` those of images among them; the rest of the `prompt_tokens` were kept.
-    `encoded_images` counts the images that went through the encoder.
-    """
-
-    prompt_tokens: int
-    generated_tokens: int
-    computed_tokens: int
-    computed_image_tokens: int
-    encoded_images: int
-    seconds_to_first_token: float
-    seconds: float
-    end: Literal["eos", "length", "interrupted"]
-
-
-@dataclass(frozen=True)
-class _Round:
-    """A question that is ready to be computed; S tokens."""
-
-    turn: Turn
-    images: tuple[Image, ...]  # of the whole dialogue
-    ids: np.ndarray  # [S]
-    is_image: np.ndarray  # [S]
-    max_new_tokens: int
 
 
 class ChatSession:
@@ -92,13 +56,11 @@ class ChatSession:
         self.system = system
         self.turns: tuple[Turn, ...] = ()
         self.statistics: tuple[RoundStatistics, ...] = ()
-        self.sampling = sampling or Sampling()
         self.image_store = (
-            store_if_possible(model.eval(), processor, self.max_seq_len, shared=image_store)
-            if keep_images
-            else None
+            store_if_possible(model, processor, self.max_seq_len, shared=image_store) if keep_images else None
         )
-        self._prefix = PrefixCache(readings(model.eval(), processor, self.image_store))
+        self._generator = Generator(model, processor, self.image_store)
+        self.sampling = sampling or Sampling()
         self._answering: Iterator[str] | None = None
 
     @classmethod
@@ -157,7 +119,7 @@ class ChatSession:
     @sampling.setter
     def sampling(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._tokens = TokenSource(self.model, self.processor, sampling)
+        self._chooser = self._generator.chooser(sampling)
 
     def load(self, turns: Sequence[Turn], system: str | None = None) -> None:
         """Go on from a dialogue that was held before, here or elsewhere: its turns, all answered.
@@ -191,7 +153,7 @@ class ChatSession:
         """Start again: forget turns and images. The store keeps what was computed for images."""
         self.stop()
         self.turns, self.statistics = (), ()
-        self._prefix.clear()
+        self._generator.clear()
 
     def stop(self) -> None:
         """End an answer that is still being given; what was said so far stands in the dialogue."""
@@ -209,6 +171,14 @@ class ChatSession:
         image that cannot be read and `ConversationError` for a question that cannot be asked.
         """
         self.stop()
+        turn, request = self.request(question, images)
+        self._answering = self._answer(turn, request)
+        return self._answering
+
+    def request(
+        self, question: str, images: ImageSource | Sequence[ImageSource] = ()
+    ) -> tuple[Turn, Request]:
+        """The next turn, and what an engine answers it by. Raises what `ask` raises."""
         turn = Turn(question, None, self.open_images(images))
         conversation = Conversation((*self.turns, turn), "chat", self.system)
         encoded = self.processor.encode(conversation, load_images=False)
@@ -218,16 +188,8 @@ class ChatSession:
                 f"the dialogue with this question has {len(encoded.input_ids)} tokens and leaves no room for"
                 f" an answer within {self.max_seq_len}; clear it, or ask with less text or fewer images"
             )
-        self._answering = self._answer(
-            _Round(
-                turn,
-                conversation.images,
-                encoded.input_ids,
-                encoded.mm_token_type_ids == 1,
-                min(self.max_new_tokens, room),
-            )
-        )
-        return self._answering
+        prompt = Prompt(encoded.input_ids, encoded.mm_token_type_ids == 1, conversation.images)
+        return turn, Request(prompt, min(self.max_new_tokens, room), self._chooser)
 
     def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[OpenedImage, ...]:
         """Read images for the next turn now: a file that changes later does not change the dialogue.
@@ -247,54 +209,28 @@ class ChatSession:
             )
         return tuple(open_image(image) for image in images)
 
-    def _answer(self, asked: _Round) -> Iterator[str]:
-        started = time.perf_counter()
-        stream = TextStream(self.processor.tokenizer)
-        prompt = len(asked.ids)
-        ids = np.concatenate([asked.ids, np.zeros(asked.max_new_tokens, asked.ids.dtype)])
-        is_image = np.concatenate([asked.is_image, np.zeros(asked.max_new_tokens, bool)])
-        length = prompt
-        reading = self._prefix.take(asked.ids, asked.is_image, asked.images).reading
-        before = replace(reading.work)
-        first: float | None = None
-        end: Literal["eos", "length", "interrupted"] | None = None  # None: it failed
+    def _answer(self, turn: Turn, request: Request) -> Iterator[str]:
+        answer: Answer | None = None
+        failed = False
         try:
-            while end is None:
-                token = self._tokens.next_token(ids[:length], is_image[:length], reading, asked.images)
-                first = first or time.perf_counter()
-                if token in self._tokens.eos_ids:
-                    end = "eos"
+            (answer,) = self._generator.start([request])
+            while True:
+                if answer.piece:
+                    yield answer.piece
+                if answer.end is not None:
                     break
-                ids[length] = token
-                length += 1
-                if piece := stream.push(token):
-                    yield piece
-                if length == len(ids):
-                    end = "length"
-            if piece := stream.finish():
-                yield piece
-        except (GeneratorExit, KeyboardInterrupt):
-            end = "interrupted"
+                self._generator.step()
+        except Exception:
+            failed = True
             raise
         finally:
             self._answering = None
-            self._prefix.put(reading, ids[:length], is_image[:length], asked.images)
-            if end in ("eos", "length") or (end == "interrupted" and stream.text):
-                now = time.perf_counter()
-                work = reading.work
-                statistics = RoundStatistics(
-                    prompt_tokens=prompt,
-                    generated_tokens=length - prompt,
-                    computed_tokens=work.tokens - before.tokens,
-                    computed_image_tokens=work.image_tokens - before.image_tokens,
-                    encoded_images=work.encoded_images - before.encoded_images,
-                    seconds_to_first_token=(first or now) - started,
-                    seconds=now - started,
-                    end=end,
-                )
-                self._record(asked.turn, stream.text, statistics)
+            if answer is not None:
+                self._generator.stop(answer)
+                if not failed and (answer.end != "interrupted" or answer.text):
+                    self._record(turn, answer)
 
-    def _record(self, turn: Turn, answer: str, statistics: RoundStatistics) -> None:
-        answer = recordable(answer, self.processor.tokenizer)
-        self.turns = (*self.turns, replace(turn, answer=answer))
-        self.statistics = (*self.statistics, statistics)
+    def _record(self, turn: Turn, answer: Answer) -> None:
+        text = recordable(answer.text, self.processor.tokenizer)
+        self.turns = (*self.turns, replace(turn, answer=text))
+        self.statistics = (*self.statistics, answer.statistics)

@@ -18,7 +18,7 @@ from chat.checkpoint_arguments import (
     add_sampling_arguments,
     positive,
 )
-from chat.image_store_arguments import add_image_store_arguments
+from chat.image_kv.arguments import add_image_store_arguments
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from chat.served_session import (
     KEY_VARIABLE,
@@ -33,7 +33,7 @@ from utils.commands import Parser, command, end_process
 from utils.hub import checkpoint_folder
 
 if TYPE_CHECKING:
-    from chat.sampling import Sampling
+    from chat.generation.sampling import Sampling
     from chat.session import ChatSession
 
 logger = logging.getLogger("chat.web")  # __name__ is __main__ where this file is the program
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
     # Here, not above: they take seconds, which --help need not wait for.
-    from chat.sampling import Sampling
+    from chat.generation.sampling import Sampling
     from utils.distributed import configure_logging
 
     configure_logging(logging.INFO)
@@ -70,7 +70,7 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     from chat.serving.pictures import Pictures, Sources
 
     limits = Limits()
-    engine = Engine([session, *(session.another() for _ in range(parsed.slots - 1))])
+    engine = Engine(session, parsed.slots)
     wishes = Wishes(sampling, parsed.generation_length_per_round)
     page = build_page(
         House(engine, Pictures(limits, Sources()), session),

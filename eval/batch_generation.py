@@ -37,7 +37,7 @@ from chat.checkpoint_arguments import (
     load_named_checkpoint,
     positive,
 )
-from chat.image_store_arguments import add_image_store_arguments, store_settings
+from chat.image_kv.arguments import add_image_store_arguments, store_settings
 from chat.limits import MAX_NEW_TOKENS
 from utils.commands import FINISHED, Parser, UsageError, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here, not above: they take seconds, which --help need not wait for.
     import torch.distributed as dist
 
-    from chat.sampling import Sampling
+    from chat.generation.sampling import Sampling
     from eval.checks import with_sound_images
     from eval.dialogues import read_set
     from eval.generation import GenerationSettings

@@ -6,17 +6,12 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from chat.answers import decoded_answer, recordable
-from chat.decoding import eos_token_ids
-from chat.image_store import ImageStore, store_if_possible
+from chat.generation import Generator, Prompt, Request, Sampling, recordable
+from chat.image_kv.store import ImageStore, store_if_possible
 from chat.opened_images import OpenedImage, open_image
-from chat.sampling import Sampling, TokenChooser
-from eval.batch_reading import BatchPrompt, BatchReader
-from eval.batch_whole import WholeBatchReader
 from eval.dialogues import EvalDataError, EvalDialogue
 from utils.conversation import Conversation, Image, Turn
 from utils.model.decoder import longest_dialogue
@@ -59,18 +54,14 @@ def history_answer(dialogue: EvalDialogue, turn: int, given: str, history: Histo
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """One dialogue's question in this round."""
+class _Asked:
+    """One dialogue's question in this round; `room`: tokens of an answer at most."""
 
     dialogue: int
     conversation: Conversation
     ids: np.ndarray  # [S]
     is_image: np.ndarray  # [S]
-    room: int  # tokens of an answer at most
-
-
-_Read = Callable[[Sequence[_Prompt]], list[list[int]]]
-"""From prompts to the tokens of their answers."""
+    room: int
 
 
 class DialogueRunner:
@@ -92,12 +83,12 @@ class DialogueRunner:
         self._model = model.eval()
         self._processor = processor
         self._settings = replace(settings, max_seq_len=longest_dialogue(model.config, settings.max_seq_len))
-        self._eos = eos_token_ids(model, processor)
         self.image_store = (
             store_if_possible(self._model, processor, self._settings.max_seq_len, shared=image_store)
             if keep_images
             else None
         )
+        self._generator = Generator(self._model, processor, self.image_store)
         self._open: Callable[[Image], OpenedImage] = lru_cache(_OPENED)(open_image)
 
     def run(
@@ -108,26 +99,25 @@ class DialogueRunner:
         `advance` is told after each batch how many questions it answered. Raises `EvalDataError` where the
         references should be the history and one is missing.
         """
-        torch.manual_seed(self._settings.sampling.seed)
-        read = self._reading_whole() if self.image_store is None else self._reading_beside(self.image_store)
         answers: list[list[str | None]] = [[] for _ in dialogues]
         for turn in range(max(len(dialogue.turns) for dialogue in dialogues)):
-            prompts = []
+            asked = []
             for number, dialogue in enumerate(dialogues):
                 if turn == len(answers[number]) < len(dialogue.turns):
-                    prompts.append(self._prompt(number, dialogue, answers[number]))
-            for prompt in (prompt for prompt in prompts if prompt.room < 1):
-                answers[prompt.dialogue].append(None)
+                    asked.append(self._asked(number, dialogue, answers[number]))
+            for each in (each for each in asked if each.room < 1):
+                answers[each.dialogue].append(None)
                 advance(1)
-            prompts = _in_order([prompt for prompt in prompts if prompt.room > 0])
-            for start in range(0, len(prompts), self._settings.batch_size):
-                batch = prompts[start : start + self._settings.batch_size]
-                for prompt, ids in zip(batch, read(batch), strict=True):
-                    answers[prompt.dialogue].append(decoded_answer(ids, self._processor.tokenizer))
+            asked = _in_order([each for each in asked if each.room > 0])
+            for start in range(0, len(asked), self._settings.batch_size):
+                batch = asked[start : start + self._settings.batch_size]
+                requests = [self._request(each) for each in batch]
+                for each, answer in zip(batch, self._generator.answers(requests), strict=True):
+                    answers[each.dialogue].append(answer)
                 advance(len(batch))
         return answers
 
-    def _prompt(self, number: int, dialogue: EvalDialogue, answers: Sequence[str | None]) -> _Prompt:
+    def _asked(self, number: int, dialogue: EvalDialogue, answers: Sequence[str | None]) -> _Asked:
         turns = [
             Turn(asked.question, self._history(dialogue, turn, answer), asked.images)
             for turn, (asked, answer) in enumerate(zip(dialogue.turns, answers, strict=False))
@@ -138,51 +128,31 @@ class DialogueRunner:
         encoded = self._processor.encode(conversation, load_images=False)
         ids, is_image = encoded.input_ids, encoded.mm_token_type_ids == 1
         room = min(self._settings.max_new_tokens, self._settings.max_seq_len - len(ids))
-        return _Prompt(number, conversation, ids, is_image, room)
+        return _Asked(number, conversation, ids, is_image, room)
+
+    def _request(self, asked: _Asked) -> Request:
+        images = tuple(self._open(image) for image in asked.conversation.images)
+        chooser = self._generator.chooser(
+            self._settings.sampling
+        )  # of its own: no answer depends on the others
+        return Request(Prompt(asked.ids, asked.is_image, images), asked.room, chooser)
 
     def _history(self, dialogue: EvalDialogue, turn: int, answer: str | None) -> str:
         given = recordable(answer or "", self._processor.tokenizer)
         return history_answer(dialogue, turn, given, self._settings.history)
 
-    def _reading_whole(self) -> _Read:
-        reader = WholeBatchReader(self._model, self._processor, self._settings.sampling, self._eos)
 
-        def read(prompts: Sequence[_Prompt]) -> list[list[int]]:
-            return reader.answers(
-                [prompt.conversation for prompt in prompts], [prompt.room for prompt in prompts]
-            )
-
-        return read
-
-    def _reading_beside(self, store: ImageStore) -> _Read:
-        chooser = TokenChooser(self._settings.sampling, suppressed=[self._processor.image_token_id])
-        reader = BatchReader(self._model, store, chooser, self._eos)
-
-        def read(prompts: Sequence[_Prompt]) -> list[list[int]]:
-            return reader.answers(
-                [
-                    BatchPrompt(prompt.ids, prompt.is_image, self._opened(prompt), prompt.room)
-                    for prompt in prompts
-                ]
-            )
-
-        return read
-
-    def _opened(self, prompt: _Prompt) -> tuple[OpenedImage, ...]:
-        return tuple(self._open(image) for image in prompt.conversation.images)
-
-
-def _in_order(prompts: Sequence[_Prompt]) -> list[_Prompt]:
+def _in_order(asked: Sequence[_Asked]) -> list[_Asked]:
     """Prompts of like length share a batch, so that there is less padding; those about the same pictures stand
     together, so that more of what they start with is read once."""
     longest: dict[tuple[Image, ...], int] = {}
-    for prompt in prompts:
-        images = prompt.conversation.images
-        longest[images] = max(longest.get(images, 0), len(prompt.ids))
+    for each in asked:
+        images = each.conversation.images
+        longest[images] = max(longest.get(images, 0), len(each.ids))
     group = {images: number for number, images in enumerate(longest)}
 
-    def place(prompt: _Prompt) -> tuple[int, int, int]:
-        images = prompt.conversation.images
-        return (longest[images], group[images], len(prompt.ids)) if images else (len(prompt.ids), -1, 0)
+    def place(each: _Asked) -> tuple[int, int, int]:
+        images, length = each.conversation.images, len(each.ids)
+        return (longest[images], group[images], length) if images else (length, -1, 0)
 
-    return sorted(prompts, key=place)
+    return sorted(asked, key=place)

@@ -26,7 +26,7 @@ import PIL.Image
 import torch
 from tqdm import tqdm
 
-from chat.sampling import Sampling
+from chat.generation.sampling import Sampling
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from utils import distributed

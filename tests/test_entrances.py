@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from chat.generation.sampling import Sampling
 from chat.page.visitor import House, Visitor, Wishes
-from chat.sampling import Sampling
 from chat.serving.engine import Engine
 from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
@@ -80,7 +80,7 @@ def terminal(parts, image: Path, system: str | None) -> None:
 
 def page(parts, image: Path, system: str | None) -> None:
     session = ChatSession(*parts, max_new_tokens=1)
-    engine = Engine([session])
+    engine = Engine(session)
     visitor = Visitor(House(engine, Pictures(Limits(), Sources()), session))
     try:
         for question in QUESTIONS:

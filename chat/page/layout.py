@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+from chat.generation.sampling import Sampling
 from chat.page.messages import chat_messages
 from chat.page.visitor import House, Visitor, Wishes
-from chat.sampling import Sampling
 from chat.serving.errors import ApiError
 from chat.serving.pictures import FORMATS
 from utils.conversation import Turn

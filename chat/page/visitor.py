@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chat.answers import recordable
 from chat.cost import Cost
+from chat.generation.sampling import Sampling
+from chat.generation.text_stream import recordable
 from chat.opened_images import OpenedImage
-from chat.sampling import Sampling
 from chat.saved_dialogues import save_dialogue
 from chat.serving.dialogue import Dialogue
 from chat.serving.engine import Asked, Engine, Event, Job

@@ -17,7 +17,7 @@ from chat.checkpoint_arguments import (
     add_sampling_arguments,
     positive,
 )
-from chat.image_store_arguments import add_image_store_arguments
+from chat.image_kv.arguments import add_image_store_arguments
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from chat.served_session import (
     KEY_VARIABLE,
@@ -31,7 +31,7 @@ from chat.serving.limits import MEBIBYTE, Limits
 from utils.commands import Parser, UsageError, command, end_process
 
 if TYPE_CHECKING:
-    from chat.sampling import Sampling
+    from chat.generation.sampling import Sampling
     from chat.serving.desk import Serving
 
 logger = logging.getLogger("chat.serving")  # __name__ is __main__ where this file is the program
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here, not above: they take seconds, which --help need not wait for.
     import uvicorn
 
-    from chat.sampling import Sampling
+    from chat.generation.sampling import Sampling
     from chat.serving.app import build_app
     from utils.distributed import configure_logging
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from chat.sampling import Sampling
+from chat.generation.sampling import Sampling
 from chat.serving.dialogue import read_dialogue
 from chat.serving.engine import Asked, Engine, Event, Job
 from chat.serving.errors import ApiError, invalid, shortened
@@ -59,7 +59,7 @@ class Desk:
         self._first = session
         self._places = serving.slots + serving.limits.queue
         self._taken = 0
-        self._engine = Engine([session, *(session.another() for _ in range(serving.slots - 1))])
+        self._engine = Engine(session, serving.slots)
         self._pictures = Pictures(serving.limits, serving.sources)
         self._readers = ThreadPoolExecutor(_READERS, "reader")
 

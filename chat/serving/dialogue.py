@@ -6,7 +6,7 @@ from itertools import groupby
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from chat.answers import recordable
+from chat.generation.text_stream import recordable
 from chat.opened_images import OpenedImage
 from chat.serving.errors import invalid
 from chat.serving.schema import ImagePart, Message
@@ -21,11 +21,6 @@ class Dialogue:
     question: str
     images: tuple[OpenedImage, ...]  # those that are new with the question
     system: str | None
-
-
-def turns_known_as(turns: tuple[Turn, ...]) -> tuple[tuple[str, ...], ...]:
-    """Of each turn its question, its answer and its images' digests."""
-    return tuple((turn.question, turn.answer, *(image.digest for image in turn.images)) for turn in turns)
 
 
 def read_dialogue(

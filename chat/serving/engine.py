@@ -1,20 +1,19 @@
-"""One thread that runs the model, for several dialogues at once: each gets one piece of its answer in turn.
+"""One thread that runs the model, for several dialogues at once: at each step all of them get one token.
 
-Every answer is computed by itself, so it is the same whatever else is being answered. Only this thread touches
-the sessions.
+A request joins those that are being answered as soon as there is a slot, and leaves with its last token. Every
+answer is the same whatever else is being answered. Only this thread touches the generator.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 
-from chat.sampling import Sampling
-from chat.serving.dialogue import Dialogue, turns_known_as
+from chat.generation import Answer, Generator, RoundStatistics, Sampling
+from chat.serving.dialogue import Dialogue
 from chat.serving.errors import ApiError, invalid
 from chat.serving.stop_strings import StopStrings
-from chat.session import ChatError, ChatSession, RoundStatistics
+from chat.session import ChatError, ChatSession
 from utils.conversation import ConversationError
 from utils.distributed import get_logger
 
@@ -46,34 +45,34 @@ class Job:
 
 @dataclass
 class _Slot:
-    """A session, and the job that it is answering."""
+    """A job that is being answered."""
 
-    session: ChatSession
-    used: int = 0  # the time of its last job, in jobs
-    job: Job | None = None
-    pieces: Iterator[str] | None = None
-    stops: StopStrings | None = None
+    job: Job
+    answer: Answer
+    stops: StopStrings
 
 
 class Engine:
-    """Answers jobs with `sessions`, as many at once as there are of them; the others wait in line.
+    """Answers jobs with the model of a `session`, which also says what is allowed: as many at once as there are
+    `slots`; the others wait in line.
 
-    A session keeps what it has computed, so a job goes to the free session that has held most of its dialogue.
+    What was read of the last dialogues, one for each slot, is kept for their next rounds.
     """
 
-    def __init__(self, sessions: list[ChatSession]) -> None:
-        self._slots = [_Slot(session) for session in sessions]
+    def __init__(self, session: ChatSession, slots: int = 1) -> None:
+        self._session, self._most = session, slots
+        self._generator = Generator(session.model, session.processor, session.image_store, remembered=slots)
+        self._slots: list[_Slot] = []
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._jobs = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def busy(self) -> int:
         """Answers that are being computed."""
-        return sum(slot.job is not None for slot in self._slots)
+        return len(self._slots)
 
     @property
     def waiting(self) -> int:
@@ -101,68 +100,67 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self.busy:
+                while not self._waiting and not self._slots:
                     if self._closing:
                         return
                     self._changed.wait()
-            while self._waiting and self.busy < len(self._slots):
+            while self._waiting and len(self._slots) < self._most:
                 job = self._waiting.popleft()
                 if not job.cancelled.is_set():
                     self._start(job)
-            for slot in self._slots:
-                if slot.job is not None:
-                    self._advance(slot, slot.job)
+            self._step()
 
     def _start(self, job: Job) -> None:
-        """Ask a free session, the one that remembers most of this dialogue or has rested longest."""
+        """Read a question, and tell the first piece of its answer."""
         asked = job.asked
-        free = [slot for slot in self._slots if slot.job is None]
-        slot = max(free, key=lambda slot: (_held_already(slot.session, asked.dialogue), -slot.used))
-        self._jobs += 1
-        slot.used = self._jobs
         try:
-            slot.session.load(asked.dialogue.turns, asked.dialogue.system)
-            slot.session.sampling = asked.sampling
-            slot.session.max_new_tokens = asked.max_new_tokens
-            slot.pieces = slot.session.ask(asked.dialogue.question, asked.dialogue.images)
+            session = self._session.another()
+            session.load(asked.dialogue.turns, asked.dialogue.system)
+            session.sampling = asked.sampling
+            session.max_new_tokens = asked.max_new_tokens
+            _, request = session.request(asked.dialogue.question, asked.dialogue.images)
+            (answer,) = self._generator.start([request])
         except ChatError as error:
             job.tell(invalid(str(error), "messages", "context_length_exceeded"))
         except ConversationError as error:
             job.tell(invalid(str(error).removeprefix("chat: "), "messages"))
         except Exception as error:  # whatever it is, the other answers go on
-            self._fail(slot, job, error)
+            _fail([job], error)
         else:
-            slot.job, slot.stops = job, StopStrings(asked.stops)
+            self._slots.append(_Slot(job, answer, StopStrings(asked.stops)))
+            self._tell(self._slots[-1])
 
-    def _advance(self, slot: _Slot, job: Job) -> None:
-        """Compute one more piece of an answer, unless it is at an end."""
-        piece = None
+    def _step(self) -> None:
+        """One more token for all, but for those whom nobody waits for."""
+        for slot in [slot for slot in self._slots if slot.job.cancelled.is_set()]:
+            self._generator.stop(slot.answer)
+            self._slots.remove(slot)
         try:
-            if job.cancelled.is_set() or slot.stops.found:
-                slot.session.stop()
-            else:
-                piece = next(slot.pieces, None)
-        except Exception as error:  # as above
-            self._fail(slot, job, error)
+            advanced = self._generator.step()
+        except Exception as error:  # nobody knows whose it is
+            _fail([slot.job for slot in self._slots], error)
+            self._slots.clear()
+            self._generator.clear()
             return
-        text = slot.stops.finish() if piece is None else slot.stops.push(piece)
+        for slot in [slot for slot in self._slots if slot.answer in advanced]:
+            self._tell(slot)
+
+    def _tell(self, slot: _Slot) -> None:
+        """What came with the last step; where an answer is at its end, its slot becomes free."""
+        job, answer, stops = slot.job, slot.answer, slot.stops
+        text = stops.push(answer.piece)
+        if stops.found:
+            self._generator.stop(answer)
+        if answer.end is not None:
+            text += stops.finish()
         if text:
             job.tell(text)
-        if piece is None:
-            slot.job = slot.pieces = slot.stops = None
-            if not job.cancelled.is_set():
-                job.tell(slot.session.statistics[-1])
+        if answer.end is not None:
+            self._slots.remove(slot)
+            job.tell(answer.statistics)
 
-    def _fail(self, slot: _Slot, job: Job, error: Exception) -> None:
-        logger.error("an answer failed", exc_info=error)
-        slot.job = slot.pieces = slot.stops = None
-        slot.session.clear()
+
+def _fail(jobs: list[Job], error: Exception) -> None:
+    logger.error("an answer failed", exc_info=error)
+    for job in jobs:
         job.tell(ApiError(500, "the answer could not be computed; the server's log says why", "server_error"))
-
-
-def _held_already(session: ChatSession, dialogue: Dialogue) -> int:
-    """Turns at the beginning that a session's dialogue shares with another."""
-    if session.system != dialogue.system:
-        return 0
-    pairs = zip(turns_known_as(session.turns), turns_known_as(dialogue.turns), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 
-from chat.sampling import Sampling
+from chat.generation.sampling import Sampling
 from chat.session import ChatSession
 
 LENGTH = "length"

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from chat.cost import Cost
+from chat.generation.sampling import SamplingError
 from chat.image_paths import ImagePathError, leading_image_paths, local_path
 from chat.opened_images import OpenedImage, open_image
 from chat.remote_images import RemoteImages
-from chat.sampling import SamplingError
 from chat.saved_dialogues import DialogueFileError
 from chat.session import ChatError, ChatSession
 from chat.terminal.commands import COMMANDS, OLD_WORDS, Leave

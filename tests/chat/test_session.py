@@ -6,8 +6,9 @@ import PIL.Image
 import pytest
 import torch
 
-from chat.answers import EMPTY_ANSWER, decoded_answer
-from chat.sampling import Sampling, SamplingError
+from chat.generation.engine import eos_token_ids
+from chat.generation.sampling import Sampling, SamplingError, TokenChooser
+from chat.generation.text_stream import EMPTY_ANSWER, decoded_answer
 from chat.session import ChatError, ChatSession
 from utils.conversation import Conversation, ConversationError, ImageError, Turn
 
@@ -143,15 +144,15 @@ def test_a_new_question_ends_the_answer_before(session):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interruption_keeps_what_was_said_and_a_failure_nothing(session, pictures, monkeypatch, error):
     list(session.ask("What?", pictures[:1]))
-    compute, steps = session._tokens.next_token, []
+    choose, steps = TokenChooser.choose, []
 
     def fail_in_the_fifth(*args):
         steps.append(1)
         if len(steps) == 5:
             raise error
-        return compute(*args)
+        return choose(*args)
 
-    monkeypatch.setattr(session._tokens, "next_token", fail_in_the_fifth)
+    monkeypatch.setattr(TokenChooser, "choose", fail_in_the_fifth)
     with pytest.raises(error):
         list(session.ask("And?", pictures[1:2]))
     monkeypatch.undo()
@@ -196,8 +197,8 @@ def test_an_answer_ends_at_the_length_limits(model_and_processor):
 def test_any_answer_can_stand_in_the_dialogue(session, monkeypatch, spelled, recorded):
     tokenizer = session.processor.tokenizer
     letters = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in spelled.encode()]
-    script = chain(letters, session._tokens.eos_ids)
-    monkeypatch.setattr(session._tokens, "next_token", lambda *args: next(script))
+    script = chain(letters, eos_token_ids(session.model, session.processor))
+    monkeypatch.setattr(TokenChooser, "choose", lambda *args: next(script))
     list(session.ask("What?"))
     monkeypatch.undo()
     assert session.statistics[-1].end == "eos"

@@ -36,17 +36,17 @@ pytestmark = [
 
 SLOW = """
 import sys, time
-from chat.decoding import TokenSource
+from chat.generation import Generator
 from chat.web import main
 from utils.commands import end_process
 
-next_token = TokenSource.next_token
+step = Generator.step
 
-def slowly(self, *arguments):
+def slowly(self):
     time.sleep(0.2)
-    return next_token(self, *arguments)
+    return step(self)
 
-TokenSource.next_token = slowly
+Generator.step = slowly
 end_process(main())
 """
 """The page's program with a model that takes its time: 1,024 tokens last longer than any click on its way."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from chat.sampling import Sampling
+from chat.generation.sampling import Sampling
 from chat.session import ChatSession
 from eval.dialogues import EvalDataError, EvalDialogue, EvalTurn, load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings
@@ -67,21 +67,16 @@ def test_training_chat_and_evaluation_see_the_same_ids_images_and_numbers(
         lesson = processor.encode(training)
         length = len(prompt.input_ids)
         assert np.array_equal(lesson.input_ids[:length], prompt.input_ids)
-        assert np.array_equal(evaluated["input_ids"][0], prompt.input_ids)
-        assert np.array_equal(evaluated["mm_token_type_ids"][0], prompt.mm_token_type_ids)
-        assert torch.equal(evaluated["pixel_values"], prompt.pixel_values)
         assert torch.equal(lesson.pixel_values[: len(prompt.pixel_values)], prompt.pixel_values)
-        chatted = prompts_of_chat[number]
-        new = chatted["input_ids"].shape[1]
-        assert np.array_equal(chatted["input_ids"][0], prompt.input_ids[-new:])
-        assert np.array_equal(chatted["mm_token_type_ids"][0], prompt.mm_token_type_ids)
+        for used in (evaluated, prompts_of_chat[number]):  # both read what is new in the dialogue
+            new = used["input_ids"].shape[1]
+            assert np.array_equal(used["input_ids"][0], prompt.input_ids[-new:])
+            assert np.array_equal(used["mm_token_type_ids"][0], prompt.mm_token_type_ids)
     assert len(prompts_of_evaluation) == len(prompts_of_chat) == 3
-    assert [len(inputs["pixel_values"]) for inputs in prompts_of_evaluation] == [2, 2, 3]
-    pixels_of_chat = [inputs["pixel_values"] for inputs in prompts_of_chat]
-    assert pixels_of_chat[1] is None
-    assert torch.equal(
-        torch.cat([pixels_of_chat[0], pixels_of_chat[2]]), processor.encode(training).pixel_values
-    )
+    for used in (prompts_of_evaluation, prompts_of_chat):
+        pixels = [inputs["pixel_values"] for inputs in used]
+        assert pixels[1] is None
+        assert torch.equal(torch.cat([pixels[0], pixels[2]]), processor.encode(training).pixel_values)
     text = processor.tokenizer.decode(processor.encode(training).input_ids)
     assert [text.count(f"### Image {number}: ") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 from transformers import LlamaConfig
 
-from chat.sampling import Sampling
+from chat.generation.sampling import Sampling
 from chat.serving.app import build_app
 from chat.serving.desk import Serving
 from chat.serving.limits import Limits

@@ -12,6 +12,7 @@ The decoder takes this object as the argument `images_beside`, which reaches eve
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -20,30 +21,30 @@ NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 """A mask of four dimensions is taken as it is: transformers makes none, and `ImagesBeside` says who sees whom."""
 
 
+@dataclass(frozen=True, eq=False)
+class SharedImages:
+    """The images that some rows of a batch have: one image token after the other, I of them.
+
+    keys, values: a tensor [1, Hkv, I, D] for each layer. rows: [n] the rows of the batch, or None for all. seen: [n, Q]
+    how many image tokens each new token sees, or None where each sees all I.
+    """
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    rows: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
+
+
 class ImagesBeside:
     """The images of B rows, and what Q new text tokens see of them and of T text tokens (cached and new).
 
-    keys, values: a tensor [G, Hkv, I, D] for each layer, where each of the G serves B / G rows that follow one
-    another, filled up behind where there are fewer than I image tokens; none at all where no row has an image.
-    seen: [B, Q] how many image tokens each new token sees, or None where each sees all I. text_mask: bool [B or
-    1, 1, Q, T] (see `causal_mask`), or None where each sees all T, as a single new token does.
+    images: each row stands in one of these at most. text_mask: bool [B or 1, 1, Q, T] (see `causal_mask`), or None
+    where each sees all T, as a single new token does.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[torch.Tensor],
-        values: Sequence[torch.Tensor],
-        seen: torch.Tensor | None = None,
-        text_mask: torch.Tensor | None = None,
-    ) -> None:
-        self._keys, self._values = keys, values
+    def __init__(self, images: Sequence[SharedImages] = (), text_mask: torch.Tensor | None = None) -> None:
+        self._images = [(each, *_masks(each)) for each in images]
         self._text_mask = text_mask
-        self._mask = self._blank = None
-        if seen is not None and len(keys):
-            places = torch.arange(keys[0].shape[2], device=seen.device)
-            mask = places < seen[:, None, :, None]  # [B, 1, Q, I]
-            blank = (seen == 0)[:, None, :, None]
-            self._mask, self._blank = mask | blank, blank  # a softmax needs a key; its result is taken out
 
     def attend(
         self,
@@ -59,13 +60,26 @@ class ImagesBeside:
         gate: [H] on what is read of images.
         """
         out = _read(query, key, value, self._text_mask, scaling)
-        if len(self._keys):
-            keys, values = self._keys[layer], self._values[layer]
-            term = _read(query, keys, values, self._mask, scaling)
-            if self._blank is not None:
-                term = term.masked_fill(self._blank.to(term.device), 0.0)
-            out = out + (term if gate is None else term * gate.to(term.dtype)[:, None, None])
+        for images, mask, blank in self._images:
+            rows = None if images.rows is None else images.rows.to(query.device)
+            asking = query if rows is None else query[rows]
+            term = _read(asking, images.keys[layer], images.values[layer], mask, scaling)
+            if blank is not None:
+                term = term.masked_fill(blank.to(term.device), 0.0)
+            if gate is not None:
+                term = term * gate.to(term.dtype)[:, None, None]
+            out = out + term if rows is None else out.index_add(0, rows, term)
         return out.transpose(1, 2).contiguous()
+
+
+def _masks(images: SharedImages) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which image tokens each new token sees, bool [n, 1, Q, I], and which sees none, bool [n, 1, Q, 1]."""
+    if images.seen is None:
+        return None, None
+    places = torch.arange(images.keys[0].shape[2], device=images.seen.device)
+    blank = (images.seen == 0)[:, None, :, None]
+    mask = places < images.seen[:, None, :, None]
+    return mask | blank, blank  # a softmax needs a key; its result is taken out
 
 
 def causal_mask(rows: int, keys: int, device: torch.device) -> torch.Tensor:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from chat.generation.sampling import Sampling
 from chat.page.messages import chat_messages
 from chat.page.visitor import STOPPED, House, Visitor, Wishes
-from chat.sampling import Sampling
 from chat.serving.engine import Engine
 from chat.serving.errors import ApiError
 from chat.serving.limits import Limits
@@ -18,7 +18,7 @@ from chat.session import ChatSession
 @pytest.fixture
 def house(model_and_processor) -> Iterator[House]:
     session = ChatSession(*model_and_processor, max_new_tokens=8)
-    engine = Engine([session, session.another()])
+    engine = Engine(session, slots=2)
     yield House(engine, Pictures(Limits(), Sources()), session)
     engine.close()
 

@@ -21,7 +21,7 @@ import PIL.Image
 import pytest
 import uvicorn
 
-from chat.sampling import Sampling
+from chat.generation.sampling import Sampling
 from chat.serving.app import build_app
 from chat.serving.desk import Serving
 from chat.serving.limits import Limits

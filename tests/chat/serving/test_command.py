@@ -6,7 +6,7 @@ import threading
 import httpx
 import pytest
 
-from chat.sampling import Sampling
+from chat.generation.sampling import Sampling
 from chat.served_session import listening_socket
 from chat.serving import __main__ as command
 from tests.chat.serving.conftest import GOLDEN, data_url, png, server_process, user

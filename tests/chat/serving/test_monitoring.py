@@ -8,9 +8,9 @@ import openai
 import pytest
 from pydantic import TypeAdapter
 
+from chat.generation import Generator
 from chat.serving.monitoring import Histogram
 from chat.serving.responses import ChatCompletion, Model, ModelList
-from chat.session import ChatSession
 from tests.chat.serving.conftest import GOLDEN, Server, assert_error, data_url, logged, png, user
 from tests.chat.serving.test_slots import gate  # noqa: F401
 
@@ -170,14 +170,11 @@ def test_a_fault_of_the_server_has_an_id_and_a_traceback(serve, log, monkeypatch
 
 
 def test_a_fault_in_the_middle_of_a_stream_is_counted(serve, log, monkeypatch):
-    ask = ChatSession.ask
-
-    def fail(self, *args):
-        yield next(ask(self, *args))
+    def fail(self):
         raise RuntimeError("out of memory")
 
     with serve() as server:
-        monkeypatch.setattr(ChatSession, "ask", fail)
+        monkeypatch.setattr(Generator, "step", fail)
         response = server.ask(**GOLDEN, stream=True)
         assert response.status_code == 200
         assert "POST /v1/chat/completions 500 in" in logged(log, response)

@@ -14,7 +14,7 @@ from transformers import (
 
 import utils.model  # noqa: F401 (registers the attention)
 from utils.model.image_states import ImageStatesMaker, NotReusable
-from utils.model.images_beside import NO_MASK, ImagesBeside, causal_mask
+from utils.model.images_beside import NO_MASK, ImagesBeside, SharedImages, causal_mask
 from utils.model.text_cache import growing_cache
 
 SHAPE = {
@@ -93,9 +93,9 @@ def over_kept(decoder, embedded: torch.Tensor, kinds: torch.Tensor, pieces: list
     places = (~is_image).nonzero().T  # [1, T]
     for rows in pieces:
         now = places[:, read : read + rows]
-        beside = ImagesBeside(
-            keys, values, now - torch.arange(read, read + rows), causal_mask(rows, read + rows, now.device)
-        )
+        seen = now - torch.arange(read, read + rows)
+        images = [SharedImages(keys, values, seen=seen)] if keys else []
+        beside = ImagesBeside(images, causal_mask(rows, read + rows, now.device))
         hidden.append(
             decoder(
                 inputs_embeds=embedded[:, now[0]],

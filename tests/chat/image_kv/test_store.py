@@ -9,11 +9,12 @@ import PIL.Image
 import pytest
 import torch
 
-from chat.fingerprint import image_fingerprint
-from chat.image_store import ImageStore
+from chat.image_kv.fingerprint import image_fingerprint
+from chat.image_kv.store import ImageStore
+from chat.image_kv.tiers import StateTiers
+from chat.limits import Limits
 from chat.opened_images import OpenedImage, open_image
 from chat.session import ChatSession
-from chat.state_tiers import Limits, StateTiers
 from utils.model.checkpoint import load_checkpoint, save_full
 from utils.model.image_states import ImageStates, NotReusable
 

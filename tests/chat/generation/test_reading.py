@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from chat.answers import decoded_answer
-from chat.image_store import ImageStore
+from chat.generation.reading import Prompt, Reading, WholeDialogues
+from chat.generation.text_stream import decoded_answer
+from chat.image_kv.store import ImageStore
 from chat.opened_images import OpenedImage, open_image
-from chat.reading import Reading, TextBesideImages, WholeDialogue
 from chat.session import ChatSession
 from utils.conversation import Conversation, Turn
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor
@@ -70,27 +70,24 @@ def test_logits_equal_those_of_the_whole_dialogue_read_at_once(calm, pictures, w
     model, processor = calm
     images = [open_image(picture) for picture in pictures]
     store = ImageStore(model, processor)
-    reading: Reading = TextBesideImages(model, store) if way == "beside" else WholeDialogue(model, processor)
+    reading: Reading = store.reading() if way == "beside" else WholeDialogues(model, processor)
     rng = random.Random(way)
     for _ in range(25):
         turns = random_turns(rng, images, rng.randint(1, 5))
         conversation = Conversation((*turns[:-1], Turn(turns[-1].question, None, turns[-1].images)))
         encoded = processor.encode(conversation, load_images=False)
-        ids, is_image = encoded.input_ids, encoded.mm_token_type_ids == 1
-        reading.cut(is_image[:0])  # other images: nothing of the last dialogue can stay
-        first = rng.randint(1, len(ids) - 1)
-        while is_image[first - 1] or is_image[first]:
+        prompt = Prompt(encoded.input_ids, encoded.mm_token_type_ids == 1, conversation.images)
+        reading.cut(prompt.is_image[:0])  # other images: nothing of the last dialogue can stay
+        first = rng.randint(1, len(prompt.ids) - 1)
+        while prompt.is_image[first - 1] or prompt.is_image[first]:
             first += 1  # a part of an image is never read
-        seen = int(is_image[:first].sum()) // processor.image_seq_length
-        reading.read(ids[:first], is_image[:first], conversation.images[:seen])
-        assert reading.covered(is_image) == first
-        found = reading.read(ids, is_image, conversation.images)
+        reading.read([prompt.until(first)])
+        assert reading.covered(prompt.is_image) == first
+        found, _ = reading.read([prompt])
         expected = fresh_logits(model, processor, conversation)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-        reading.cut(is_image[:first])
-        torch.testing.assert_close(
-            reading.read(ids, is_image, conversation.images), expected, atol=1e-5, rtol=0
-        )
+        reading.cut(prompt.is_image[:first])
+        torch.testing.assert_close(reading.read([prompt])[0], expected, atol=1e-5, rtol=0)
 
 
 def fresh_answer(session: ChatSession, turns: tuple[Turn, ...], max_new_tokens: int) -> str:

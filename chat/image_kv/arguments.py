@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.processing_utils import ProcessorMixin
 
-    from chat.image_store import ImageStore
+    from chat.image_kv.store import ImageStore
 
 
 class StoreSettings(TypedDict):
@@ -65,7 +65,7 @@ def store_settings(
     """What the flags ask for, where the model allows it."""
     if parsed.no_image_store:
         return {"image_store": None, "keep_images": False}
-    from chat.image_store import store_if_possible
+    from chat.image_kv.store import store_if_possible
 
     if parsed.image_store_folder:
         writable_folder(parsed.image_store_folder, "--image_store_folder")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chat.answers import TextStream, decoded_answer
+from chat.generation.text_stream import TextStream, decoded_answer
 
 
 @pytest.mark.parametrize(

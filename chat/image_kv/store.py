@@ -15,10 +15,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from chat.fingerprint import image_fingerprint
+from chat.image_kv.files import StateFiles
+from chat.image_kv.fingerprint import image_fingerprint
+from chat.image_kv.reading import TextBesideImages
+from chat.image_kv.tiers import StateTiers
+from chat.limits import Limits
 from chat.opened_images import OpenedImage
-from chat.state_files import StateFiles
-from chat.state_tiers import Limits, StateTiers
 from utils.distributed import get_logger
 from utils.model.decoder import longest_dialogue
 from utils.model.image_states import ImageStates, ImageStatesMaker, NotReusable
@@ -87,6 +89,10 @@ class ImageStore:
     def serves(self, model: PreTrainedModel) -> bool:
         """Whether it is this model's."""
         return self._model is model
+
+    def reading(self, size: int = 1) -> TextBesideImages:
+        """Of dialogues of the model, `size` of them, whose images come from here."""
+        return TextBesideImages(self._model, self, size)
 
     @property
     def statistics(self) -> StoreStatistics:

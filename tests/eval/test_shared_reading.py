@@ -2,11 +2,11 @@
 
 import pytest
 
-from chat.image_store import ImageStore
-from eval import batch_reading
+from chat.image_kv.store import ImageStore
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from utils.conversation import Conversation, Image, Turn
+from utils.model.images_beside import ImagesBeside
 
 SETTINGS = GenerationSettings(batch_size=5, max_new_tokens=6)
 
@@ -47,40 +47,24 @@ def test_pictures_and_what_prompts_start_with_are_read_once(model_and_processor,
 
 
 def test_rows_of_the_same_pictures_share_them_in_memory(model_and_processor, dialogues, monkeypatch):
-    placed: list[int] = []
-    place = batch_reading.place
-
-    def spy(*args):
-        found = place(*args)
-        placed.append(found.keys[0].shape[0] if found.keys else 0)
-        return found
-
-    monkeypatch.setattr(batch_reading, "place", spy)
-    DialogueRunner(*model_and_processor, SETTINGS).run(dialogues)
-    assert placed == [0] + [1] * 6 or placed == [1] * 6 + [0]
-
-
-def test_neighbours_of_the_same_pictures_share_them_in_batches_about_several(
-    model_and_processor, dialogues, monkeypatch
-):
-    """Ten questions about each of three pairs: batches of 30 keep three, of 12 what both parts divide by."""
+    """Ten questions about each of three pairs: a batch of 30 reads over three sets of keys, of 12 over one or two."""
     model, processor = model_and_processor
     asked = [dialogue for dialogue in dialogues if dialogue.turns[0].images]
     expected = DialogueRunner(model, processor, SETTINGS, keep_images=False).run(asked)
-    sizes: list[int] = []
-    place = batch_reading.place
+    sets: list[int] = []
+    attend = ImagesBeside.attend
 
-    def spy(*args):
-        found = place(*args)
-        sizes.append(found.keys[0].shape[0])
-        return found
+    def spy(self, layer, *args, **kwargs):
+        if not layer and len(args[0]) > 1 and args[0].shape[2] == 1:  # a step of a batch
+            sets.append(len(self._images))
+        return attend(self, layer, *args, **kwargs)
 
-    monkeypatch.setattr(batch_reading, "place", spy)
-    for batch_size, kept in ((30, [3]), (12, [6, 3, 1])):
+    monkeypatch.setattr(ImagesBeside, "attend", spy)
+    for batch_size, kept in ((30, {3}), (12, {2, 1}), (10, {1})):
         settings = GenerationSettings(batch_size=batch_size, max_new_tokens=6)
         assert DialogueRunner(model, processor, settings).run(asked) == expected
-        assert sizes == kept
-        sizes.clear()
+        assert set(sets) == kept
+        sets.clear()
 
 
 def test_a_batch_stops_where_all_rows_have_ended(model_and_processor, dialogues):

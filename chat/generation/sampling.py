@@ -24,7 +24,8 @@ class SamplingError(UsageError):
 class Sampling:
     """Settings of generation; `temperature` 0 is greedy, and then `top_p`, `top_k` and `seed` have no effect.
 
-    `seed` starts a generator of the session's own: other random numbers in the process do not disturb it.
+    `seed` starts a generator of the session's or the request's own: other random numbers in the process, or other
+    answers that are given together with this one, do not disturb it.
     """
 
     temperature: float = 0.0
@@ -65,9 +66,9 @@ class TokenChooser:
         if sampling.top_p < 1:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def choose(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The next token [B] after each row of `ids` [B, S], given the `logits` [B, V] of their last tokens."""
-        scores = self._warpers(ids.cpu(), logits.float().cpu())  # [B, V]
+    def choose(self, ids: torch.Tensor, logits: torch.Tensor) -> int:
+        """The next token after `ids` [1, S], given the `logits` [1, V] of the last of them."""
+        scores = self._warpers(ids, logits)  # [1, V]
         if self._greedy:
-            return scores.argmax(dim=-1)
-        return torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator)[:, 0]
+            return int(scores.argmax())
+        return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator))

@@ -1,0 +1,18 @@
+"""Answers from a model: `Generator` gives any number of them together, under a chat, an evaluation or a server."""
+
+from chat.generation.engine import Answer, Generator, Request, RoundStatistics
+from chat.generation.reading import Prompt
+from chat.generation.sampling import Sampling, SamplingError
+from chat.generation.text_stream import EMPTY_ANSWER, recordable
+
+__all__ = [
+    "EMPTY_ANSWER",
+    "Answer",
+    "Generator",
+    "Prompt",
+    "Request",
+    "RoundStatistics",
+    "Sampling",
+    "SamplingError",
+    "recordable",
+]

@@ -1,0 +1,1 @@
+"""Keys and values of images: computed once, kept, and read beside the text of any dialogue."""
