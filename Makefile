@@ -17,7 +17,7 @@ demo: $(READY)  ## train the miniature model with DeepSpeed ZeRO-3, evaluate it,
 test: $(READY) lint  ## the quick tests; those of minutes too with TESTS="not long", all with TESTS=
 	$(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
 
-compare: $(READY)  ## train mmca, causal and cross on the miniature world; hours, goes on after an interruption
+compare: $(READY)  ## train every form of attention on pretrained parts; hours, goes on after an interruption
 	$(RUN) -m helper.compare
 
 lint: $(READY)

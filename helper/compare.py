@@ -1,71 +1,91 @@
-"""Compare attentions in the miniature world: `python -m helper.compare` (or `make compare`).
+"""Compare attentions on real pretrained parts: `python -m helper.compare` (or `make compare`).
 
-Trains mmca, causal and cross on the same records with the same seeds, through the real pipeline, and evaluates each on
-held-out dialogues. What is finished is kept in {output}/outcomes.json: run it again to go on, or with more seeds or
-sizes to add to it. Values of run_tiny.sh can be set from the environment, the same for all: EPOCHS=2 make compare.
+Each form of attention learns, from a random projection, from the same samples with the same seeds, at the learning rate
+that a small search finds for it, and is asked about images in a style that was held out. Results are kept in
+docs/comparison.jsonl, a line for each training, as they come: run it again to go on, or with more seeds or forms.
 
-Writes docs/comparison.md and docs/images/comparison.png.
+Writes docs/comparison.md and docs/images/attentions.png.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
 
-from helper.comparison.cells import ROOT, ComparisonError, Outcomes, grid, settings_of
-from helper.comparison.chart import draw
-from helper.comparison.page import ATTENTIONS, accuracy_table, page
-from helper.comparison.training import records_in, shared_out, train_and_score
-from helper.miniature.world import WorldSize, write_world
-from training.run_report.summary import as_text
-from utils.atomic import atomic_write
-from utils.commands import Parser, command, complain, end_process, writable_folder
+from helper.comparison.cells import FORMS, Cell, Plan, Results, Row, searches, trainings
+from utils.commands import Parser, command, end_process, writable_folder
 
-SEEDS = (1, 2, 3)
-_SHARES = (8, 4, 2, 1)  # of the world: an eighth, ..., all
-_WORLD_SEED = 1234
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = (1, 2, 3, 4, 5)
 console = Console(highlight=False, soft_wrap=True)
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 1 where a training failed or cannot begin."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is not trained yet, then write page and chart."""
     parsed = _parser().parse_args(argv)
+    plan = Plan()
+    docs = writable_folder(parsed.docs.resolve(), "--docs")
+    results = Results(parsed.results or docs / "comparison.jsonl", plan.settings)
+    if not parsed.only_page:
+        if not parsed.parts.is_dir():
+            from helper.comparison.parts import make_parts  # here: torch takes seconds
+
+            make_parts(parsed.parts)
+        for cells in (searches(parsed.forms, plan), trainings(parsed.forms, parsed.seeds)):
+            _train([cell for cell in cells if cell not in results], plan, results, parsed)
+    write_page(results, docs)
+
+
+def _train(cells: Sequence[Cell], plan: Plan, results: Results, parsed: argparse.Namespace) -> None:
+    """Each in one of several processes of a single thread; what is done is kept at once."""
+    if not cells:
+        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    pool = ProcessPoolExecutor(parsed.workers, mp_context=get_context("spawn"))
     try:
-        _compare(parsed)
-    except (ComparisonError, FileExistsError) as error:
-        complain(error)
-        return 1
-    return 0
+        rates = [cell.rate or results.rate(cell.form, plan) for cell in cells]
+        running = {
+            pool.submit(outcome_of, cell, rate, plan, parsed.parts): cell
+            for cell, rate in zip(cells, rates, strict=True)
+        }
+        for number, done in enumerate(as_completed(running), start=1):
+            cell, row = running[done], done.result()
+            results.add(cell, row)
+            losses = f"loss {row['losses'][0]:.2f} to {row['losses'][-1]:.2f}"
+            console.print(f"{number}/{len(cells)}  {cell}: {losses}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _compare(parsed: argparse.Namespace) -> None:
-    data, output, docs = (path.resolve() for path in (parsed.data, parsed.output, parsed.docs))
-    writable_folder(output, "--output")
-    if not (data / "world.json").is_file():
-        write_world(data, WorldSize(), _WORLD_SEED)
-    sizes = parsed.samples or [sum(records_in(data)) // share for share in _SHARES]
-    for samples in sizes:
-        shared_out(samples, data)  # a wrong number is told now, not after hours
-    cells = grid(parsed.attentions, sizes, parsed.seeds)
-    outcomes = Outcomes(output / "outcomes.json", settings_of(data))
-    for number, cell in enumerate(cells, start=1):
-        place = f"{number}/{len(cells)}  {cell}"
-        if cell in outcomes:
-            console.print(f"{place}: kept", style="dim")
-            continue
-        console.print(f"{place} ...")
-        outcome = train_and_score(cell, data, output / cell.folder)
-        outcomes.add(outcome)
-        minutes = f"{outcome.steps} steps, {outcome.seconds / 60:.1f} minutes"
-        console.print(f"    {outcome.accuracy:.1%} right, {minutes}")
-    found = outcomes.of(cells)
-    picture = Path("images") / "comparison.png"
-    draw(found, docs / picture)
-    atomic_write(docs / "comparison.md", page(found, outcomes.settings, picture.as_posix()))
-    for line in as_text(accuracy_table(found)):
-        console.print(line, markup=False)
+def outcome_of(cell: Cell, rate: float, plan: Plan, parts: Path) -> Row:
+    """Train and ask one cell in this process."""
+    from helper.comparison import learning  # here: torch and transformers take seconds
+    from helper.comparison.task import task_of
+
+    task = task_of(parts, plan)
+    if cell.rate:
+        return learning.search(FORMS[cell.form], rate, plan, task)
+    return learning.compare(FORMS[cell.form], rate, cell.seed, plan, task)
+
+
+def write_page(results: Results, docs: Path) -> None:
+    """The page and its chart, of all that is known."""
+    from helper.comparison.chart import draw
+    from helper.comparison.page import page
+    from utils.atomic import atomic_write
+
+    rows = results.compared()
+    if not rows:
+        console.print("no training is done yet: no page")
+        return
+    picture = Path("images") / "attentions.png"
+    draw(rows, docs / picture)
+    atomic_write(docs / "comparison.md", page(rows, picture.as_posix()))
     console.print(f"{docs / 'comparison.md'}, {docs / picture}", style="dim", markup=False)
 
 
@@ -75,19 +95,24 @@ def _parser() -> Parser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--attentions", nargs="+", choices=ATTENTIONS, default=list(ATTENTIONS))
     parser.add_argument(
-        "--samples",
+        "--forms",
         nargs="+",
-        type=int,
-        help="training records; default: an eighth of the world to all of it",
+        choices=FORMS,
+        default=list(FORMS),
+        metavar="FORM",
+        help=f"of {', '.join(FORMS)}; default: all",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, a core each")
+    parser.add_argument("--results", type=Path, help="default: comparison.jsonl in --docs")
     parser.add_argument(
-        "--data", type=Path, default=ROOT / "data" / "miniature", help="drawn if it is not there"
+        "--parts", type=Path, default=ROOT / "data" / "comparison", help="pretrained parts; made if not there"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "comparison")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page and its picture go")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where page and chart go")
+    parser.add_argument(
+        "--only_page", action="store_true", help="write the page of the results that are there"
+    )
     return parser
 
 

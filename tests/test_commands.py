@@ -213,7 +213,7 @@ UNWRITABLE = [
     ("eval.batch_generation", ["--checkpoint_path", "x", "--output_filename", "{file}/out"]),
     ("eval.pictures.make", ["--folder", "{file}/out"]),
     ("helper.check_data", ["{models}", "--dataset_names", "my.json", "--output_dir", "{file}/out"]),
-    ("helper.compare", ["--output", "{file}/out"]),
+    ("helper.compare", ["--docs", "{file}/out"]),
     ("helper.demo", ["--output", "{file}/out"]),
     ("helper.extract_qwen_vl", ["--output", "{file}/out"]),
     ("helper.make_tiny_models", ["--output", "{file}"]),

@@ -1,147 +1,154 @@
-"""The grid of a comparison, and the file that keeps what is known of it."""
+"""What is compared: the forms of attention, the trainings of each, and the file that keeps what came of them."""
 
-import hashlib
 import json
-import os
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.atomic import atomic_write
 from utils.commands import UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "training" / "training_scripts"
-
-LEARNING = (
-    *("LM_MODEL", "VISION_MODEL", "VIS_PROJ", "LANG_LORA_DIM", "VIS_LORA_DIM", "INIT_FROM"),
-    *(
-        "DATASETS",
-        "DATASET_CONCAT",
-        "DATA_TRAIN_SPLIT",
-        "MAX_IMAGES",
-        "MAX_SEQ_LEN",
-        "PACKING",
-        "GROUP_BY_LENGTH",
-    ),
-    *("EPOCHS", "MAX_STEPS", "GLOBAL_BATCH", "LR", "EMBEDDING_LR", "WEIGHT_DECAY", "WARMUP", "PRECISION"),
-)
-"""The values of the training scripts that decide what is learned; the others say where and how fast."""
+Row = dict[str, Any]
+"""What came of a training, as a line of the results has it."""
 
 
-_VALUE = re.compile(r'^(?:\[ -n "\$\{(\w+):-\}" \] \|\| )?: "\$\{(\w+):=(.*?)\}"', re.MULTILINE)
-"""A line of a script that gives a name its value, some of them only where another name has none."""
+@dataclass(frozen=True)
+class Form:
+    """An attention, what images go through in the decoder, the gate on what is read of them, and LoRA's rank."""
+
+    attention: str
+    image_layers: str = "full"
+    image_gate: str = "none"
+    lora: int = 0
+
+    @property
+    def name(self) -> str:
+        """As in `--forms` and in the tables."""
+        parts = [self.attention]
+        if self.image_layers != "full":
+            parts.append(self.image_layers)
+        if self.image_gate != "none":
+            parts.append("gate")
+        if self.lora:
+            parts.append("lora")
+        return "-".join(parts)
 
 
-class ComparisonError(UsageError):
-    """A comparison that cannot go on; the message is one line and says what to do."""
+FORMS = {
+    form.name: form
+    for form in (
+        Form("causal"),
+        Form("mmca", "none", "head"),
+        Form("mmca"),
+        Form("cross", "none"),
+        Form("mmca", "full", "head"),
+        Form("cross"),
+        Form("mmca", "no_mlp", "head"),
+        Form("mmca", "none"),
+        Form("mmca", lora=16),
+        Form("causal", lora=16),
+    )
+}
+"""Those that matter most first: an interrupted comparison has these of every seed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each form learns and is asked; the same for all.
+
+    Every sample is seen once: first single images, then dialogues, as many as the last of `asked_singles` and of
+    `asked_dialogues`. The rate rises for `warmup` steps and then stays, so the model after N samples is the one that a
+    training of N samples gives, and one run answers for all N.
+    """
+
+    things: int = 12
+    batch: int = 16
+    warmup: int = 4
+    rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3)
+    gate_rate: float = 0.03
+    search_singles: int = 96
+    search_dialogues: int = 48
+    asked_singles: tuple[int, ...] = (48, 80, 112, 160, 208, 256, 320)
+    asked_dialogues: tuple[int, ...] = (64, 128, 192, 256)
+    held_out_singles: int = 48
+    held_out_dialogues: int = 32
+    distractors: tuple[int, ...] = (0, 1, 2, 4, 6, 8)
+    distractor_dialogues: int = 8  # for each number of them
+
+    @property
+    def settings(self) -> Row:
+        """As JSON gives it back."""
+        return json.loads(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One training: an attention, so many records, a seed."""
+    """One training. With `rate` it is a search: short, and of seed 0."""
 
-    samples: int
     seed: int
-    attention: str
+    place: int  # of the form among the forms
+    form: str = field(compare=False)
+    rate: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.attention}, {self.samples:,} records, seed {self.seed}"
+        return f"{self.form}, rate {self.rate:g}" if self.rate else f"{self.form}, seed {self.seed}"
 
     @property
-    def folder(self) -> str:
-        """The name of its folder."""
-        return f"{self.attention}-{self.samples}-{self.seed}"
+    def key(self) -> tuple[str, int, float]:
+        """What a result is found by."""
+        return self.form, self.seed, self.rate
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of it: shares from 0 to 1 over held-out questions, overall and by kind."""
-
-    cell: Cell
-    accuracy: float
-    majority: float  # of always giving the commonest answer of a question's kind
-    kinds: dict[str, float]
-    questions: int
-    evaluation_loss: float | None  # where training evaluates
-    steps: int
-    seconds: float
+def searches(forms: Iterable[str], plan: Plan) -> list[Cell]:
+    """The trainings that find each form's learning rate."""
+    return [Cell(0, place, form, rate) for place, form in enumerate(forms) for rate in plan.rates]
 
 
-def grid(attentions: Sequence[str], samples: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-    """All cells; those that are compared with each other stand together, smaller data first."""
-    return [
-        Cell(count, seed, attention)
-        for count in sorted(samples)
-        for seed in seeds
-        for attention in attentions
-    ]
+def trainings(forms: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
+    """The trainings that are compared: all forms of a seed before the next seed."""
+    return sorted(Cell(seed, place, form) for seed in seeds for place, form in enumerate(forms))
 
 
-class Outcomes:
-    """The outcomes in a file, each written as soon as it is there; only of one and the same settings."""
+class Results:
+    """Rows of results in a file, a JSON object a line; each is on the disk as soon as it is there."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Raises `ComparisonError` where the file holds outcomes of other settings."""
-        self.path, self.settings = path, settings
-        self._known: dict[Cell, Outcome] = {}
-        if not path.is_file():
-            return
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            outcomes = [Outcome(**{**row, "cell": Cell(**row["cell"])}) for row in content["outcomes"]]
-            before = content["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ComparisonError(f"{path} is not a file of outcomes ({error!r}); remove it") from error
-        if before != settings:
-            changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
-            raise ComparisonError(
-                f"{path} holds outcomes of other settings ({', '.join(changed)}): remove it to begin anew, or give"
-                " another --output"
-            )
-        self._known = {outcome.cell: outcome for outcome in outcomes}
+    def __init__(self, path: Path, settings: Row) -> None:
+        """Raises `UsageError` where the file has results of other settings."""
+        self.path, self.settings, self.rows = path, settings, {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                key = row["form"], row["seed"], row["rate"] if row["search"] else 0.0
+                before = row["settings"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{path}, line {number}, is no result ({error!r}): remove it") from error
+            if before != settings:
+                changed = sorted(
+                    name for name in {*before, *settings} if before.get(name) != settings.get(name)
+                )
+                raise UsageError(
+                    f"{path} has results of other settings ({', '.join(changed)}): move it away to begin anew,"
+                    " or give another --results"
+                )
+            self.rows[key] = row
 
     def __contains__(self, cell: Cell) -> bool:
-        return cell in self._known
+        return cell.key in self.rows
 
-    def of(self, cells: Iterable[Cell]) -> list[Outcome]:
-        """Those of the given cells that are known."""
-        return [self._known[cell] for cell in cells if cell in self._known]
+    def add(self, cell: Cell, row: Row) -> None:
+        """Keep what came of a cell."""
+        known = {"form": cell.form, "seed": cell.seed, "search": bool(cell.rate)}
+        self.rows[cell.key] = {**known, **row, "settings": self.settings}
+        atomic_write(self.path, "".join(json.dumps(each) + "\n" for each in self.rows.values()))
 
-    def add(self, outcome: Outcome) -> None:
-        """Keep an outcome; after this it is on the disk."""
-        self._known[outcome.cell] = outcome
-        rows = [asdict(self._known[cell]) for cell in sorted(self._known)]
-        atomic_write(self.path, json.dumps({"settings": self.settings, "outcomes": rows}, indent=1) + "\n")
+    def rate(self, form: str, plan: Plan) -> float:
+        """The rate with which a form's loss was least at the end of its searches."""
+        return min(plan.rates, key=lambda rate: self.rows[form, 0, rate]["last_loss"])
 
-
-def settings_of(data: Path) -> dict[str, Any]:
-    """What all cells have in common: the scripts' values, those in the environment first, and digests of the models
-    and the world."""
-    values = {}
-    for script in (SCRIPTS / "launch.sh", SCRIPTS / "run_tiny.sh"):  # run_tiny.sh is the first to set a value
-        for unless, name, value in _VALUE.findall(script.read_text(encoding="utf-8")):
-            if not (unless and os.environ.get(unless)):
-                values[name] = value
-    models = [
-        file
-        for name in ("tiny_clip", "tiny_llama")
-        for file in sorted((ROOT / "assets" / name).iterdir())
-        if file.suffix in (".json", ".safetensors", ".model")
-    ]
-    world = [data / "world.json", *sorted((data / "llava").glob("*.json")), data / "eval" / "miniature.json"]
-    return {
-        **{name: os.environ.get(name, values[name]) for name in LEARNING},
-        "digest of assets/": _digest(models),
-        "digest of the world": _digest(world),
-    }
-
-
-def _digest(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    def compared(self) -> list[Row]:
+        """The rows of the trainings that are compared, as far as they are there."""
+        forms = list(FORMS)
+        rows = [row for row in self.rows.values() if not row["search"]]
+        return sorted(rows, key=lambda row: (forms.index(row["form"]), row["seed"]))

@@ -1,69 +1,40 @@
-"""Accuracy against training records, a line for each attention."""
+"""Right answers against samples, a line for each form: single images on the left, dialogues on the right."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from helper.comparison.cells import Outcome
-from helper.comparison.statistics import accuracy
+from helper.comparison.cells import FORMS, Row
+from helper.comparison.statistics import answered, mean
 
-COLOURS = {"mmca": "#0072B2", "causal": "#D55E00", "cross": "#009E73"}
-_MARGIN = 1.25  # factor between the outermost sizes and the edges
-_APART = 1.015  # factor between the points of two attentions, so that their bars do not cover each other
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+PARTS = {"singles": "single images", "dialogues": "dialogues over three images"}
 
 
-def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Write a PNG of 1,080 x 660 pixels: means over seeds with 95 % intervals, each seed a faint dot."""
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Write a PNG of 1,320 x 600 pixels: means over seeds, with their 95 % intervals as bands."""
     from matplotlib.figure import Figure  # here: it takes a second to import
 
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    sizes = sorted({outcome.cell.samples for outcome in outcomes})
-    present = {outcome.cell.attention for outcome in outcomes}
-    shown = [name for name in COLOURS if name in present]
-    for place, name in enumerate(shown):
-        shift = _APART ** (place - (len(shown) - 1) / 2)
-        means = {size: accuracy(outcomes, name, size) for size in sizes}
-        known = {size: mean for size, mean in means.items() if mean is not None}
-        halves = [100 * mean.half for mean in known.values() if mean.half is not None]
-        axes.errorbar(
-            [size * shift for size in known],
-            [100 * mean.value for mean in known.values()],
-            yerr=halves if len(halves) == len(known) else None,
-            color=COLOURS[name],
-            marker="o",
-            capsize=4,
-            label=name,
-        )
-        mine = [outcome for outcome in outcomes if outcome.cell.attention == name]
-        axes.scatter(
-            [outcome.cell.samples * shift for outcome in mine],
-            [100 * outcome.accuracy for outcome in mine],
-            color=COLOURS[name],
-            alpha=0.35,
-            s=14,
-            linewidths=0,
-            zorder=3,
-        )
-    axes.axhline(
-        100 * outcomes[0].majority, color="#7F7F7F", linestyle="--", linewidth=1, label="commonest answer"
-    )
-    axes.set_xscale("log")
-    axes.set_xlim(sizes[0] / _MARGIN, sizes[-1] * _MARGIN)
-    axes.set_ylim(bottom=0)
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("training records")
-    axes.set_ylabel("right answers on held-out dialogues, %")
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()  # lines before bars, unless told otherwise
-    order = sorted(range(len(labels)), key=lambda place: labels[place] not in COLOURS)
-    axes.legend(
-        [handles[place] for place in order],
-        [labels[place] for place in order],
-        framealpha=0.8,
-        edgecolor="none",
-        loc="best",
-    )
+    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
+    forms = [name for name in FORMS if any(row["form"] == name for row in rows)]
+    for axes, (part, title) in zip(figure.subplots(1, 2, sharey=True), PARTS.items(), strict=True):
+        for place, form in enumerate(forms):
+            sizes = rows[0]["settings"][f"asked_{part}"]
+            known = {size: mean(rows, form, answered(part, size)) for size in sizes}
+            known = {size: value for size, value in known.items() if value is not None}
+            middle = [100 * each.value for each in known.values()]
+            halves = [100 * (each.half or 0) for each in known.values()]
+            colour, style = _COLOURS[place % len(_COLOURS)], "--" if place >= len(_COLOURS) else "-"
+            axes.plot(
+                list(known), middle, color=colour, linestyle=style, marker="o", markersize=3, label=form
+            )
+            low, high = zip(*((m - h, m + h) for m, h in zip(middle, halves, strict=True)), strict=True)
+            axes.fill_between(list(known), low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_title(title)
+        axes.set_xlabel("samples learnt from")
+        axes.set_ylim(0, 100)
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("right answers in a style that was held out, %")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

@@ -1,120 +1,203 @@
 """The page that a comparison writes: what was done, what came of it, and what may be said."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
-from helper.comparison.cells import Outcome
-from helper.comparison.statistics import Mean, accuracy, lead
-from training.run_report.summary import as_markdown
+from helper.comparison.cells import FORMS, Row
+from helper.comparison.chart import PARTS
+from helper.comparison.statistics import Mean, Measure, answered, by_seed, lead, log_samples_to, mean
+from training.run_report.summary import Table, as_markdown
 
-ATTENTIONS = ("mmca", "causal", "cross")
+AGAINST = "causal"
 
 
-def page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], picture: str) -> str:
-    """Markdown; of unfinished grids what is there."""
-    seeds = sorted({outcome.cell.seed for outcome in outcomes})
-    first = outcomes[0]
-    kinds = sorted(first.kinds)
-    values = ", ".join(
-        f"{name.lower()} {str(value).removeprefix('$ROOT/')}"
-        for name, value in settings.items()
-        if not name.startswith("digest")
-    )
+def page(rows: Sequence[Row], picture: str) -> str:
+    """Markdown; of an unfinished comparison what is there."""
+    plan = rows[0]["settings"]
+    seeds = sorted({row["seed"] for row in rows})
     parts = [
-        "# Attentions compared in the miniature world",
-        "Written by `make compare`; every number is of a training with `training/training_scripts/run_tiny.sh` and an"
-        " evaluation with `eval.batch_generation`.",
-        f"![Accuracy against training records]({picture})",
-        "## Accuracy",
-        f"Share of {first.questions:,} questions about held-out pictures that are answered right: {_of_seeds(seeds)}."
-        f" Always giving the commonest answer of a question's kind scores {first.majority:.1%}. A seed chooses"
-        " the records, their order and what the new weights begin as; it is the same choice for each attention.",
-        as_markdown(accuracy_table(outcomes)),
+        "# Attentions compared on pretrained parts",
+        "Written by `make compare`, which goes on where it was interrupted; every training is a line of"
+        " [comparison.jsonl](comparison.jsonl).",
+        f"![Right answers against samples]({picture})",
+        "## What was compared",
+        _method(plan, seeds),
+        as_markdown(_forms_table(rows)),
         "## What may be said",
-        "\n".join(f"- {sentence}" for sentence in verdicts(outcomes)),
-        "These settings were found while working on MMCA; the other attentions were not given settings of their own.",
+        "\n".join(f"- {sentence}" for sentence in verdicts(rows)),
+    ]
+    for part, title in PARTS.items():
+        parts += [
+            f"## {title.capitalize()}",
+            f"Right answers, mean over seeds with its 95 % interval (Student's t), after so many {title}; and how many"
+            " it took to answer 90 % right (geometric mean of the seeds that got there, and how many did).",
+            as_markdown(accuracy_table(rows, part, _three(plan, part))),
+            f"The same less {AGAINST}'s, seed by seed on the same samples. The last column is the ratio of samples to"
+            " 90 %, with its interval, over the seeds in which both got there.",
+            as_markdown(lead_table(rows, part, _three(plan, part))),
+        ]
+    parts += [
         "## By kind of question",
-        f"After {_largest(outcomes):,} records:",
-        as_markdown(kind_table(outcomes, kinds)),
-        "## Settings",
-        f"{values}. Steps of the optimizer: {_steps(outcomes)}.",
-        "Again, with those of these values that are not run_tiny.sh's own in the environment, in capitals:"
-        f" `python -m helper.compare --samples {_spaced(outcome.cell.samples for outcome in outcomes)}"
-        f" --seeds {_spaced(seeds)}`.",
+        "In dialogues over three images, at the end of training. *position*-like kinds are `which` and `odd one out`;"
+        " `multi-hop` finds the image that shows what another shows.",
+        as_markdown(kind_table(rows)),
+        "## With more images around",
+        "Right answers to *What is in image N?*, N from 1 to 3, at the end of training, with so many other images in"
+        " the dialogue. Training showed at most two others.",
+        as_markdown(distractor_table(rows)),
+        "## What it cost",
+        "Processor time of the training steps alone, and floating-point operations by the formula of"
+        " [training.md](training.md); the encoder's features are computed beforehand.",
+        as_markdown(cost_table(rows)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def accuracy_table(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
-    """A row for each number of records: each attention's accuracy, and what MMCA is ahead of the others."""
-    shown = _shown(outcomes)
-    others = [name for name in shown if name != "mmca"] if "mmca" in shown else []
-    rows = [("records", *shown, *(f"mmca less {name}" for name in others))]
-    for size in sorted({outcome.cell.samples for outcome in outcomes}):
-        cells = [_percent(accuracy(outcomes, name, size)) for name in shown]
-        leads = [_percent(lead(outcomes, "mmca", name, size), signed=True) for name in others]
-        rows.append((f"{size:,}", *cells, *leads))
-    return rows
+def accuracy_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Table:
+    """A row for each form: right answers after so many samples, and samples to 90 %."""
+    table: Table = [("form", *(f"{size:,}" for size in sizes), "samples to 90 %")]
+    for form in _shown(rows):
+        cells = [_percent(mean(rows, form, answered(part, size))) for size in sizes]
+        table.append((form, *cells, _samples_to(rows, form, part)))
+    return table
 
 
-def kind_table(outcomes: Sequence[Outcome], kinds: Sequence[str]) -> list[tuple[str, ...]]:
-    """A row for each kind of question, after the largest number of records."""
-    shown, size = _shown(outcomes), _largest(outcomes)
-    rows = [("kind", *shown)]
-    for kind in kinds:
-        rows.append((kind, *(_percent(accuracy(outcomes, name, size, kind)) for name in shown)))
-    return rows
+def lead_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Table:
+    """A row for each other form: its accuracy less that of causal attention."""
+    table: Table = [("form", *(f"{size:,}" for size in sizes), "ratio of samples to 90 %")]
+    for form in _others(rows):
+        cells = [_percent(lead(rows, form, AGAINST, answered(part, size)), signed=True) for size in sizes]
+        table.append((form, *cells, _ratio(lead(rows, form, AGAINST, log_samples_to(part)))))
+    return table
 
 
-def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
-    """A sentence for each pair with MMCA and each number of records: who is ahead, if anybody certainly is."""
+def kind_table(rows: Sequence[Row]) -> Table:
+    """A row for each kind of question, after all samples."""
+    kinds = sorted({kind for row in rows for kind in row["asked"][-1]["right"]} - {"overall"})
+    return _by_form(rows, "kind", [(kind, answered("dialogues", None, kind)) for kind in kinds])
+
+
+def distractor_table(rows: Sequence[Row]) -> Table:
+    """A row for each number of other images."""
+
+    def share(count: str) -> Measure:
+        return lambda row: row["among_others"][count][0] / row["among_others"][count][1]
+
+    counts = list(rows[0]["among_others"])
+    return _by_form(rows, "other images", [(count, share(count)) for count in counts])
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Seconds and operations of a sample of each part, and the part of causal attention's that they are."""
+    header = ("form", "s, a single image", "s, a dialogue", "GFLOP, a single image", "GFLOP, a dialogue")
+    table: Table = [header]
+    for form in _shown(rows):
+        cells = []
+        for cost, unit in (("seconds", 1.0), ("operations", 1e9)):
+            for part in ("singles", "dialogues"):
+                found = mean(rows, form, _cost(cost, part))
+                cells.append("-" if found is None else f"{found.value / unit:.3g}")
+        table.append((form, *cells))
+    return table
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """For each other form and part: whether it is certainly ahead of causal attention, or behind."""
     sentences = []
-    for other in [name for name in _shown(outcomes) if name != "mmca"]:
-        for size in sorted({outcome.cell.samples for outcome in outcomes}):
-            ahead = lead(outcomes, "mmca", other, size)
-            if ahead is None:
-                continue
-            points = f"{100 * abs(ahead.value):.1f} points"
-            if ahead.half is None:
-                verdict = f"mmca and {other} are {points} apart in the one seed there is, which says nothing certain"
-            elif not ahead.is_certain:
-                verdict = f"no certain difference between mmca and {other} ({_percent(ahead, signed=True)})"
-            else:
-                winner, loser = ("mmca", other) if ahead.value > 0 else (other, "mmca")
-                half = 100 * ahead.half
-                verdict = f"{winner} answers {points} more right than {loser} (± {half:.1f}, {ahead.n} seeds in pairs)"
-            sentences.append(f"{size:,} records: {verdict}.")
+    for form in _others(rows):
+        for part, title in PARTS.items():
+            sizes = _three(rows[0]["settings"], part)
+            found = {size: lead(rows, form, AGAINST, answered(part, size)) for size in sizes}
+            said = [f"{_verdict(ahead)} after {size:,}" for size, ahead in found.items() if ahead]
+            if said:
+                sentences.append(f"**{form}**, {title}: {'; '.join(said)}.")
     return sentences
 
 
-def _spaced(numbers: Iterable[int]) -> str:
-    return " ".join(map(str, sorted(set(numbers))))
+def _verdict(ahead: Mean) -> str:
+    points = f"{100 * ahead.value:+.1f} points"
+    if ahead.half is None:
+        return f"{points} in the one seed there is, which says nothing certain"
+    interval = f"({points} ± {100 * ahead.half:.1f}, {ahead.n} seeds)"
+    if not ahead.is_certain:
+        return f"no certain difference {interval}"
+    return f"certainly {'more' if ahead.value > 0 else 'fewer'} right than {AGAINST} {interval}"
 
 
-def _of_seeds(seeds: Sequence[int]) -> str:
-    if len(seeds) == 1:
-        return f"of the one seed {seeds[0]}"
-    return f"mean over the seeds {', '.join(map(str, seeds))} with its 95 % interval (Student's t)"
-
-
-def _steps(outcomes: Sequence[Outcome]) -> str:
-    """How many each number of records made: few records also mean few steps."""
-    made: dict[int, set[int]] = {}
-    for outcome in outcomes:
-        made.setdefault(outcome.cell.samples, set()).add(outcome.steps)
-    spans = ((size, min(steps), max(steps)) for size, steps in sorted(made.items()))
-    return ", ".join(
-        f"{least if least == most else f'{least} to {most}'} after {size:,} records"
-        for size, least, most in spans
+def _method(plan: Row, seeds: Sequence[int]) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in plan["rates"])
+    return (
+        "SmolLM2-135M-Instruct as decoder, EfficientNet-Lite0 (ImageNet) as encoder, both frozen; a random projection"
+        f" and the embedding learn. {plan['things']} things, drawn as pictograms in two styles; questions are about a"
+        f" third style. A training sees {plan['asked_singles'][-1]:,} single images (*What is this?*), then"
+        f" {plan['asked_dialogues'][-1]:,} dialogues over two or three images, each once, {plan['batch']} a step. Its"
+        f" rate stays constant after {plan['warmup']} steps, so that the model after N samples is that of a training of"
+        f" N samples: one run a seed gives all sizes. Seeds: {', '.join(map(str, seeds))}; a seed chooses samples,"
+        " questions and projection, the same for each form. Each form has the learning rate, of"
+        f" {rates}, whose loss was least at the end of {plan['search_singles']} single images and"
+        f" {plan['search_dialogues']} dialogues of another seed; the gate's is {plan['gate_rate']:g}. An answer is"
+        " right where each of its tokens, its end too, is the likeliest one."
     )
 
 
-def _shown(outcomes: Sequence[Outcome]) -> list[str]:
-    return [name for name in ATTENTIONS if any(outcome.cell.attention == name for outcome in outcomes)]
+def _forms_table(rows: Sequence[Row]) -> Table:
+    table: Table = [("form", "attention", "image layers", "gate", "LoRA", "learning rate", "loss at first")]
+    for name in _shown(rows):
+        form = FORMS[name]
+        first = mean(rows, name, lambda row: row["losses"][0])
+        rate = next(row["rate"] for row in rows if row["form"] == name)
+        choices = (form.attention, form.image_layers, form.image_gate, str(form.lora or "-"))
+        table.append((name, *choices, f"{rate:g}", f"{first.value:.1f}"))
+    return table
 
 
-def _largest(outcomes: Sequence[Outcome]) -> int:
-    return max(outcome.cell.samples for outcome in outcomes)
+def _by_form(rows: Sequence[Row], heading: str, measures: Sequence[tuple[str, Measure]]) -> Table:
+    shown = _shown(rows)
+    table: Table = [(heading, *shown)]
+    return table + [
+        (name, *(_percent(mean(rows, form, measure)) for form in shown)) for name, measure in measures
+    ]
+
+
+def _cost(name: str, part: str) -> Measure:
+    """Of a sample of a part."""
+
+    def measure(row: Row) -> float:
+        singles = [each for each in row["asked"] if each["part"] == "singles"][-1]
+        if part == "singles":
+            return singles[name] / singles[part]
+        return (row["asked"][-1][name] - singles[name]) / row["asked"][-1][part]
+
+    return measure
+
+
+def _samples_to(rows: Sequence[Row], form: str, part: str) -> str:
+    reached = by_seed(rows, form, log_samples_to(part))
+    of = f"{len(reached)} of {sum(row['form'] == form for row in rows)}"
+    return f"{math.exp(sum(reached.values()) / len(reached)):,.0f} ({of})" if reached else f"- ({of})"
+
+
+def _ratio(logarithm: Mean | None) -> str:
+    if logarithm is None:
+        return "-"
+    low, high = (logarithm.value + side * (logarithm.half or 0) for side in (-1, 1))
+    value = f"{math.exp(logarithm.value):.2f}"
+    return value if logarithm.half is None else f"{value} ({math.exp(low):.2f} to {math.exp(high):.2f})"
+
+
+def _three(plan: Row, part: str) -> list[int]:
+    """Of the numbers of samples after which a part is asked the last, and those nearest to its half and quarter."""
+    sizes = plan[f"asked_{part}"]
+    last = sizes[-1]
+    return sorted({min(sizes, key=lambda size: abs(size - last / part)) for part in (4, 2, 1)})
+
+
+def _shown(rows: Sequence[Row]) -> list[str]:
+    return [name for name in FORMS if any(row["form"] == name for row in rows)]
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    return [name for name in _shown(rows) if name != AGAINST]
 
 
 def _percent(mean: Mean | None, signed: bool = False) -> str:

@@ -1,11 +1,15 @@
-"""Means over seeds and what may be said of them: intervals by Student's t."""
+"""Means over seeds and what may be said of them: intervals by Student's t, in pairs where seeds are compared."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from helper.comparison.cells import Outcome
+from helper.comparison.cells import Row
+
+Measure = Callable[[Row], float | None]
+"""A number of a training; None where it has none."""
 
 # The 0.975 quantiles of Student's t with 1, 2, ... degrees of freedom, as every table of statistics has them.
 _T = (
@@ -26,6 +30,8 @@ _T = (
     2.131,
 )
 _NORMAL = 1.960
+ENOUGH = 0.9
+"""The share of right answers that counts as learnt."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +59,44 @@ class Mean:
         return self.half is not None and abs(self.value) > self.half
 
 
-def accuracy(
-    outcomes: Iterable[Outcome], attention: str, samples: int, kind: str | None = None
-) -> Mean | None:
-    """The mean accuracy of an attention after so many records, over seeds; None where nothing is known yet."""
-    values = [
-        outcome.accuracy if kind is None else outcome.kinds[kind]
-        for outcome in outcomes
-        if (outcome.cell.attention, outcome.cell.samples) == (attention, samples)
-    ]
-    return Mean.of(values) if values else None
+def by_seed(rows: Iterable[Row], form: str, measure: Measure) -> dict[int, float]:
+    """A form's values, of the seeds that have one."""
+    values = {row["seed"]: measure(row) for row in rows if row["form"] == form}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
-def lead(outcomes: Iterable[Outcome], attention: str, other: str, samples: int) -> Mean | None:
-    """How much more accurate the first is than the other, seed by seed on the same data; None where unknown."""
-    values: dict[int, dict[str, float]] = {}
-    for outcome in outcomes:
-        if outcome.cell.samples == samples:
-            values.setdefault(outcome.cell.seed, {})[outcome.cell.attention] = outcome.accuracy
-    both = [each[attention] - each[other] for each in values.values() if {attention, other} <= each.keys()]
-    return Mean.of(both) if both else None
+def mean(rows: Iterable[Row], form: str, measure: Measure) -> Mean | None:
+    """A form's mean over seeds; None where there is no value yet."""
+    values = by_seed(rows, form, measure)
+    return Mean.of(list(values.values())) if values else None
+
+
+def lead(rows: Sequence[Row], form: str, other: str, measure: Measure) -> Mean | None:
+    """How much more of it the first has than the other, seed by seed on the same samples; None where unknown."""
+    mine, others = by_seed(rows, form, measure), by_seed(rows, other, measure)
+    pairs = [mine[seed] - others[seed] for seed in sorted(mine.keys() & others.keys())]
+    return Mean.of(pairs) if pairs else None
+
+
+def answered(part: str, after: int | None = None, kind: str = "overall") -> Measure:
+    """The share of right answers in a part (singles or dialogues) after so many samples of it (None: at the end)."""
+
+    def measure(row: Row) -> float | None:
+        asked = [each for each in row["asked"] if each["part"] == part and after in (None, each[part])]
+        right, questions = asked[-1]["right"].get(kind, (0, 0)) if asked else (0, 0)
+        return right / questions if questions else None
+
+    return measure
+
+
+def log_samples_to(part: str) -> Measure:
+    """The logarithm of how many samples of a part it took to answer `ENOUGH` of it right; None where it never did."""
+
+    def measure(row: Row) -> float | None:
+        for asked in row["asked"]:
+            right, questions = asked["right"]["overall"]
+            if asked["part"] == part and right >= ENOUGH * questions:
+                return math.log(asked[part])
+        return None
+
+    return measure

@@ -1,169 +1,276 @@
 """Comparing attentions: nothing is trained twice, numbers worked out by hand, and what is said of them."""
 
+import itertools
 import json
-import os
+import math
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import PIL.Image
 import pytest
+import torch
 
 import helper.compare
-from helper.comparison.cells import LEARNING, Cell, ComparisonError, Outcome, Outcomes, grid, settings_of
-from helper.comparison.chart import draw
-from helper.comparison.page import accuracy_table, page, verdicts
-from helper.comparison.statistics import Mean, accuracy, lead
-from helper.comparison.training import shared_out
-from helper.miniature.world import WorldSize, write_world
+from helper.comparison import learning
+from helper.comparison.cells import FORMS, Cell, Form, Plan, Results, Row, searches, trainings
+from helper.comparison.page import accuracy_table, lead_table, page, verdicts
+from helper.comparison.questions import dialogue
+from helper.comparison.statistics import Mean, answered, lead, log_samples_to, mean
+from helper.comparison.task import Task
+from utils.commands import UsageError
+from utils.conversation import Image
 
-ATTENTIONS = ("mmca", "causal", "cross")
+ASSETS = Path(__file__).parents[3] / "assets"
+LENGTH = 5  # tokens of an image
+PLAN = Plan(
+    batch=4,
+    rates=(1e-3, 2e-3),
+    search_singles=4,
+    search_dialogues=8,
+    asked_singles=(4, 8),
+    asked_dialogues=(4,),
+    held_out_singles=3,
+    held_out_dialogues=2,
+    distractors=(0, 1),
+    distractor_dialogues=2,
+)
 
 
-def outcome(cell: Cell, right: float, steps: int = 9) -> Outcome:
-    return Outcome(cell, right, 0.4, {"color": right, "which": right / 2}, 800, 0.5, steps, 60.0)
-
-
-def results(**right: list[float]) -> list[Outcome]:
-    """Of each attention the accuracies after 100 records, seed by seed."""
-    return [
-        outcome(Cell(100, seed, attention), value)
-        for attention, values in right.items()
-        for seed, value in enumerate(values)
+def row(form: str, seed: int, *rights: float, first: float = 10.0) -> Row:
+    """Of a training that answered these shares of 100 single images right after 4 and 8, and 50 of dialogues."""
+    asked = [
+        {
+            "part": "singles",
+            "singles": 4 * number,
+            "dialogues": 0,
+            "seconds": 2.0 * number,
+            "operations": 1e9 * number,
+            "right": {"overall": [round(100 * right), 100]},
+        }
+        for number, right in enumerate(rights, start=1)
     ]
+    last = {**asked[-1], "part": "dialogues", "dialogues": 4, "seconds": 10.0, "operations": 1e10}
+    last["right"] = {"overall": [50, 100], "multi-hop": [10, 40], "same": [40, 60]}
+    return {
+        "form": form,
+        "seed": seed,
+        "search": False,
+        "rate": 1e-3,
+        "losses": [first, 1.0],
+        "asked": [*asked, last],
+        "among_others": {"0": [9, 10], "2": [8, 10]},
+        "settings": PLAN.settings,
+    }
 
 
-def test_a_grid_compares_on_the_same_data_before_more_data() -> None:
-    cells = grid(ATTENTIONS, [200, 100], [1, 2])
-    assert len(cells) == len(set(cells)) == 12
-    assert [cell.attention for cell in cells[:3]] == list(ATTENTIONS)
-    assert [cell.samples for cell in cells] == [100] * 6 + [200] * 6
+def test_all_forms_of_a_seed_come_before_the_next_seed() -> None:
+    cells = trainings(["causal", "mmca"], [2, 1])
+    assert [(cell.form, cell.seed) for cell in cells] == [
+        ("causal", 1),
+        ("mmca", 1),
+        ("causal", 2),
+        ("mmca", 2),
+    ]
+    assert [(cell.form, cell.rate, cell.seed) for cell in searches(["mmca"], PLAN)] == [
+        ("mmca", 1e-3, 0),
+        ("mmca", 2e-3, 0),
+    ]
+    assert Form("mmca", "none", "head").name == "mmca-none-gate" and "mmca-none-gate" in FORMS
 
 
-def test_outcomes_are_kept_and_never_mixed_with_those_of_other_settings(tmp_path: Path) -> None:
-    path, [first, second, *_] = tmp_path / "outcomes.json", grid(ATTENTIONS, [100], [1])
-    Outcomes(path, {"LR": "1"}).add(outcome(first, 0.5))
-    again = Outcomes(path, {"LR": "1"})
-    assert first in again and second not in again
-    assert again.of([first, second]) == [outcome(first, 0.5)]
-    with pytest.raises(ComparisonError, match=r"outcomes of other settings \(LR\): remove it"):
-        Outcomes(path, {"LR": "2"})
-    path.write_text("{")
-    with pytest.raises(ComparisonError, match="not a file of outcomes"):
-        Outcomes(path, {"LR": "1"})
+def test_results_are_kept_and_never_mixed_with_those_of_other_settings(tmp_path: Path) -> None:
+    path, cell = tmp_path / "results.jsonl", Cell(1, 0, "causal")
+    results = Results(path, PLAN.settings)
+    for rate, loss in ((1e-3, 2.0), (2e-3, 1.0)):
+        results.add(Cell(0, 0, "causal", rate), {"rate": rate, "last_loss": loss})
+    results.add(cell, {"rate": 2e-3})
+    again = Results(path, PLAN.settings)
+    assert cell in again and Cell(2, 0, "causal") not in again and len(again.compared()) == 1
+    assert again.rate("causal", PLAN) == 2e-3
+    with pytest.raises(UsageError, match=r"other settings \(batch\): move it away"):
+        Results(path, Plan(**{**PLAN.__dict__, "batch": 5}).settings)
+    path.write_text(path.read_text() + '{"form":')
+    with pytest.raises(UsageError, match="line 4, is no result"):
+        Results(path, PLAN.settings)
 
 
 def test_means_and_leads_over_seeds() -> None:
-    outcomes = results(mmca=[0.60, 0.70, 0.80], causal=[0.55, 0.66, 0.74])
-    mean = accuracy(outcomes, "mmca", 100)
-    assert (mean.value, mean.n) == (pytest.approx(0.7), 3)
-    assert mean.half == pytest.approx(4.303 * 0.1 / 3**0.5)
-    assert accuracy(outcomes, "mmca", 100, "which").value == pytest.approx(0.35)
-    assert accuracy(outcomes, "cross", 100) is None
-    ahead = lead(outcomes, "mmca", "causal", 100)  # 5, 4 and 6 points: pairs are more certain than means
+    rows = [row("mmca", seed, 0.1, right) for seed, right in enumerate((0.60, 0.70, 0.80))]
+    rows += [row("causal", seed, 0.1, right) for seed, right in enumerate((0.55, 0.66, 0.74))]
+    of_mmca = mean(rows, "mmca", answered("singles", 8))
+    assert (of_mmca.value, of_mmca.n) == (pytest.approx(0.7), 3)
+    assert of_mmca.half == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert mean(rows, "mmca", answered("dialogues", None, "multi-hop")).value == 0.25
+    assert mean(rows, "cross", answered("singles")) is None
+    ahead = lead(rows, "mmca", "causal", answered("singles", 8))  # 5, 4 and 6 points
     assert ahead.value == pytest.approx(0.05) and ahead.half == pytest.approx(4.303 * 0.01 / 3**0.5)
     assert ahead.is_certain and not Mean.of([0.1]).is_certain
-    assert lead(outcomes, "mmca", "cross", 100) is None
+    assert lead(rows, "mmca", "cross", answered("singles")) is None
+
+
+def test_samples_that_it_took() -> None:
+    rows = [row("causal", 1, 0.5, 0.9), row("causal", 2, 0.5, 0.6)]
+    rows += [row("mmca", 1, 0.95, 0.9), row("mmca", 2, 0.9, 0.9)]
+    assert mean(rows, "causal", log_samples_to("singles")).value == pytest.approx(math.log(8))  # seed 1 alone
+    assert lead(rows, "mmca", "causal", log_samples_to("singles")).value == pytest.approx(math.log(4 / 8))
+    assert accuracy_table(rows, "singles", (4, 8)) == [
+        ("form", "4", "8", "samples to 90 %"),
+        ("causal", "50.0 ± 0.0 %", "75.0 ± 190.6 %", "8 (1 of 2)"),
+        ("mmca", "92.5 ± 31.8 %", "90.0 ± 0.0 %", "4 (2 of 2)"),
+    ]
+    assert lead_table(rows, "singles", (4,))[1] == ("mmca", "+42.5 ± 31.8 %", "0.50")
 
 
 @pytest.mark.parametrize(
-    ("right", "sentence"),
+    ("mmca", "causal", "said"),
     [
         (
-            {"mmca": [0.60, 0.70, 0.80], "causal": [0.55, 0.66, 0.74]},
-            "mmca answers 5.0 points more right than causal (± 2.5, 3 seeds in pairs)",
+            (0.60, 0.70, 0.80),
+            (0.55, 0.66, 0.74),
+            "certainly more right than causal (+5.0 points ± 2.5, 3 seeds)",
         ),
-        ({"mmca": [0.50, 0.71], "causal": [0.60, 0.70]}, "no certain difference between mmca and causal"),
-        (
-            {"mmca": [0.50, 0.60, 0.70], "cross": [0.60, 0.70, 0.81]},
-            "cross answers 10.3 points more right than mmca",
-        ),
-        ({"mmca": [0.5], "causal": [0.6]}, "10.0 points apart in the one seed there is"),
+        ((0.50, 0.71), (0.60, 0.70), "no certain difference"),
+        ((0.55, 0.66, 0.74), (0.60, 0.70, 0.80), "certainly fewer right than causal"),
+        ((0.5,), (0.6,), "-10.0 points in the one seed there is, which says nothing certain"),
     ],
 )
-def test_what_is_said_is_what_came_out(right: dict[str, list[float]], sentence: str) -> None:
-    [said] = verdicts(results(**right))
-    assert said.startswith("100 records: ") and sentence in said
+def test_what_is_said_is_what_came_out(mmca: tuple, causal: tuple, said: str) -> None:
+    rows = [row("mmca", seed, right, right) for seed, right in enumerate(mmca)]
+    rows += [row("causal", seed, right, right) for seed, right in enumerate(causal)]
+    first, second = verdicts(rows)
+    assert first.startswith("**mmca**, single images: ") and said in first
+    assert second.startswith("**mmca**, dialogues over three images: ")
 
 
-def test_the_table_and_the_picture_take_grids_that_are_not_finished(tmp_path: Path) -> None:
-    outcomes = [*results(mmca=[0.6, 0.7], causal=[0.5]), outcome(Cell(200, 0, "mmca"), 0.9, steps=18)]
-    assert accuracy_table(outcomes) == [
-        ("records", "mmca", "causal", "mmca less causal"),
-        ("100", "65.0 ± 63.5 %", "50.0 %", "+10.0 %"),
-        ("200", "90.0 %", "-", "-"),
-    ]
-    draw(outcomes, tmp_path / "images" / "comparison.png")
-    with PIL.Image.open(tmp_path / "images" / "comparison.png") as picture:
-        assert picture.size == (1080, 660)
-    text = page(outcomes, {"LR": "8e-3", "digest of assets/": "0"}, "images/comparison.png")
-    assert "![Accuracy against training records](images/comparison.png)" in text and "lr 8e-3." in text
-    assert "Steps of the optimizer: 9 after 100 records, 18 after 200 records." in text
+def test_the_page_takes_a_comparison_that_is_not_finished(tmp_path: Path) -> None:
+    results = Results(tmp_path / "comparison.jsonl", PLAN.settings)
+    for place, form, seed in ((0, "causal", 1), (1, "mmca-none-gate", 1), (0, "causal", 2)):
+        results.add(Cell(seed, place, form), row(form, seed, 0.5, 0.95, first=10.8))
+    helper.compare.write_page(results, tmp_path)
+    with PIL.Image.open(tmp_path / "images" / "attentions.png") as picture:
+        assert picture.size == (1320, 600)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| mmca-none-gate | mmca | none | head | - | 0.001 | 10.8 |" in text
+    assert "| multi-hop | 25.0 ± 0.0 % | 25.0 % |" in text  # by kind
+    assert "| 2 | 80.0 ± 0.0 % | 80.0 % |" in text  # two other images
+    assert "| causal | 0.5 | 1.5 | 0.25 | 2 |" in text  # 4 s for 8 single images, 6 more for 4 dialogues
+    assert page(results.compared(), "images/attentions.png") == text
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("comparison") / "world"
-    write_world(root, WorldSize(descriptions=4, reasoning=16, conversations=40, eval_dialogues=4), 5)
-    return root
-
-
-def test_records_are_shared_out_as_the_world_has_them(world: Path) -> None:
-    assert shared_out(60, world) == (20, 40) and shared_out(30, world) == (10, 20)
-    with pytest.raises(ComparisonError, match="has 60 records"):
-        shared_out(61, world)
-
-
-def test_settings_are_the_scripts_values_and_the_environments(
-    world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in LEARNING:
-        monkeypatch.delenv(name, raising=False)
-    settings = settings_of(world)
-    assert (
-        settings["LR"] == "3e-4" and settings["DATASETS"] == "llava llava_dial"
-    )  # run_tiny.sh's, not launch.sh's
-    assert settings["DATASET_CONCAT"] == "3 1"  # which it sets only beside its own datasets
-    monkeypatch.setenv("LR", "1e-3")
-    changed = settings_of(world)
-    assert {name for name in settings if settings[name] != changed[name]} == {"LR"}
-    monkeypatch.setenv("DATASETS", "llava")
-    assert settings_of(world)["DATASET_CONCAT"] == "1"
-
-
-def test_an_interrupted_comparison_goes_on(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fourth training fails; run again, the three before it are not trained again."""
     trained = []
 
-    def train(cell: Cell, data: Path, folder: Path) -> Outcome:
-        trained.append(cell)
+    def outcome_of(cell: Cell, rate: float, plan: Plan, parts: Path) -> Row:
+        trained.append((cell, rate))
         if len(trained) == 4:
-            raise ComparisonError(f"{cell} failed")
-        return outcome(cell, 0.5 + 0.01 * cell.seed)
+            raise RuntimeError("killed")
+        if cell.rate:
+            return {"rate": rate, "last_loss": rate, "losses": [1.0]}
+        return row(cell.form, cell.seed, 0.5, 0.9)
 
-    monkeypatch.setattr(helper.compare, "train_and_score", train)
-    words = ["--samples", "20", "40", "--seeds", "1", "--data", str(world), "--output", str(tmp_path / "out")]
-    words += ["--docs", str(tmp_path / "docs")]
-    assert helper.compare.main(words) == 1 and not (tmp_path / "docs").exists()
+    monkeypatch.setattr(helper.compare, "outcome_of", outcome_of)
+    monkeypatch.setattr(helper.compare, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(helper.compare, "Plan", lambda: PLAN)
+    words = ["--forms", "causal", "mmca", "--seeds", "1", "--docs", str(tmp_path), "--parts", str(tmp_path)]
+    with pytest.raises(RuntimeError, match="killed"):
+        helper.compare.main(words)
+    kept = (tmp_path / "comparison.jsonl").read_text().splitlines()
+    assert len(kept) == 3 and not (tmp_path / "comparison.md").exists()
     assert helper.compare.main(words) == 0
-    assert len(trained) == 7 and len(set(trained)) == 6
-    assert "| 40 | 51.0 % |" in (tmp_path / "docs" / "comparison.md").read_text()
-    assert helper.compare.main([*words, "--attentions", "mmca"]) == 0 and len(trained) == 7
+    assert len({cell.key for cell, _ in trained}) == 6 == len(trained) - 1
+    assert trained[-1][1] == 1e-3  # the rate whose loss was least
+    assert "| mmca | 50.0 %" in (tmp_path / "comparison.md").read_text()
 
 
-@pytest.mark.long
-def test_a_cell_goes_through_the_whole_pipeline(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"NUM_GPUS": "1", "GLOBAL_BATCH": "8", "BATCH": "8", "DS_ACCELERATOR": "cpu"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "cache"))
-    words = ["--attentions", "cross", "--samples", "60", "--seeds", "7", "--data", str(world)]
-    assert helper.compare.main([*words, "--output", str(tmp_path), "--docs", str(tmp_path / "docs")]) == 0
-    [row] = json.loads((tmp_path / "outcomes.json").read_text())["outcomes"]
-    assert row["cell"] == {"samples": 60, "seed": 7, "attention": "cross"}
-    assert 0 <= row["accuracy"] <= 1 and row["questions"] == 32 and row["steps"] >= 2
-    folder = tmp_path / "cross-60-7"
-    assert {"log.txt", "summary.md", "curves.png", "evaluation.json"} <= set(os.listdir(folder))
-    assert not (folder / "final").exists()
-    assert "attention: cross" in (folder / "log.txt").read_text()
+def test_dialogues_ask_what_their_images_show() -> None:
+    images = {name: [Image(name.encode(), name)] for name in ("cat", "bus", "kite", "cactus")}
+    found: dict[str, set[str]] = {}
+    numbers = random.Random(1)
+    for _ in range(300):
+        sample = dialogue(numbers, images)
+        shown = [image.name for image in sample.conversation.images]
+        assert len(shown) == 3 and len(set(sample.kinds)) == len(sample.kinds) == 4
+        for kind, turn in zip(sample.kinds, sample.conversation.turns, strict=True):
+            named = [shown[int(number) - 1] for number in re.findall(r"image (\d)", turn.question)]
+            thing = next((name for name in images if name in turn.question), None)
+            found.setdefault(kind, set()).add(turn.answer)
+            if kind == "name":
+                assert [turn.answer] == named
+            elif kind == "yes or no":
+                assert (turn.answer == "yes") == (named == [thing])
+            elif kind == "same":
+                assert (turn.answer == "yes") == (named[0] == named[1])
+            elif kind == "count":
+                assert int(turn.answer) == shown.count(thing)
+            elif kind == "which":
+                assert shown.count(thing) == 1 and turn.answer == f"image {shown.index(thing) + 1}"
+            elif kind == "odd one out":
+                assert shown.count(shown[int(turn.answer[-1]) - 1]) == 1 and len(set(shown)) == 2
+            elif turn.answer == "none":
+                assert kind == "multi-hop" and shown.count(named[0]) == 1
+            else:
+                assert kind == "multi-hop" and shown[int(turn.answer[-1]) - 1] == named[0]
+                assert turn.answer not in turn.question
+    positions = {"image 1", "image 2", "image 3"}
+    assert found["which"] == found["odd one out"] == positions and found["multi-hop"] == positions | {"none"}
+    assert found["same"] == found["yes or no"] == {"yes", "no"} and found["count"] == {"0", "1", "2", "3"}
+
+
+# Of a tiny decoder and encoder.
+
+
+class _Features:
+    """Another constant for each thing, as the encoder's features of an image."""
+
+    def of(self, images: list[Image]) -> torch.Tensor:
+        return torch.stack([torch.full((LENGTH, 128), float(len(image.name))) for image in images])
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    images = {name: [Image(b"", name)] for name in ("red", "circle")}
+    return Task(*(str(ASSETS / name) for name in ("tiny_llama", "tiny_clip")), _Features(), images, images)
+
+
+@pytest.mark.parametrize("name", ["causal", "mmca", "cross"])
+def test_a_form_learns_and_is_asked_as_it_goes(name: str, task: Task) -> None:
+    found = learning.compare(FORMS[name], 1e-3, 1, PLAN, task)
+    assert [(each["singles"], each["dialogues"]) for each in found["asked"]] == [(4, 0), (8, 0), (8, 4)]
+    assert [each["right"]["overall"][1] for each in found["asked"]] == [3, 3, 8]  # questions
+    assert found["among_others"]["0"][1] == 2 and found["among_others"]["1"][1] == 4
+    assert len(found["losses"]) == 3 and json.loads(json.dumps(found)) == found
+    operations = [each["operations"] for each in found["asked"]]
+    assert 0 < operations[0] < operations[1] < operations[2]
+    assert learning.compare(FORMS[name], 1e-3, 1, PLAN, task)["losses"] == found["losses"]
+
+
+def test_right_answers_are_those_of_greedy_generation(task: Task) -> None:
+    learner = learning.Learner(FORMS["mmca"], 1e-2, 1, PLAN, task)
+    stream = task.dialogues(1)
+    for _ in range(12):
+        learner.learn(list(itertools.islice(stream, 4)))
+    asked = list(itertools.islice(stream, 4))
+    found = learner.right(asked)
+    for sample, turns in zip(asked, found, strict=True):
+        for turn, is_right in enumerate(turns):
+            prompt = learner.processor.encode(sample.conversation.until_answer(turn), load_images=False)
+            ids = torch.from_numpy(prompt.input_ids)[None]
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                answer = learner.model.generate(
+                    input_ids=ids,
+                    mm_token_type_ids=torch.from_numpy(prompt.mm_token_type_ids)[None],
+                    pixel_values=task.features.of(sample.conversation.images),
+                    max_new_tokens=8,
+                )[0, ids.shape[1] :]
+            text = learner.processor.tokenizer.decode(answer, skip_special_tokens=True)
+            assert (text.strip() == sample.conversation.turns[turn].answer) == is_right
+    assert any(itertools.chain(*found))  # something was learnt
+
+
+def test_a_search_ends_with_the_mean_of_its_last_steps(task: Task) -> None:
+    found = learning.search(FORMS["mmca"], 2e-3, PLAN, task)
+    assert len(found["losses"]) == 3  # one of single images, two of dialogues
+    assert found["rate"] == 2e-3 and found["last_loss"] == pytest.approx(found["losses"][-1], abs=1e-4)

@@ -1,0 +1,196 @@
+"""Trains one form on one seed's samples, with the model, collator and groups of every training, and asks it."""
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from helper.comparison.cells import Form, Plan, Row
+from helper.comparison.questions import Sample
+from helper.comparison.task import Task
+from training.flops import StepFlops, visible_pairs
+from training.parameter_groups import parameter_groups
+from utils.data.collator import Collator
+from utils.data.encode import Encoded, EncodedDataset
+from utils.model.building import LoraSettings, build_visual_chat
+from utils.model.supervised_loss import Supervised
+
+BETAS = (0.9, 0.95)
+_LONGEST = 2048  # tokens of a conversation, at most
+_ASKED_TOGETHER = 16
+
+
+class Learner:
+    """A model with a random projection, and its optimizer."""
+
+    def __init__(self, form: Form, rate: float, seed: int, plan: Plan, task: Task) -> None:
+        torch.manual_seed(seed)
+        self.form, self.rate, self.plan, self.task = form, rate, plan, task
+        choices = {"image_layers": form.image_layers, "image_gate": form.image_gate}
+        self.model, self.processor = build_visual_chat(
+            task.decoder,
+            task.encoder,
+            attention=form.attention,
+            lora=LoraSettings(lang_dim=form.lora) if form.lora else None,
+            dtype=torch.bfloat16,
+            **choices,
+        )
+        if form.attention == "causal":
+            # torch's fused attention for the CPU takes four times as long as this at so few tokens.
+            self.model.model.language_model.config._attn_implementation = "eager"
+        self.model.model.encoder_is_cached = True
+        self.learning = [each for each in self.model.parameters() if each.requires_grad]
+        for parameter in self.learning:  # the frozen weights stay in bfloat16
+            parameter.data = parameter.data.float()
+        self.model.get_input_embeddings().register_forward_hook(_rounded)
+        groups = parameter_groups(self.model, rate, rate, weight_decay=0.0, gate_learning_rate=plan.gate_rate)
+        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / plan.warmup)
+        )
+        self.collator = Collator(self.processor.tokenizer.pad_token_id)
+        self.flops = StepFlops.of(self.model)
+        self.share_of_image_tokens = _share_of_image_tokens(self.model, form.image_layers)
+        self.losses: list[float] = []
+        self.seconds, self.operations = 0.0, 0.0
+
+    def learn(self, samples: Sequence[Sample]) -> None:
+        """One step of the optimizer."""
+        batch = self._batch(samples)
+        started = time.process_time()
+        self.model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learning, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.seconds += time.process_time() - started
+        self.losses.append(loss.item())
+        self.operations += self._operations(batch)
+
+    @torch.no_grad()
+    def right(self, samples: Sequence[Sample]) -> list[list[bool]]:
+        """Of each sample, turn by turn: whether every token of the answer, its end included, is the likeliest one.
+
+        That is what greedy generation gives, with the references as the history; a dialogue takes one pass.
+        """
+        self.model.eval()
+        answers: list[list[bool]] = [[] for _ in samples]
+        order = sorted(range(len(samples)), key=lambda number: len(samples[number].conversation.images))
+        for start in range(0, len(order), _ASKED_TOGETHER):
+            asked = order[start : start + _ASKED_TOGETHER]
+            encoded = self._encoded([samples[number] for number in asked])
+            batch = self._batch_of(encoded)
+            wanted = Supervised.of(batch.pop("labels"))
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = self.model.model(**batch, wanted_rows=wanted.rows).last_hidden_state
+                likeliest = self.model.lm_head(hidden.flatten(0, 1)[wanted.rows]).argmax(dim=-1)
+            hits = (likeliest == wanted.targets).numpy()
+            rows, columns = np.divmod(wanted.rows.numpy(), batch["input_ids"].shape[1])
+            for row, number in enumerate(asked):
+                turns = np.searchsorted(encoded[row].turn_ends, columns[rows == row] + 1, side="right")
+                right = hits[rows == row]
+                answers[number] = [bool(right[turns == turn].all()) for turn in np.unique(turns)]
+        return answers
+
+    def _encoded(self, samples: Sequence[Sample]) -> list[Encoded]:
+        conversations = [sample.conversation for sample in samples]
+        dataset = EncodedDataset(conversations, self.processor, _LONGEST, features=self.task.features)
+        return [dataset[number] for number in range(len(dataset))]
+
+    def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        return self._batch_of(self._encoded(samples))
+
+    def _batch_of(self, encoded: Sequence[Encoded]) -> dict[str, Any]:
+        batch = self.collator(encoded)
+        batch.pop("supervised_tokens")
+        return batch
+
+    def _operations(self, batch: dict[str, Any]) -> float:
+        real, kinds = batch["attention_mask"].bool(), batch["mm_token_type_ids"]
+        positions = torch.arange(real.shape[1]).expand_as(real)
+        pairs = float(visible_pairs(self.form.attention, positions, kinds, real))
+        images = int(kinds.sum())
+        tokens = float(real.sum()) - images + images * self.share_of_image_tokens
+        return self.flops.total(tokens, pairs, 0, int((batch["labels"][:, 1:] >= 0).sum()))
+
+
+def _share_of_image_tokens(model: nn.Module, image_layers: str) -> float:
+    """What part of a token's operations in the decoder's matrices an image token asks for."""
+    computed = {"full": (""), "no_mlp": ("k_proj", "v_proj", "o_proj"), "none": ("k_proj", "v_proj")}[
+        image_layers
+    ]
+    sizes = {
+        name: part.weight.numel()
+        for name, part in model.model.language_model.named_modules()
+        if isinstance(part, nn.Linear)
+    }
+    return sum(size for name, size in sizes.items() if name.endswith(computed)) / sum(sizes.values())
+
+
+def _rounded(_embedding: nn.Module, _inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+    """What a training in bfloat16 gives the decoder."""
+    return embedded.bfloat16()
+
+
+def search(form: Form, rate: float, plan: Plan, task: Task) -> Row:
+    """The first samples of seed 0 with a learning rate; `last_loss` is the mean over the last half of the dialogues."""
+    learner = Learner(form, rate, 0, plan, task)
+    for batch in _batches(task.singles(0), plan.search_singles, plan.batch):
+        learner.learn(batch)
+    before = len(learner.losses)
+    for batch in _batches(task.dialogues(0), plan.search_dialogues, plan.batch):
+        learner.learn(batch)
+    last = learner.losses[(before + len(learner.losses)) // 2 :]
+    return {"rate": rate, "last_loss": float(np.mean(last)), "losses": _rounded_list(learner.losses)}
+
+
+def compare(form: Form, rate: float, seed: int, plan: Plan, task: Task) -> Row:
+    """A training that is compared: what it answers after more and more samples, and what it cost until then."""
+    learner = Learner(form, rate, seed, plan, task)
+    held_out = task.questions(seed, plan)
+    asked: list[Row] = []
+    seen = {"singles": 0, "dialogues": 0}
+
+    def learn(part: str, stream: Iterator[Sample], questions: Sequence[Sample]) -> None:
+        ask_after = getattr(plan, f"asked_{part}")
+        for batch in _batches(stream, ask_after[-1], plan.batch):
+            learner.learn(batch)
+            seen[part] += len(batch)
+            if seen[part] in ask_after:
+                costs = {"seconds": round(learner.seconds, 2), "operations": learner.operations}
+                asked.append({**seen, **costs, "part": part, "right": counted(learner, questions)})
+
+    learn("singles", task.singles(seed), held_out.singles)
+    learn("dialogues", task.dialogues(seed), held_out.dialogues)
+    others = {
+        str(count): counted(learner, samples)["overall"] for count, samples in held_out.among_others.items()
+    }
+    return {"rate": rate, "losses": _rounded_list(learner.losses), "asked": asked, "among_others": others}
+
+
+def counted(learner: Learner, samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Right answers and questions, of each kind and overall."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for sample, right in zip(samples, learner.right(samples), strict=True):
+        for kind, is_right in zip(sample.kinds, right, strict=True):
+            for name in ("overall", kind):
+                counts[name][0] += is_right
+                counts[name][1] += 1
+    return dict(counts)
+
+
+def _batches(samples: Iterator[Sample], count: int, size: int) -> Iterator[list[Sample]]:
+    for start in range(0, count, size):
+        yield list(itertools.islice(samples, min(size, count - start)))
+
+
+def _rounded_list(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
