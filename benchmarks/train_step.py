@@ -140,7 +140,8 @@ class Step:
         positions = self.inputs["position_ids"]
         pairs = visible_pairs("mmca", positions, kinds, torch.ones_like(kinds).bool())
         images = len(self.inputs["pixel_values"])
-        return StepFlops.of(self._model).total(self.tokens, float(pairs), images, int((labels != -100).sum()))
+        supervised, image_tokens = int((labels != -100).sum()), int(kinds.sum())
+        return StepFlops.of(self._model).total(self.tokens, float(pairs), images, supervised, image_tokens)
 
     def kept(self, work: Callable[[], None]) -> int:
         """Bytes of activations, weights aside."""

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from utils.model.computed_rows import parts_of
 from utils.model.modeling_visual_chat import outside_zero3
 from utils.model.vision import encode_images, vision_family
 
@@ -28,6 +29,7 @@ class StepFlops:
     """Floating-point operations of a training step for each unit of what its batches hold."""
 
     per_token: float  # the decoder's matrices
+    per_image_token: float  # those of them that an image token goes through
     per_pair: float  # attention, for each key that a query sees, over all heads and layers
     per_image: float  # the encoder
     per_supervised_token: float  # the head
@@ -43,15 +45,24 @@ class StepFlops:
             encoder *= 2  # gradients pass through it; its adapters are small
         return cls(
             per_token=_matrices(decoder),
+            per_image_token=_matrices(decoder) - _left_out(decoder, model.config.image_layers),
             per_pair=_ATTENTION_PASSES * 4 * scores,
             per_image=encoder,
             per_supervised_token=_matrices(model.lm_head),
         )
 
-    def total(self, tokens: float, pairs: float, images: float, supervised_tokens: float) -> float:
-        """The operations of a step, or of several."""
+    def total(
+        self,
+        tokens: float,
+        pairs: float,
+        images: float,
+        supervised_tokens: float,
+        image_tokens: float,
+    ) -> float:
+        """The operations of a step, or of several; images: those that are encoded. tokens: image_tokens among them."""
         return (
-            self.per_token * tokens
+            self.per_token * (tokens - image_tokens)
+            + self.per_image_token * image_tokens
             + self.per_pair * pairs
             + self.per_image * images
             + self.per_supervised_token * supervised_tokens
@@ -95,6 +106,20 @@ def visible_pairs(
     text = real & (kinds == 0)
     pairs = (seen * text).sum()  # an image token looks at nothing but itself: under mmca nothing to compute
     return pairs if attention == "mmca" else pairs + (real & (kinds == 1)).sum()
+
+
+def _left_out(decoder: nn.Module, image_layers: str) -> float:
+    """The matrices that no image token goes through, for each token: where tokens skip parts, nobody asks for what
+    they leave out; where they do not, all count, as in any other decoder.
+    """
+    if image_layers == "full":
+        return 0.0
+    total = 0.0
+    for layer in decoder.layers:
+        parts = parts_of(layer)
+        skipped = [parts.query, parts.mlp] + [parts.output] * (image_layers == "none")
+        total += sum(_matrices(part) for part in skipped if part is not None)
+    return total
 
 
 def _matrices(module: nn.Module) -> float:

@@ -25,7 +25,9 @@ class ThroughputMeter:
     def __init__(self, efficiency: Efficiency | None = None) -> None:
         """Without `efficiency` the share of the peak is not told."""
         self.efficiency = efficiency
-        self._counts: torch.Tensor | None = None  # of _RATES, encoded images, pairs of attention
+        self._counts: torch.Tensor | None = (
+            None  # of _RATES, encoded images, pairs of attention, image tokens
+        )
         self._steps = 0
         self._since: float | None = None  # nothing is measured before the first batch is asked for
         self._paused = self._waited = 0.0
@@ -84,8 +86,8 @@ class ThroughputMeter:
         measures["data_wait_share"] = round(min(waited / seconds, 1.0), 4)
         measures["peak_memory_gib"] = round(memory / _GIB, 3)
         if self.efficiency is not None:
-            tokens, supervised, _, encoded, pairs = totals
-            needed = self.efficiency.flops.total(tokens, pairs, encoded, supervised)
+            tokens, supervised, _, encoded, pairs, image_tokens = totals
+            needed = self.efficiency.flops.total(tokens, pairs, encoded, supervised, image_tokens)
             measures["mfu"] = round(self.efficiency.utilisation(needed, seconds * processes), 4)
         self._counts, self._steps = None, 0
         self._since, self._paused, self._waited = now, 0.0, 0.0
@@ -99,10 +101,13 @@ class ThroughputMeter:
         encoded = (
             images if pixels is not None and pixels.ndim == 4 else torch.zeros_like(tokens)
         )  # or features
-        pairs = torch.zeros_like(tokens)
+        pairs = image_tokens = torch.zeros_like(tokens)
         if self.efficiency is not None:
-            pairs = visible_pairs(self.efficiency.attention, positions, batch["mm_token_type_ids"], real)
-        return torch.stack([tokens, batch["labels"].ne(IGNORED_LABEL).sum(), images, encoded, pairs])
+            kinds = batch["mm_token_type_ids"]
+            pairs = visible_pairs(self.efficiency.attention, positions, kinds, real)
+            image_tokens = (real & (kinds == 1)).sum()
+        supervised = batch["labels"].ne(IGNORED_LABEL).sum()
+        return torch.stack([tokens, supervised, images, encoded, pairs, image_tokens])
 
 
 def _positions(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from training.flops import StepFlops, encoder_forward
 from training.peak_flops import peak_flops
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.building import build_visual_chat
 from utils.model.configuration_vision import QwenVisionConfig
 
@@ -68,8 +69,31 @@ def test_llama_2_7b_with_1024_text_tokens_and_4_images() -> None:
     """About 53 TFLOP for the matrices of the decoder."""
     config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
     matrices = config.num_hidden_layers * (4 * 4096**2 + 3 * 4096 * 11008)
-    flops = StepFlops(4.0 * matrices, 3.5 * 4 * 32 * 4096, 162e9, 4.0 * 4096 * 32000)
-    assert flops.total(2048, 0, 0, 0) == pytest.approx(53e12, rel=0.01)
+    flops = StepFlops(4.0 * matrices, 4.0 * matrices, 3.5 * 4 * 32 * 4096, 162e9, 4.0 * 4096 * 32000)
+    assert flops.total(2048, 0, 0, 0, 1024) == pytest.approx(53e12, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("image_layers", "matrices"),
+    [
+        ("full", 4 * 32 * 32 + 3 * 32 * 64),
+        ("no_mlp", 3 * 32 * 32),  # key, value, output
+        ("none", 2 * 32 * 32),  # key and value
+    ],
+)
+def test_an_image_token_costs_what_it_goes_through(image_layers: str, matrices: int) -> None:
+    """Two layers of width 32, frozen: gradients pass to what was projected."""
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = VisualChatConfig(
+        text_config=LlamaConfig(vocab_size=50, **sizes),
+        vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **sizes),
+        image_layers=image_layers,
+    )
+    model = VisualChatForConditionalGeneration(config).requires_grad_(False)
+    flops = StepFlops.of(model)
+    assert flops.per_image_token == 4 * 2 * matrices
+    text = 4 * 2 * (4 * 32 * 32 + 3 * 32 * 64)
+    assert flops.total(5, 0, 0, 0, 2) == 3 * text + 2 * 4 * 2 * matrices
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def slow(clock: SimpleNamespace, batches: list, seconds: float):
 
 
 def test_measures_of_two_steps(clock: SimpleNamespace) -> None:
-    flops = StepFlops(per_token=10.0, per_pair=1.0, per_image=100.0, per_supervised_token=5.0)
+    flops = StepFlops(10.0, per_image_token=4.0, per_pair=1.0, per_image=100.0, per_supervised_token=5.0)
     meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
     assert meter.read(CPU) == {}
     clock.now += 1000  # before training begins
@@ -52,8 +52,8 @@ def test_measures_of_two_steps(clock: SimpleNamespace) -> None:
         clock.now += 60
     measures = meter.read(CPU)
     assert measures.pop("peak_memory_gib") > 0.05
-    # 12 tokens, 8 of them supervised, 3 images in 4 s; 4 rows with 1 and 3 keys to see for their text tokens.
-    needed = 10 * 12 + 1 * 4 * (1 + 3) + 100 * 3 + 5 * 8
+    # 12 tokens, 4 of images, 8 supervised, 3 images in 4 s; 4 rows with 1 and 3 keys to see for their text tokens.
+    needed = 10 * 8 + 4 * 4 + 1 * 4 * (1 + 3) + 100 * 3 + 5 * 8
     assert measures == {
         "tokens_per_second": 3.0,
         "supervised_tokens_per_second": 2.0,
@@ -74,7 +74,7 @@ def test_without_a_peak_there_is_no_share_of_it(clock: SimpleNamespace) -> None:
 
 
 def test_an_image_that_was_encoded_earlier_costs_no_encoder(clock: SimpleNamespace) -> None:
-    flops = StepFlops(per_token=0.0, per_pair=0.0, per_image=100.0, per_supervised_token=0.0)
+    flops = StepFlops(0.0, 0.0, per_pair=0.0, per_image=100.0, per_supervised_token=0.0)
     meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
     features = batch(0) | {"pixel_values": torch.zeros(2, 5, 8)}  # of 5 tokens, in the place of pixels
     for each in meter.waiting_for(iter([features, batch(1)])):

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 
 ROWS = "computed_rows"
 """The decoder's argument: a `ComputedRows`; without it all rows are computed."""
@@ -103,7 +104,7 @@ def picks_rows(decoder: nn.Module) -> bool:
     layers = getattr(decoder, "layers", None)
     if layers is None or not len(layers):
         return False
-    found = [_parts(layer) for layer in layers]
+    found = [parts_of(layer) for layer in layers]
     if None in found:
         return False
     last = len(found) - 1
@@ -117,24 +118,65 @@ def picks_rows(decoder: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Parts:
+class Parts:
+    """Of a layer."""
+
     attention: nn.Module
     query: nn.Module | None  # one matrix for queries, keys and values has no part of its own
     output: nn.Module
     mlp: nn.Module
 
 
-def _parts(layer: nn.Module) -> _Parts | None:
+def parts_of(layer: nn.Module) -> Parts | None:
+    """The parts around which rows are picked; None for a layer that does not have them."""
     attention = _first(layer, _ATTENTION)
     output, mlp = _first(attention, _OUTPUT), _first(layer, _MLP)
     if attention is None or output is None or mlp is None:
         return None
-    return _Parts(attention, _first(attention, ("q_proj",)), output, mlp)
+    return Parts(attention, _first(attention, ("q_proj",)), output, mlp)
 
 
 def _first(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None:
     found = (getattr(module, name, None) for name in names)
     return next((each for each in found if isinstance(each, nn.Module)), None)
+
+
+class _Pick(torch.autograd.Function):
+    """Rows [n] of [R, D], each at most once: torch's own gradient adds up one by one, for rows might come twice."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return states.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        states, rows = inputs
+        ctx.count = states.shape[0]
+        ctx.save_for_backward(rows)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _Put.apply(grad, *ctx.saved_tensors, ctx.count), None
+
+
+class _Put(torch.autograd.Function):
+    """[n, D] as those rows of [R, D], zeros elsewhere; nothing but the places is kept for the gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(picked: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+        return picked.new_zeros(count, picked.shape[-1]).index_copy_(0, rows, picked)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _Pick.apply(grad, *ctx.saved_tensors), None, None
 
 
 class _Hooks:
@@ -146,11 +188,11 @@ class _Hooks:
 
     def __init__(self, is_last: bool) -> None:
         self._is_last = is_last
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._rows: dict[int, ComputedRows] = {}
         self._shapes: dict[int, torch.Size] = {}
 
-    def stand_on(self, parts: _Parts) -> None:
+    def stand_on(self, parts: Parts) -> None:
         """Hook what is a part of the layer now."""
         known, self._parts = self._parts, parts
         if known is None or known.attention is not parts.attention:
@@ -176,7 +218,8 @@ class _Hooks:
             return None
         states = args[0]  # [B, Q, D]
         self._shapes[get_ident()] = states.shape[:-1]
-        return states.flatten(0, -2)[picked.rows.to(states.device)][None], *args[1:]  # [1, n, D]
+        flat = states.flatten(0, -2)
+        return _Pick.apply(flat, picked.rows.to(states.device))[None], *args[1:]  # [1, n, D]
 
     def put(self, part: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
         picked = self._picked(part)
@@ -191,8 +234,7 @@ class _Hooks:
         if picked.rows is None:
             return out
         shape = self._shapes[get_ident()]
-        whole = out.new_zeros(shape.numel(), out.shape[-1])
-        return whole.index_copy(0, picked.rows.to(out.device), out[0]).view(*shape, -1)
+        return _Put.apply(out[0], picked.rows.to(out.device), shape.numel()).view(*shape, -1)
 
     def _picked(self, part: nn.Module) -> Picked | None:
         rows = self._rows.get(get_ident())

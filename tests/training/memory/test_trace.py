@@ -31,12 +31,13 @@ TOKENS = 17
 LORA = LoraSettings(lang_dim=4, vis_dim=2)
 
 
-def config(attention="mmca", projector="linear", text=None):
+def config(attention="mmca", projector="linear", text=None, image_layers="full"):
     return VisualChatConfig(
         text_config=text or LlamaConfig(**SIZES),
         vision_config=VISION,
         projector_type=projector,
         attention=attention,
+        image_layers=image_layers,
         image_token_id=299,
         image_seq_length=256 if projector == "perceiver" else TOKENS,
     )
@@ -78,6 +79,10 @@ def measured(config, dtype, lora, checkpointing, shape):
         {"projector": "vit"},
         {"projector": "perceiver", "length": 640, "images": 2},
         {"images": 0},
+        {"image_layers": "no_mlp"},
+        {"image_layers": "none"},
+        {"image_layers": "none", "attention": "cross", "packed": True},
+        {"image_layers": "none", "checkpointing": True, "lora": LORA},
         {"rows": 1, "supervised": 0.25},
         {"text": Qwen3Config(**SIZES, head_dim=24)},
     ],
@@ -86,8 +91,9 @@ def measured(config, dtype, lora, checkpointing, shape):
 def test_a_step_on_shapes_takes_what_the_real_one_does(settings):
     values = dict(rows=3, length=256, images=3, supervised=0.5, packed=False, dtype=torch.float32)
     values |= dict(attention="mmca", projector="linear", text=None, lora=None, checkpointing=False)
+    values |= dict(image_layers="full")
     values |= settings
-    made = config(values["attention"], values["projector"], values["text"])
+    made = config(values["attention"], values["projector"], values["text"], values["image_layers"])
     shape = BatchShape(
         values["rows"],
         values["length"],
@@ -118,3 +124,12 @@ def test_less_is_kept_where_less_is_learned():
     model = meta_model(config(), torch.float32)
     few, many = (trace(model, BatchShape(3, 256, 0, TOKENS, share), True) for share in (0.25, 0.5))
     assert few.kept < many.kept and few.parts["decoder"] <= many.parts["decoder"]
+
+
+def test_images_that_skip_layers_keep_less():
+    shape = BatchShape(3, 256, 6, TOKENS, 0.5)
+    kept = [
+        trace(meta_model(config(image_layers=choice), torch.float32), shape, True).parts["decoder"]
+        for choice in ("full", "no_mlp", "none")
+    ]
+    assert kept[0] > 1.2 * max(kept[1:])
