@@ -32,10 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     docs = writable_folder(parsed.docs.resolve(), "--docs")
     results = Results(parsed.results or docs / "comparison.jsonl", plan.settings)
     if not parsed.only_page:
-        if not parsed.parts.is_dir():
-            from helper.comparison.parts import make_parts  # here: torch takes seconds
+        from helper.comparison.task import task_of  # here: torch takes seconds
 
-            make_parts(parsed.parts)
+        task_of(parsed.parts, plan)  # once, before several processes ask for it
         for cells in (searches(parsed.forms, plan), trainings(parsed.forms, parsed.seeds)):
             _train([cell for cell in cells if cell not in results], plan, results, parsed)
     write_page(results, docs)

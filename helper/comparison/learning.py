@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from helper.comparison.cells import Form, Plan, Row
-from helper.comparison.questions import Sample
-from helper.comparison.task import Task
+from helper.comparison.task import Sample, Task
 from training.flops import StepFlops, visible_pairs
 from training.parameter_groups import parameter_groups
 from utils.data.collator import Collator
@@ -31,14 +30,14 @@ class Learner:
     def __init__(self, form: Form, rate: float, seed: int, plan: Plan, task: Task) -> None:
         torch.manual_seed(seed)
         self.form, self.rate, self.plan, self.task = form, rate, plan, task
-        choices = {"image_layers": form.image_layers, "image_gate": form.image_gate}
         self.model, self.processor = build_visual_chat(
-            task.decoder,
-            task.encoder,
+            str(task.decoder),
+            str(task.encoder),
             attention=form.attention,
+            image_layers=form.image_layers,
+            image_gate=form.image_gate,
             lora=LoraSettings(lang_dim=form.lora) if form.lora else None,
             dtype=torch.bfloat16,
-            **choices,
         )
         if form.attention == "causal":
             # torch's fused attention for the CPU takes four times as long as this at so few tokens.
@@ -55,7 +54,6 @@ class Learner:
         )
         self.collator = Collator(self.processor.tokenizer.pad_token_id)
         self.flops = StepFlops.of(self.model)
-        self.share_of_image_tokens = _share_of_image_tokens(self.model, form.image_layers)
         self.losses: list[float] = []
         self.seconds, self.operations = 0.0, 0.0
 
@@ -117,22 +115,8 @@ class Learner:
         real, kinds = batch["attention_mask"].bool(), batch["mm_token_type_ids"]
         positions = torch.arange(real.shape[1]).expand_as(real)
         pairs = float(visible_pairs(self.form.attention, positions, kinds, real))
-        images = int(kinds.sum())
-        tokens = float(real.sum()) - images + images * self.share_of_image_tokens
-        return self.flops.total(tokens, pairs, 0, int((batch["labels"][:, 1:] >= 0).sum()))
-
-
-def _share_of_image_tokens(model: nn.Module, image_layers: str) -> float:
-    """What part of a token's operations in the decoder's matrices an image token asks for."""
-    computed = {"full": (""), "no_mlp": ("k_proj", "v_proj", "o_proj"), "none": ("k_proj", "v_proj")}[
-        image_layers
-    ]
-    sizes = {
-        name: part.weight.numel()
-        for name, part in model.model.language_model.named_modules()
-        if isinstance(part, nn.Linear)
-    }
-    return sum(size for name, size in sizes.items() if name.endswith(computed)) / sum(sizes.values())
+        supervised = int((batch["labels"][:, 1:] >= 0).sum())
+        return self.flops.total(float(real.sum()), pairs, 0, supervised, float(kinds.sum()))
 
 
 def _rounded(_embedding: nn.Module, _inputs: Any, embedded: torch.Tensor) -> torch.Tensor:

@@ -38,12 +38,12 @@ def page(rows: Sequence[Row], picture: str) -> str:
         ]
     parts += [
         "## By kind of question",
-        "In dialogues over three images, at the end of training. *position*-like kinds are `which` and `odd one out`;"
-        " `multi-hop` finds the image that shows what another shows.",
+        "In dialogues over three images, at the end of training. *position*-like kinds are `which` and `odd`;"
+        " `match` binds two images: it asks which other one shows what one of them shows.",
         as_markdown(kind_table(rows)),
         "## With more images around",
-        "Right answers to *What is in image N?*, N from 1 to 3, at the end of training, with so many other images in"
-        " the dialogue. Training showed at most two others.",
+        "Right answers to *What does image N show?*, N from 1 to 3, at the end of training, with so many other images"
+        " in the dialogue. Training showed at most two others.",
         as_markdown(distractor_table(rows)),
         "## What it cost",
         "Processor time of the training steps alone, and floating-point operations by the formula of"

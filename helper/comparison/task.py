@@ -1,22 +1,38 @@
-"""What is taught and asked, from a folder of parts: samples by seed, and the encoder's features of every image."""
+"""What is taught and asked: single images and dialogues by seed, and the encoder's features of every image."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
+import numpy as np
 import torch
 
 from helper.comparison.cells import Plan
-from helper.comparison.parts import HELD_OUT, SHOWN, THINGS
-from helper.comparison.questions import IMAGES, Images, Sample, among_others, dialogue, single
-from utils.conversation import Image
+from helper.demonstration.dialogues import Round, make_dialogue
+from helper.demonstration.models import make_decoder, make_encoder
+from helper.demonstration.things import HELD_OUT_STYLE, LEARNT_STYLES, THINGS, Artist
+from utils.atomic import atomic_directory
+from utils.conversation import Conversation, Image, Turn
 from utils.data.encode import PictureFeatures
 from utils.data.picture_features import FeatureStore, FeatureWriter, picture_key
 from utils.model.building import build_processor
 from utils.model.vision import encode_images, load_vision_tower
 
+Images = Mapping[str, Sequence[Image]]
+"""Of each thing, by its name."""
+IMAGES, ROUNDS = 3, 4
+"""Of a dialogue."""
+_DRAWN = 30  # images of a thing in a style
 _ENCODED_TOGETHER = 32
+_SINGLES, _DIALOGUES, _QUESTIONS = range(3)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation with the kind of each of its questions."""
+
+    conversation: Conversation
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,68 +46,108 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Task:
-    """The parts that are joined, and the images that are shown and those that are held out, of the same things.
+    """The parts that are joined, and the images to learn from and those held out, of the same things.
 
     Everything is a function of the seed, and the same for each form.
     """
 
-    decoder: str
-    encoder: str
+    decoder: Path
+    encoder: Path
     features: PictureFeatures
-    shown: Images
+    learnt: Images
     held_out: Images
 
     def singles(self, seed: int) -> Iterator[Sample]:
         """Samples of a single image, without end."""
-        numbers = Random(f"singles {seed}")
+        rng = np.random.default_rng([seed, _SINGLES])
         while True:
-            yield single(numbers, self.shown)
+            yield single(rng, self.learnt)
 
     def dialogues(self, seed: int) -> Iterator[Sample]:
         """Dialogues over two or three images, without end."""
-        numbers = Random(f"dialogues {seed}")
+        rng = np.random.default_rng([seed, _DIALOGUES])
         while True:
-            yield dialogue(numbers, self.shown, numbers.choice((IMAGES - 1, IMAGES, IMAGES)))
+            yield dialogue(rng, self.learnt, IMAGES - int(rng.random() < 1 / 3))
 
     def questions(self, seed: int, plan: Plan) -> HeldOut:
         """About images in the style that is held out; dialogues over three."""
-        numbers = Random(f"held out {seed}")
+        rng, images = np.random.default_rng([seed, _QUESTIONS]), self.held_out
         return HeldOut(
-            [single(numbers, self.held_out) for _ in range(plan.held_out_singles)],
-            [dialogue(numbers, self.held_out) for _ in range(plan.held_out_dialogues)],
+            [single(rng, images) for _ in range(plan.held_out_singles)],
+            [dialogue(rng, images, IMAGES) for _ in range(plan.held_out_dialogues)],
             {
-                others: [
-                    among_others(numbers, self.held_out, others) for _ in range(plan.distractor_dialogues)
-                ]
+                others: [among_others(rng, images, others) for _ in range(plan.distractor_dialogues)]
                 for others in plan.distractors
             },
         )
 
 
+def single(rng: np.random.Generator, images: Images) -> Sample:
+    """What is this?"""
+    thing = str(rng.choice(list(images)))
+    return _sample(rng, images, [Round("What is this?", thing, "name", (thing,))])
+
+
+def dialogue(rng: np.random.Generator, images: Images, count: int) -> Sample:
+    """Questions of several kinds about so many images."""
+    return _sample(rng, images, make_dialogue(rng, list(images), count, ROUNDS))
+
+
+def among_others(rng: np.random.Generator, images: Images, others: int) -> Sample:
+    """What each of the first three of so many images and one more shows, all of them different things."""
+    things = rng.choice(list(images), others + 1, replace=False).tolist()
+    asked = [(f"What does image {number} show?", thing) for number, thing in enumerate(things, 1)]
+    rounds = [
+        Round(*pair, "name", tuple(() if place else things)) for place, pair in enumerate(asked[:IMAGES])
+    ]
+    return _sample(rng, images, rounds)
+
+
+def _sample(rng: np.random.Generator, images: Images, rounds: Sequence[Round]) -> Sample:
+    turns = [
+        Turn(each.question, each.answer, tuple(images[thing][rng.integers(_DRAWN)] for thing in each.new))
+        for each in rounds
+    ]
+    return Sample(Conversation(tuple(turns), system=""), tuple(each.kind for each in rounds))
+
+
 def task_of(folder: Path, plan: Plan) -> Task:
-    """From the parts in a folder; the features of its images are computed where they are not there yet."""
+    """What a folder holds: parts, images and features, made where they are not there yet.
+
+    Raises `UsageError` where a package of requirements-demo.txt is missing.
+    """
+    decoder, encoder = make_decoder(folder / "decoder"), make_encoder(folder / "encoder")
     things = list(THINGS)[: plan.things]
-    shown: dict[str, list[Image]] = {
-        thing: [image for style in SHOWN for image in _images(folder, style, thing)] for thing in things
-    }
-    held_out = {thing: _images(folder, HELD_OUT, thing) for thing in things}
-    decoder, encoder = str(folder / "decoder"), str(folder / "encoder")
-    features = folder / "features"
-    if not FeatureStore(features):
-        images = [
-            image for of_style in (shown, held_out) for of_thing in of_style.values() for image in of_thing
-        ]
-        processor = build_processor(decoder, encoder)
-        tower = load_vision_tower(encoder, torch.float32).eval()
-        writer = FeatureWriter(features)
-        for start in range(0, len(images), _ENCODED_TOGETHER):
-            some = images[start : start + _ENCODED_TOGETHER]
-            with torch.no_grad():
-                encoded = encode_images(tower, processor.pixel_values(some))
-            writer.add([picture_key(image) for image in some], encoded)
-        writer.close()
-    return Task(decoder, encoder, FeatureStore(features), shown, held_out)
+    if not (folder / "images").is_dir():
+        with atomic_directory(folder / "images") as aside:
+            for place, styles in enumerate((LEARNT_STYLES, (HELD_OUT_STYLE,))):
+                (aside / str(place)).mkdir()
+                artist = Artist(np.random.default_rng(place), styles)
+                for thing in THINGS:
+                    for number in range(_DRAWN):
+                        artist.image(thing).save(aside / str(place) / f"{thing}-{number}.png")
+    learnt, held_out = (
+        {
+            thing: [Image(folder / "images" / place / f"{thing}-{number}.png") for number in range(_DRAWN)]
+            for thing in things
+        }
+        for place in "01"
+    )
+    store = FeatureStore(folder / "features")
+    images = [image for part in (learnt, held_out) for of_thing in part.values() for image in of_thing]
+    missing = [image for image in images if picture_key(image) not in store]
+    if missing:
+        _encode(missing, decoder, encoder, FeatureWriter(folder / "features"))
+        store = FeatureStore(folder / "features")
+    return Task(decoder, encoder, store, learnt, held_out)
 
 
-def _images(folder: Path, style: str, thing: str) -> list[Image]:
-    return [Image(path) for path in sorted((folder / "images" / style).glob(f"{thing}-*.png"))]
+def _encode(images: Sequence[Image], decoder: Path, encoder: Path, writer: FeatureWriter) -> None:
+    processor = build_processor(str(decoder), str(encoder))
+    tower = load_vision_tower(str(encoder), torch.float32).eval()
+    for start in range(0, len(images), _ENCODED_TOGETHER):
+        some = images[start : start + _ENCODED_TOGETHER]
+        with torch.no_grad():
+            features = encode_images(tower, processor.pixel_values(some))
+        writer.add([picture_key(image) for image in some], features)
+    writer.close()

@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-import random
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +11,10 @@ import pytest
 import torch
 
 import helper.compare
+import helper.comparison.task
 from helper.comparison import learning
 from helper.comparison.cells import FORMS, Cell, Form, Plan, Results, Row, searches, trainings
 from helper.comparison.page import accuracy_table, lead_table, page, verdicts
-from helper.comparison.questions import dialogue
 from helper.comparison.statistics import Mean, answered, lead, log_samples_to, mean
 from helper.comparison.task import Task
 from utils.commands import UsageError
@@ -52,7 +50,7 @@ def row(form: str, seed: int, *rights: float, first: float = 10.0) -> Row:
         for number, right in enumerate(rights, start=1)
     ]
     last = {**asked[-1], "part": "dialogues", "dialogues": 4, "seconds": 10.0, "operations": 1e10}
-    last["right"] = {"overall": [50, 100], "multi-hop": [10, 40], "same": [40, 60]}
+    last["right"] = {"overall": [50, 100], "match": [10, 40], "same": [40, 60]}
     return {
         "form": form,
         "seed": seed,
@@ -102,7 +100,7 @@ def test_means_and_leads_over_seeds() -> None:
     of_mmca = mean(rows, "mmca", answered("singles", 8))
     assert (of_mmca.value, of_mmca.n) == (pytest.approx(0.7), 3)
     assert of_mmca.half == pytest.approx(4.303 * 0.1 / 3**0.5)
-    assert mean(rows, "mmca", answered("dialogues", None, "multi-hop")).value == 0.25
+    assert mean(rows, "mmca", answered("dialogues", None, "match")).value == 0.25
     assert mean(rows, "cross", answered("singles")) is None
     ahead = lead(rows, "mmca", "causal", answered("singles", 8))  # 5, 4 and 6 points
     assert ahead.value == pytest.approx(0.05) and ahead.half == pytest.approx(4.303 * 0.01 / 3**0.5)
@@ -153,7 +151,7 @@ def test_the_page_takes_a_comparison_that_is_not_finished(tmp_path: Path) -> Non
         assert picture.size == (1320, 600)
     text = (tmp_path / "comparison.md").read_text()
     assert "| mmca-none-gate | mmca | none | head | - | 0.001 | 10.8 |" in text
-    assert "| multi-hop | 25.0 ± 0.0 % | 25.0 % |" in text  # by kind
+    assert "| match | 25.0 ± 0.0 % | 25.0 % |" in text  # by kind
     assert "| 2 | 80.0 ± 0.0 % | 80.0 % |" in text  # two other images
     assert "| causal | 0.5 | 1.5 | 0.25 | 2 |" in text  # 4 s for 8 single images, 6 more for 4 dialogues
     assert page(results.compared(), "images/attentions.png") == text
@@ -174,6 +172,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(helper.compare, "outcome_of", outcome_of)
     monkeypatch.setattr(helper.compare, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
     monkeypatch.setattr(helper.compare, "Plan", lambda: PLAN)
+    monkeypatch.setattr(helper.comparison.task, "task_of", lambda folder, plan: None)
     words = ["--forms", "causal", "mmca", "--seeds", "1", "--docs", str(tmp_path), "--parts", str(tmp_path)]
     with pytest.raises(RuntimeError, match="killed"):
         helper.compare.main(words)
@@ -185,38 +184,21 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert "| mmca | 50.0 %" in (tmp_path / "comparison.md").read_text()
 
 
-def test_dialogues_ask_what_their_images_show() -> None:
-    images = {name: [Image(name.encode(), name)] for name in ("cat", "bus", "kite", "cactus")}
-    found: dict[str, set[str]] = {}
-    numbers = random.Random(1)
-    for _ in range(300):
-        sample = dialogue(numbers, images)
-        shown = [image.name for image in sample.conversation.images]
-        assert len(shown) == 3 and len(set(sample.kinds)) == len(sample.kinds) == 4
-        for kind, turn in zip(sample.kinds, sample.conversation.turns, strict=True):
-            named = [shown[int(number) - 1] for number in re.findall(r"image (\d)", turn.question)]
-            thing = next((name for name in images if name in turn.question), None)
-            found.setdefault(kind, set()).add(turn.answer)
-            if kind == "name":
-                assert [turn.answer] == named
-            elif kind == "yes or no":
-                assert (turn.answer == "yes") == (named == [thing])
-            elif kind == "same":
-                assert (turn.answer == "yes") == (named[0] == named[1])
-            elif kind == "count":
-                assert int(turn.answer) == shown.count(thing)
-            elif kind == "which":
-                assert shown.count(thing) == 1 and turn.answer == f"image {shown.index(thing) + 1}"
-            elif kind == "odd one out":
-                assert shown.count(shown[int(turn.answer[-1]) - 1]) == 1 and len(set(shown)) == 2
-            elif turn.answer == "none":
-                assert kind == "multi-hop" and shown.count(named[0]) == 1
-            else:
-                assert kind == "multi-hop" and shown[int(turn.answer[-1]) - 1] == named[0]
-                assert turn.answer not in turn.question
-    positions = {"image 1", "image 2", "image 3"}
-    assert found["which"] == found["odd one out"] == positions and found["multi-hop"] == positions | {"none"}
-    assert found["same"] == found["yes or no"] == {"yes", "no"} and found["count"] == {"0", "1", "2", "3"}
+def test_questions_are_the_seeds_and_about_the_style_that_is_held_out(task: Task) -> None:
+    first, again, other = (task.questions(seed, PLAN) for seed in (1, 1, 2))
+    assert first == again and first != other
+    asked = [sample for samples in (*first.among_others.values(), first.singles) for sample in samples]
+    for sample in (*asked, *first.dialogues):
+        assert all(image.name.startswith("held") for image in sample.conversation.images)
+        assert len(sample.kinds) == len(sample.conversation.turns)
+    assert {len(sample.conversation.images) for sample in first.among_others[1]} == {2}
+    assert {len(sample.conversation.images) for sample in first.dialogues} == {3}
+    learnt = list(itertools.islice(task.dialogues(1), 20))
+    assert {len(sample.conversation.images) for sample in learnt} == {2, 3}
+    assert not any(image.name.startswith("held") for sample in learnt for image in sample.conversation.images)
+    for sample in asked:  # each question about an image is answered by what it shows
+        for number, turn in enumerate(sample.conversation.turns):
+            assert sample.conversation.images[number].name.endswith(turn.answer)
 
 
 # Of a tiny decoder and encoder.
@@ -226,13 +208,18 @@ class _Features:
     """Another constant for each thing, as the encoder's features of an image."""
 
     def of(self, images: list[Image]) -> torch.Tensor:
-        return torch.stack([torch.full((LENGTH, 128), float(len(image.name))) for image in images])
+        return torch.stack(
+            [torch.full((LENGTH, 128), float(len(image.name.split()[-1]))) for image in images]
+        )
 
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    images = {name: [Image(b"", name)] for name in ("red", "circle")}
-    return Task(*(str(ASSETS / name) for name in ("tiny_llama", "tiny_clip")), _Features(), images, images)
+    learnt, held_out = (
+        {thing: [Image(b"", f"{style} {thing}")] * 30 for thing in ("red", "circle", "image", "shape")}
+        for style in ("learnt", "held out")
+    )
+    return Task(ASSETS / "tiny_llama", ASSETS / "tiny_clip", _Features(), learnt, held_out)
 
 
 @pytest.mark.parametrize("name", ["causal", "mmca", "cross"])
@@ -256,13 +243,14 @@ def test_right_answers_are_those_of_greedy_generation(task: Task) -> None:
     found = learner.right(asked)
     for sample, turns in zip(asked, found, strict=True):
         for turn, is_right in enumerate(turns):
-            prompt = learner.processor.encode(sample.conversation.until_answer(turn), load_images=False)
+            asked_so_far = sample.conversation.until_answer(turn)
+            prompt = learner.processor.encode(asked_so_far, load_images=False)
             ids = torch.from_numpy(prompt.input_ids)[None]
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 answer = learner.model.generate(
                     input_ids=ids,
                     mm_token_type_ids=torch.from_numpy(prompt.mm_token_type_ids)[None],
-                    pixel_values=task.features.of(sample.conversation.images),
+                    pixel_values=task.features.of(asked_so_far.images),
                     max_new_tokens=8,
                 )[0, ids.shape[1] :]
             text = learner.processor.tokenizer.decode(answer, skip_special_tokens=True)
