@@ -64,7 +64,7 @@ def build_visual_chat(
             f" gives {length} tokens an image; leave it out"
         )
     if attention != "causal":
-        check_computes_mmca(AutoConfig.from_pretrained(language_model), attention)
+        check_computes_mmca(AutoConfig.from_pretrained(language_model), attention, image_layers)
     decoder = load_decoder(language_model, dtype)
     base_vocabulary = decoder.config.vocab_size
     grow_vocabulary(decoder, len(tokenizer))

@@ -227,14 +227,19 @@ class _Hooks:
             self._rows.pop(get_ident(), None)  # the layer's last part
         if picked is None:
             return None
-        if not isinstance(out, torch.Tensor):
-            raise TypeError(f"{type(part).__name__} gives {type(out).__name__}, not a tensor")
+        if isinstance(out, tuple):  # of experts, with what chose them
+            return self._whole(picked, out[0]), *out[1:]
+        return self._whole(picked, out)
+
+    def _whole(self, picked: Picked, out: torch.Tensor) -> torch.Tensor:
+        """[..., D] with zeros for the rows that do not count."""
+        flat = out.flatten(0, -2)
         if picked.counts is not None:
-            out = out * picked.counts[..., None].to(out)
+            flat = flat * picked.counts.flatten()[:, None].to(flat)
         if picked.rows is None:
-            return out
+            return flat.view_as(out)
         shape = self._shapes[get_ident()]
-        return _Put.apply(out[0], picked.rows.to(out.device), shape.numel()).view(*shape, -1)
+        return _Put.apply(flat, picked.rows.to(flat.device), shape.numel()).view(*shape, -1)
 
     def _picked(self, part: nn.Module) -> Picked | None:
         rows = self._rows.get(get_ident())

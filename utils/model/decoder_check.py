@@ -4,7 +4,7 @@ transformers lets any name of attention be asked for, and not every decoder does
 layers that are not attention (recurrent, convolutional, linear), some have an attention of their own, some hand it
 more than masks (sinks, capped scores). So a copy with random weights, a few layers and narrow ones, reads two packed
 conversations with images, as many times as there are tokens, one of them changed each time: what moves must be what
-the definition says.
+the definition says. Where image tokens skip parts of the layers, their rows must be what they were in front of them.
 """
 
 import json
@@ -12,8 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
+from .computed_rows import ROWS, ComputedRows, picks_rows, text_rows
 from .modeling_visual_chat import outside_zero3
 
 _LAYERS, _HEADS, _VOCABULARY = 6, 4, 64
@@ -26,8 +28,11 @@ _MOVED = 1e-4
 """A change of a row, relative to the largest number, that is more than rounding."""
 
 
-def check_computes_mmca(config: PreTrainedConfig, attention: str = "mmca") -> None:
-    """Raise `ValueError`, in one line that names the cause, for a decoder that does not compute "mmca" or "cross".
+def check_computes_mmca(
+    config: PreTrainedConfig, attention: str = "mmca", image_layers: str = "full"
+) -> None:
+    """Raise `ValueError`, in one line that names the cause, for a decoder that does not compute "mmca" or "cross", or
+    whose image tokens cannot be kept out of what `image_layers` says.
 
     config: the decoder's. No weights are read; it takes a second or less for a decoder of any size.
     """
@@ -36,17 +41,23 @@ def check_computes_mmca(config: PreTrainedConfig, attention: str = "mmca") -> No
     if others:
         cause = f"its layers of kind {', '.join(others)} mix tokens otherwise than by attention"
     else:
-        cause = _why_not(config, attention)
+        cause = _why_not(config, attention, "full")
     if cause is not None:
         raise ValueError(
             f"a decoder of type {config.model_type} cannot be used with attention {attention}: {cause}; choose another"
             " decoder, or attention causal"
         )
+    if image_layers != "full" and (cause := _why_not(config, attention, image_layers)) is not None:
+        raise ValueError(
+            f"a decoder of type {config.model_type} cannot be used with image_layers {image_layers}: {cause}; choose"
+            " another decoder, or image_layers full"
+        )
 
 
-def _why_not(config: PreTrainedConfig, attention: str) -> str | None:
+def _why_not(config: PreTrainedConfig, attention: str, image_layers: str) -> str | None:
     try:
-        return _what_is_wrong(type(config), json.dumps(_small(config), sort_keys=True), attention)
+        small = json.dumps(_small(config), sort_keys=True)
+        return _what_is_wrong(type(config), small, attention, image_layers)
     except Exception as error:  # whatever a decoder does with sizes and arguments that it does not know
         said = (str(error).strip().splitlines() or [""])[0]
         if isinstance(error, ValueError):
@@ -66,7 +77,9 @@ def _layer_kinds(config: PreTrainedConfig) -> list[str]:
 
 @lru_cache(maxsize=32)
 @torch.no_grad()
-def _what_is_wrong(kind: type[PreTrainedConfig], fields: str, attention: str) -> str | None:
+def _what_is_wrong(
+    kind: type[PreTrainedConfig], fields: str, attention: str, image_layers: str
+) -> str | None:
     """The cause, or None, for a decoder of so small a configuration."""
     with outside_zero3(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
@@ -81,12 +94,19 @@ def _what_is_wrong(kind: type[PreTrainedConfig], fields: str, attention: str) ->
     places = torch.arange(tokens)
     changed[places + 1, places] = torch.randn(embedded[0].shape, generator=generator)
     position_ids = torch.cat([torch.arange(int(count)) for count in _CONVERSATIONS.bincount()])
-    hidden = model(
-        inputs_embeds=changed,
-        position_ids=position_ids.expand(tokens + 1, -1),
-        mm_token_type_ids=_KINDS.expand(tokens + 1, -1),
-        use_cache=False,
-    )[0]  # [S + 1, S, D]
+    given = {
+        "inputs_embeds": changed,
+        "position_ids": position_ids.expand(tokens + 1, -1),
+        "mm_token_type_ids": _KINDS.expand(tokens + 1, -1),
+        "use_cache": False,
+    }
+    if image_layers != "full":
+        if not picks_rows(model):
+            return "its layers have no parts that image tokens can be kept out of"
+        given[ROWS] = _rows(given["mm_token_type_ids"], image_layers)
+        if cause := _why_not_kept_out(model, given, image_layers):
+            return cause
+    hidden = model(**given)[0]  # [S + 1, S, D]
     if not hidden.isfinite().all():
         return "its results are not finite"
     moved = (hidden[1:] - hidden[:1]).abs().amax(dim=2) > _MOVED * hidden[0].abs().max()  # [changed, read]
@@ -102,6 +122,34 @@ def _what_is_wrong(kind: type[PreTrainedConfig], fields: str, attention: str) ->
     near = same & (source == target - 1) & ~is_image
     if (near & ~moved).any():
         return "its text tokens do not read what stands before them"
+    return None
+
+
+def _rows(kinds: torch.Tensor, image_layers: str) -> ComputedRows:
+    is_text = kinds == 0
+    return ComputedRows(None, image_layers, is_text, text_rows(is_text, int((~is_text).sum())))
+
+
+def _why_not_kept_out(model: nn.Module, given: dict[str, Any], image_layers: str) -> str | None:
+    """The cause where zeros from a layer's parts do not leave the rows of image tokens as they were."""
+    is_image = given["mm_token_type_ids"] == 1
+    changes: list[float] = []
+
+    def compare(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = out[0] if isinstance(out, tuple) else out
+        changes.append(float((after - before)[is_image].abs().max() / before.abs().max()))
+
+    hooks = [layer.register_forward_hook(compare, with_kwargs=True) for layer in model.layers]
+    for choice in {"none", image_layers}:
+        changes.clear()
+        model(**given | {ROWS: _rows(given["mm_token_type_ids"], choice)})
+        if choice == "none" and max(changes) > _MOVED:
+            return "its layers change image tokens by more than attention and MLP, as by a bias behind them"
+        if choice == "no_mlp" and min(changes) <= _MOVED:
+            return "its image tokens do not go through attention"
+    for hook in hooks:
+        hook.remove()
     return None
 
 

@@ -129,7 +129,7 @@ def test_less_is_kept_where_less_is_learned():
 def test_images_that_skip_layers_keep_less():
     shape = BatchShape(3, 256, 6, TOKENS, 0.5)
     kept = [
-        trace(meta_model(config(image_layers=choice), torch.float32), shape, True).parts["decoder"]
+        trace(meta_model(config(image_layers=choice), torch.float32), shape, True).kept
         for choice in ("full", "no_mlp", "none")
     ]
-    assert kept[0] > 1.2 * max(kept[1:])
+    assert kept[0] > 1.1 * max(kept[1:])

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from transformers import CONFIG_MAPPING, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from utils.model import build_visual_chat, decoder_check
 from utils.model.decoder_check import check_computes_mmca
@@ -39,6 +39,28 @@ COMPUTE_IT = """
 @pytest.mark.parametrize("name", each(COMPUTE_IT.split()))
 def test_decoders_whose_attention_is_transformers_are_accepted(name):
     check_computes_mmca(config_of(name))
+
+
+@pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
+@pytest.mark.parametrize("name", each(COMPUTE_IT.split()))
+def test_their_image_tokens_can_be_kept_out_of_layers(name, image_layers):
+    check_computes_mmca(config_of(name), image_layers=image_layers)
+
+
+@pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
+def test_a_norm_with_a_bias_behind_the_mlp_is_found(image_layers, monkeypatch):
+    """Zeros would come out of it as the bias."""
+    forward = LlamaDecoderLayer.forward
+
+    def biased(self, *args, **kwargs):
+        return forward(self, *args, **kwargs) + 0.1
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", biased)
+    decoder_check._what_is_wrong.cache_clear()
+    check_computes_mmca(LlamaConfig())
+    with pytest.raises(ValueError, match=f"with image_layers {image_layers}: .* a bias .*; choose"):
+        check_computes_mmca(LlamaConfig(), image_layers=image_layers)
+    decoder_check._what_is_wrong.cache_clear()
 
 
 INTERFACE = "does not compute attention through transformers' AttentionInterface"
