@@ -9,12 +9,11 @@ first each by itself, then all together. The answers must be the same.
 import argparse
 import queue
 import statistics
-import time
 
 import torch
 
 from benchmarks.random_models import described, noise, random_model, words
-from benchmarks.turns import peak_memory, print_machine
+from benchmarks.turns import clock, peak_memory, print_machine
 from chat.generation import RoundStatistics, Sampling
 from chat.opened_images import open_image
 from chat.serving.dialogue import Dialogue
@@ -60,9 +59,9 @@ def main() -> None:
     for number in range(-1, arguments.rounds):  # one unmeasured round first
         for together in seconds:
             engine = Engine(session, together)
-            started = time.perf_counter()
+            started = clock()
             answers[together], tokens = _answers(engine, asked)
-            taken = time.perf_counter() - started
+            taken = clock() - started
             engine.close()
             if number >= 0:
                 seconds[together].append(taken)

@@ -15,10 +15,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from chat.image_kv.files import StateFiles
 from chat.image_kv.fingerprint import image_fingerprint
 from chat.image_kv.reading import TextBesideImages
-from chat.image_kv.tiers import StateTiers
+from chat.image_kv.tiers import StateFiles, StateTiers
 from chat.limits import Limits
 from chat.opened_images import OpenedImage
 from utils.distributed import get_logger

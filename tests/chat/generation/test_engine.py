@@ -11,6 +11,7 @@ from chat.generation.text_stream import decoded_answer
 from chat.image_kv.store import ImageStore
 from chat.opened_images import OpenedImage, open_image
 from utils.conversation import Conversation, Turn
+from utils.model import build_visual_chat
 
 
 def conversations(count: int, pictures: list[Path], seed: int) -> list[Conversation]:
@@ -50,11 +51,16 @@ def alone(model, processor, conversation: Conversation, room: int) -> str:
     return decoded_answer(generated[0, ids.shape[1] :].tolist(), processor.tokenizer)
 
 
-@pytest.fixture(params=["mmca, image store", "mmca", "cross", "causal"])
-def generator(request, build) -> Generator:
-    attention, *store = request.param.split(", ")
-    model, processor = build(attention)
-    return Generator(model, processor, ImageStore(model, processor) if store else None, remembered=3)
+@pytest.fixture(params=["mmca, image store", "mmca, image store, gate", "mmca", "cross", "causal"])
+def generator(request, build, base_models) -> Generator:
+    attention, *more = request.param.split(", ")
+    if "gate" in more:
+        torch.manual_seed(1)
+        parts = build_visual_chat(*map(str, base_models), image_layers="no_mlp", image_gate="head")
+        torch.nn.init.normal_(next(parts[0].model.image_gate.parameters()))
+    else:
+        parts = build(attention)
+    return Generator(*parts, ImageStore(*parts) if more else None, remembered=3)
 
 
 def test_answers_equal_those_given_alone_whenever_they_join_and_leave(generator, pictures):
