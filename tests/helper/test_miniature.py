@@ -13,7 +13,6 @@ from PIL import Image
 from helper.make_tiny_world import main as make_world
 from helper.miniature.dialogues import KINDS, SINGLE_IMAGE_KINDS, make_dialogue
 from helper.miniature.scenes import COLORS, PICTURE_SIZE, Scene, Thing, draw, random_scene, sample_scene
-from helper.miniature.words import dialogue_in_words, quiz
 
 RED_AND_BLUE = Scene((Thing(0, "red", "circle"), Thing(3, "blue", "square")))
 ONE_CROSS = Scene((Thing(1, "green", "cross"),))
@@ -149,17 +148,3 @@ def test_world_is_kept_when_it_is_the_same_and_never_overwrites_strangers(
     assert make_world(["--output", str(tmp_path / "mine"), *small]) == 2
     assert "name another folder" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
-def test_texts_mark_exactly_their_answers() -> None:
-    rng = np.random.default_rng(0)
-    for form in ("keys", "questions"):
-        asked = quiz(rng, form, rounds=3)
-        assert asked.text.startswith("<s>") and asked.text.count("?") == 3
-        for begin, end, _ in asked.answers:
-            assert asked.text[:begin].endswith("?") and asked.text[begin:end].endswith(".")
-            assert "image 1" not in asked.text[begin:]
-    assert quiz(rng, "keys", images=2, rounds=3).text.count("image 2:") == 1
-    talked = dialogue_in_words(rng, images=3, rounds=5)
-    for begin, end, _ in talked.answers:
-        assert talked.text[:begin].endswith("### Answer:") and talked.text[begin:end].endswith("</s>")
