@@ -34,8 +34,9 @@ chat: $(READY)  ## talk to the model that `make demo` trained
 clean:  ## remove what demo and tests made, keep the environment
 	rm -rf output data .pytest_cache .hypothesis .ruff_cache
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt requirements-dev.txt pyproject.toml setup.py
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --no-deps -e .
 	touch $@

@@ -1,4 +1,4 @@
-"""Every command in docs/, indented, fenced or within a sentence: what it names is there, and it runs.
+"""Every command in README.md and docs/, indented, fenced or within a sentence: what it names is there, and it runs.
 
 It runs for real on a small world and at the smallest sizes, as a dry run where it starts a training, and is collected
 where it is a test. What is not run has a reason in `NOT_RUN`.
@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import visualchat
+from training.recipe import flags_of
+
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
     "chat": ROOT / "tests" / "chat" / "serving" / "test_documentation.py",
@@ -22,7 +25,8 @@ ELSEWHERE = {
     / "comparison"
     / "test_comparison.py",  # the page is written by its program
 }
-PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} - set(ELSEWHERE))
+FILES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = [page for page in FILES if page not in ELSEWHERE]
 WITHOUT_COMMANDS = {"architecture", "differences"}
 NOT_RUN = {
     "helper.extract_qwen_vl": "reads a published checkpoint",
@@ -33,7 +37,12 @@ NOT_RUN = {
     "benchmarks.gpu": "needs a GPU; tests/benchmarks/test_gpu.py runs it in miniature",
     "benchmarks.everything": "runs the other commands of its page at full size",
     "chat.serving": "runs until it is stopped; tests/chat/serving starts it",
+    "chat.web": "runs until it is stopped; tests/chat/test_web.py starts it",
     "tensorboard": "runs until it is stopped",
+    "visualchat ": "tests/test_visualchat.py trains by recipes, which name published models",
+    "make ": "the tests are started so, and tests/helper/test_demo.py runs the demonstration",
+    "source ": "changes a shell's environment",
+    "helper.compare": "takes hours; tests/helper/comparison runs it in miniature",
     "pip install": "changes the environment",
     "apt install": "changes the system",
     "wandb": "needs an account",
@@ -46,6 +55,13 @@ SMALL_EVALUATION = (
 STAND_INS = {
     "/runs/7b/checkpoint-500": "output/tiny/checkpoint-2",
     "/runs/7b/": "output/tiny/",
+    "--lm_model_name_or_path meta-llama/Llama-2-7b-hf --data_path /data": (
+        "--lm_model_name_or_path assets/tiny_llama --vision_model_name_or_path assets/tiny_clip"
+        " --data_path data/layouts"
+    ),
+    "/runs/check": "output/check",
+    "--eval_data eval_comprehensive": "--eval_data data/miniature/eval/miniature.json --output_filename output/readme",
+    "eval/results/eval_comprehensive.json": "output/readme.json",
     "OUTPUT_DIR=/runs/": "OUTPUT_DIR=output/",
     "=/data": "=data/layouts",
     "/local_ssd": "output",
@@ -68,18 +84,18 @@ STAND_INS = {
     "--size 120m --pictures 2 --images 2": "--size tiny --questions 2 --images 2",
     "--size 120m --tokens 8": "--size tiny --tokens 2 --contexts 600 --images 1 --rounds 1",
 }
-PROGRAMS = "python -m|bash|torchrun|sbatch|taskset|pytest|pip|apt|wandb|tensorboard"
+PROGRAMS = "python -m|bash|torchrun|sbatch|taskset|pytest|pip|apt|wandb|tensorboard|visualchat|make|source"
 COMMAND = re.compile(rf"(until )?([A-Z_0-9]+=\S+ )*({PROGRAMS}) \S")
 NO_COMMAND = re.compile(
-    r"step \d|largest batch|error: |[\d.]+ (N|x 4 L H d) |case |done$"
-)  # output, formulas
-FOREIGN_FLAGS = {"--nproc_per_node", "--nodes", "--tasks"}  # torchrun's, sbatch's, lmms-eval's
+    r"step \d|largest batch|error: |[\d.]+ (N|x 4 L H d) |case |done$|@article|\}|(and )?[\w ]+(=\{|,)"
+)  # output, formulas, a citation
+FOREIGN_FLAGS = {"--nproc_per_node", "--nnodes", "--nodes", "--tasks"}  # torchrun's, sbatch's, lmms-eval's
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def indented_lines(page: str) -> list[str]:
     """The lines of a page's blocks of code, in order, continued ones joined and comments taken off."""
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = FILES[page].read_text(encoding="utf-8")
     text = FENCE.sub(
         lambda found: re.sub("^", "    ", found[2], flags=re.M) if found[1] == "bash" else "", text
     )
@@ -90,7 +106,7 @@ def indented_lines(page: str) -> list[str]:
 
 def commands_of(page: str) -> list[str]:
     """The commands of a page, those of its blocks first, then those within sentences and tables."""
-    text = FENCE.sub("", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    text = FENCE.sub("", FILES[page].read_text(encoding="utf-8"))
     text = re.sub(r"^ {4,}\S.*$", "", text, flags=re.MULTILINE)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
     found = [line for line in [*indented_lines(page), *spans] if COMMAND.match(line)]
@@ -107,7 +123,18 @@ EACH = pytest.mark.parametrize(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository with data, output and files of its own, and a model trained for two steps in it."""
     folder = tmp_path_factory.mktemp("repository")
-    for entry in ("training", "chat", "eval", "helper", "utils", "assets", "docs", "benchmarks"):
+    for entry in (
+        "recipes",
+        "visualchat.py",
+        "training",
+        "chat",
+        "eval",
+        "helper",
+        "utils",
+        "assets",
+        "docs",
+        "benchmarks",
+    ):
         (folder / entry).symlink_to(ROOT / entry)
     (folder / "my_pictures").mkdir()
     (folder / "my.json").write_text(
@@ -168,9 +195,18 @@ def test_no_command_is_overlooked(page: str):
 def test_what_a_command_names_is_there(page: str, command: str, sources: str):
     if re.match("pip|apt|wandb|tensorboard", command):
         return  # other projects' programs
+    if command.startswith("make "):
+        assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    if command.startswith("visualchat "):
+        name, *words = shlex.split(command)[1:]
+        assert name in visualchat.COMMANDS
+        if words and (ROOT / "recipes" / f"{words[0]}.yaml").is_file():
+            flags_of(words)
     for module in re.findall(r"-m ([a-z_]+\.[a-z_.]+)", command):
         path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+        assert (
+            path.with_suffix(".py").is_file() or module == "visualchat" or (path / "__main__.py").is_file()
+        ), module
     for word in shlex.split(command):
         if word.endswith((".sh", ".py")) and "=" not in word:
             assert (ROOT / word).is_file(), word

@@ -116,6 +116,14 @@ def read_flags(
     return parser.parse_args(_known(parser, argv))
 
 
+def parse_flags(argv: Sequence[str] | None) -> tuple["Parser", argparse.Namespace]:
+    """The values of training's command line as given, and the parser that knows their defaults."""
+    from training.parser import Parser
+
+    parser = Parser()
+    return parser, parser.parse_args(_known(parser, argv))
+
+
 def model_and_data(flags: argparse.Namespace) -> tuple[ModelArguments, DataArguments]:
     """The arguments of model and data among the values of `read_flags`; `UsageError` where they contradict."""
     return tuple(

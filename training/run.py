@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from training import recipe
 from training.arguments import DataArguments, ModelArguments, UsageError
 from training.callbacks import ProgressReporter
 from training.checkpoints import ResumeError, remove_results, require_free, resume_folder
@@ -111,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     code, reason, has_stopped = FINISHED, "", False
     try:
         with reserved(arguments.output_dir):
-            train(model_arguments, data_arguments, arguments, request)
+            words = sys.argv[1:] if argv is None else argv
+            train(model_arguments, data_arguments, arguments, request, words)
     except USER_ERRORS as error:
         _report(error)
         code = MISTAKE
@@ -143,9 +145,11 @@ def train(
     data_arguments: DataArguments,
     arguments: VisualChatTrainingArguments,
     request: StopRequest,
+    command_line: Sequence[str] | None = None,
 ) -> None:
     """The whole story: data, model, training, and what is left of it on the disk.
 
+    `command_line`, which the arguments were read from, is written into the output folder as a recipe.
     Raises `StoppedBySignal` where `request` ended it early.
     """
     if not (is_main_process() and sys.stderr.isatty()):
@@ -155,6 +159,8 @@ def train(
     seed_everything(arguments.seed)
     run = Run.of(model_arguments, data_arguments, arguments)
     resumed = prepare_output(arguments, run)
+    if command_line is not None:
+        decided_by_main(lambda: recipe.write(command_line, Path(arguments.output_dir)))
     bad = bad_records(data_arguments, arguments.output_dir)
     if resumed:
         bad.restore()  # what was found before the run was interrupted
