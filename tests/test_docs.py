@@ -42,7 +42,6 @@ NOT_RUN = {
     "visualchat ": "tests/test_visualchat.py trains by recipes, which name published models",
     "make ": "the tests are started so, and tests/helper/test_demo.py runs the demonstration",
     "source ": "changes a shell's environment",
-    "helper.compare": "takes hours; tests/helper/comparison runs it in miniature",
     "pip install": "changes the environment",
     "apt install": "changes the system",
     "wandb": "needs an account",
