@@ -56,16 +56,18 @@ def kernel(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """One kernel over one layout; cached: the last 100 tokens alone ask, over the keys of all."""
+    """One kernel over one layout; cached: the last 100 tokens alone ask, over the keys of all; gated: with a gate."""
 
     kernel: str
     dtype: str
     layout: str
     heads: str
     cached: bool = False
+    gated: bool = False
 
     def __str__(self) -> str:
-        return f"{self.layout}{', cached' * self.cached}, {self.heads}, {self.dtype}"
+        how = ", cached" * self.cached + ", gated" * self.gated
+        return f"{self.layout}{how}, {self.heads}, {self.dtype}"
 
     @property
     def tolerance(self) -> float:
@@ -87,10 +89,12 @@ class AttentionCase:
         read = read.bool()[:, -queries:]
         grad = torch.randn(batch, queries, shape.heads, shape.width, generator=generator).to(device)
         grad = grad * read[:, :, None, None]
+        gate = torch.randn(shape.heads, generator=generator).to(device)
+        if self.gated:
+            states.append(gate)
         found, used = self._ours(layout, states, grad, device, backward)
-        exact = [each.to(device, getattr(torch, self.dtype)).double() for each in states]
-        exact = [each.requires_grad_(backward) for each in exact]
-        wanted = [dense(*exact, visible[:, :, -queries:], kinds, shape.width**-0.5)]
+        exact = [self._held(each, device).double().requires_grad_(backward) for each in states]
+        wanted = [dense(*exact[:3], visible[:, :, -queries:], kinds, shape.width**-0.5, *exact[3:])]
         if backward:
             wanted += torch.autograd.grad(wanted[0], exact, grad.double())
         pairs = zip(found, wanted, strict=True)
@@ -102,14 +106,18 @@ class AttentionCase:
     def _ours(
         self, layout: Layout, states: list[torch.Tensor], grad: torch.Tensor, device: str, backward: bool
     ) -> tuple[list[torch.Tensor], str]:
-        states = [each.to(device, getattr(torch, self.dtype)).requires_grad_(backward) for each in states]
+        states = [self._held(each, device).requires_grad_(backward) for each in states]
         with kernel(self.kernel):
             prepare_kernel(States.of(states[0], states[2]), states[0].device)
             used = kernel_for(layout, states[0], states[2])
-            found = [attend(layout, *states, states[0].shape[-1] ** -0.5)]
+            found = [attend(layout, *states[:3], states[0].shape[-1] ** -0.5, 0.0, *states[3:])]
         if backward:
             found += torch.autograd.grad(found[0], states, grad.to(found[0].dtype))
         return found, used
+
+    def _held(self, state: torch.Tensor, device: str) -> torch.Tensor:
+        """In the type of attention; a gate, which is in float32, in its own."""
+        return state.to(device, torch.float32 if state.ndim == 1 else getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True)
@@ -178,5 +186,6 @@ def cases(
         for heads in shapes:
             found += [AttentionCase(name, dtype, layout, heads) for layout in LAYOUTS for name in kernels]
             found += [AttentionCase(name, dtype, "one conversation", heads, cached=True) for name in kernels]
+            found += [AttentionCase(name, dtype, "packed", heads, gated=True) for name in kernels]
         found += [DecoderCase(name, dtype, way) for way in WAYS for name in kernels]
     return found

@@ -2,7 +2,7 @@
 
 Scores of every token with every token, twice, under two masks; two softmaxes in float32; their sum applied to the
 values. The masks here are made at once (that system built them in a loop over tokens, which is not timed), and a
-text token that sees no image gets nothing from the second softmax.
+text token that sees no image gets nothing from the second softmax. A gate, which it did not have, is a factor on that.
 """
 
 import torch
@@ -20,9 +20,10 @@ def dense(
     visible: torch.Tensor,
     kinds: torch.Tensor,
     scaling: float,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """query [B, H, Q, D], key and value [B, Hkv, K, D], visible bool [B, 1, Q, K], kinds [B, K] (1 image), of
-    which the last Q are the queries' -> [B, Q, H, D]."""
+    which the last Q are the queries', gate [H] -> [B, Q, H, D]."""
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     rows, keys = query.shape[2], key.shape[2]
@@ -32,7 +33,8 @@ def dense(
     first = torch.where(image_rows, itself, visible & ~image_keys)
     second = visible & image_keys & ~image_rows
     scores = query @ key.transpose(2, 3) * scaling
-    weights = _softmax(scores, first) + _softmax(scores, second) * second.any(-1, keepdim=True)
+    of_images = _softmax(scores, second) * second.any(-1, keepdim=True)
+    weights = _softmax(scores, first) + (of_images if gate is None else of_images * gate[:, None, None])
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
 
 

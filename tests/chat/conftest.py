@@ -73,12 +73,18 @@ def base_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def build(
     base_models: tuple[Path, Path],
-) -> Callable[[str], tuple[VisualChatForConditionalGeneration, VisualChatProcessor]]:
-    """Builds a model with the named attention over the base models."""
+) -> Callable[..., tuple[VisualChatForConditionalGeneration, VisualChatProcessor]]:
+    """Builds a model with the named attention over the base models; its image gate, where it has one, is open."""
 
-    def build(attention: str) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    def build(
+        attention: str, image_gate: str = "none"
+    ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
         torch.manual_seed(1)
-        model, processor = build_visual_chat(*map(str, base_models), attention=attention)
+        model, processor = build_visual_chat(
+            *map(str, base_models), attention=attention, image_gate=image_gate
+        )
+        for factors in model.model.image_gate.parameters() if image_gate != "none" else ():
+            factors.data.normal_()
         return model.eval(), processor
 
     return build

@@ -18,9 +18,9 @@ def run(model_and_processor, dialogues, keep_images=True, **settings) -> list[li
     return DialogueRunner(*model_and_processor, settings, keep_images=keep_images).run(dialogues)
 
 
-@pytest.mark.parametrize("attention", ["mmca", "causal"])
-def test_batched_answers_equal_single_answers_and_the_chat(build, mixed_set, attention):
-    parts = build(attention)
+@pytest.mark.parametrize("kind", [("mmca",), ("mmca", "head"), ("causal",)], ids=" ".join)
+def test_batched_answers_equal_single_answers_and_the_chat(build, mixed_set, kind):
+    parts = build(*kind)
     dialogues = load_dialogues(mixed_set)
     together = run(parts, dialogues, batch_size=3)
     assert together == run(parts, dialogues, batch_size=3, keep_images=False)

@@ -524,6 +524,19 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         In one piece where chunks cannot be: embeddings in place of ids, processes that enter the encoder together
         (ZeRO-3), and transformers that cannot cut features (before 5.24).
         """
+        cache = model_kwargs.get(CACHE)
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        given = model_kwargs.get("mm_token_type_ids")
+        kinds = kinds_in_generation(
+            self.config,
+            input_ids,
+            max(cached + 1, getattr(generation_config, "_mask_length", 0)),
+            model_kwargs.get("attention_mask"),
+            given,
+            is_first_iteration,
+        )
+        if given is not None:  # whole before transformers appends those of generated tokens
+            model_kwargs["mm_token_type_ids"] = kinds
         if generation_config.prefill_chunk_size is None:
             return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
         embedded = is_first_iteration and model_kwargs.get("inputs_embeds") is not None
@@ -531,16 +544,6 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
             generation_config = copy(generation_config)
             generation_config.prefill_chunk_size = None
             return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
-        cache = model_kwargs.get(CACHE)
-        cached = 0 if cache is None else int(cache.get_seq_length())
-        kinds = kinds_in_generation(
-            self.config,
-            input_ids,
-            max(cached + 1, getattr(generation_config, "_mask_length", 0)),
-            model_kwargs.get("attention_mask"),
-            model_kwargs.get("mm_token_type_ids"),
-            is_first_iteration,
-        )
         if kinds is not None:
             model_kwargs["mm_token_type_ids"] = kinds
         is_first_iteration = is_first_iteration or not cached  # a draft model's first step

@@ -127,6 +127,23 @@ def test_other_weights_or_another_preprocessing_are_something_else(build, model_
     assert image_fingerprint(model, processor) != known
 
 
+def test_what_is_stored_of_an_image_serves_whatever_the_gate_and_answers_follow_it(build, images):
+    gated, processor = build("mmca", "head")
+    store = ImageStore(gated, processor)
+    known, states = image_fingerprint(gated, processor), store.states(images[:1]).states
+    with torch.no_grad():
+        answers = []
+        for factor in (0.0, 3.0):
+            for factors in gated.model.image_gate.parameters():
+                factors.fill_(factor)
+            session = ChatSession(gated, processor, max_new_tokens=12, image_store=store)
+            answers.append("".join(session.ask("What is this?", images[:1])))
+    assert image_fingerprint(gated, processor) == known == image_fingerprint(*build("mmca"))
+    assert store.states(images[:1]).computed == 0 and answers[0] != answers[1]
+    [found], [wanted] = states, ImageStore(*build("mmca")).states(images[:1]).states
+    assert all(map(torch.equal, (*found.keys, *found.values), (*wanted.keys, *wanted.values)))
+
+
 def test_weights_that_are_not_in_memory_are_never_taken_for_others(build):
     model, processor = build("mmca")
     model.model.multi_modal_projector.to("meta")

@@ -87,6 +87,33 @@ def test_other_projectors(folders, tmp_path, projector_type, save):
     assert torch.equal(logits_of(*load_checkpoint(tmp_path)), logits_of(model, processor))
 
 
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_an_image_gate_is_kept_exactly_whatever_the_weights_type(folders, tmp_path, save):
+    lora = LoraSettings(lang_dim=2) if save is save_trained_only else None
+    model, processor = trained(folders, image_gate="head", lora=lora)
+    save(model, processor, tmp_path / "ours")
+    loaded, _ = load_checkpoint(tmp_path / "ours")
+    assert torch.equal(logits_of(loaded, processor), logits_of(model, processor))
+    half, _ = load_checkpoint(tmp_path / "ours", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    again = type(model).from_pretrained(tmp_path / "half")
+    for each in (half, again):
+        assert each.dtype == torch.bfloat16
+        for found, wanted in zip(
+            each.model.image_gate.parameters(), model.model.image_gate.parameters(), strict=True
+        ):
+            assert found.dtype == torch.float32 and wanted.any() and torch.equal(found, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = logits_of(loaded, processor)
+    torch.testing.assert_close(logits_of(half, processor).float(), near.float(), atol=0.2, rtol=0.1)
+    for attention in ("cross", "causal"):
+        with pytest.raises(ValueError, match=f"image_gate head needs attention mmca: under {attention}"):
+            load_checkpoint(tmp_path / "ours", attention=attention)
+    with pytest.raises(ValueError, match="image_gate head needs attention mmca: under cross"):
+        loaded.set_attn_implementation("cross")
+    assert torch.equal(logits_of(loaded, processor), logits_of(model, processor))
+
+
 def test_adapters_are_kept_in_one_form_and_merged_in_the_other(folders, tmp_path):
     model, processor = trained(folders, lora=LoraSettings(lang_dim=2, vis_dim=3, alpha=8))
     expected = logits_of(model, processor)

@@ -12,7 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from utils.model import build_visual_chat
 
-ATTENTIONS = ("mmca", "cross", "causal")
+ATTENTIONS = (("mmca", "none"), ("mmca", "head"), ("cross", "none"), ("causal", "none"))
+"""With and without an image gate."""
 NEW = 6
 CUTS_FEATURES = hasattr(GenerationMixin, "_supports_mm_encoder_outputs")  # from transformers 5.24 on
 
@@ -20,7 +21,10 @@ CUTS_FEATURES = hasattr(GenerationMixin, "_supports_mm_encoder_outputs")  # from
 @pytest.fixture(scope="module", params=ATTENTIONS)
 def model(request, llama_folder, clip_folder):
     torch.manual_seed(0)
-    model, _ = build_visual_chat(str(llama_folder), str(clip_folder), attention=request.param)
+    attention, gate = request.param
+    model, _ = build_visual_chat(str(llama_folder), str(clip_folder), attention=attention, image_gate=gate)
+    for number, factors in enumerate(model.model.image_gate.parameters() if gate == "head" else ()):
+        factors.data = torch.tensor([0.4, -0.3, 0.0, 1.2]) * (number + 1)
     model.generation_config.suppress_tokens += [model.generation_config.eos_token_id]
     model.generation_config.eos_token_id = None
     return model.eval()

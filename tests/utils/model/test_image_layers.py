@@ -79,8 +79,14 @@ class Rows:
         return cls(*(torch.tensor(table) for table in (kinds, numbers, positions)), is_packed)
 
 
-def written_out(decoder, states: torch.Tensor, rows: Rows, attention: str, image_layers: str) -> torch.Tensor:
+def written_out(model, states: torch.Tensor, rows: Rows) -> torch.Tensor:
     """A decoder of LLaMA's kind, in float64: states [B, S, D] -> hidden states after the last norm."""
+    decoder, attention, image_layers = (
+        model.model.language_model,
+        model.config.attention,
+        model.config.image_layers,
+    )
+    gates = None if model.config.image_gate == "none" else list(model.model.image_gate.parameters())
     config, weights = decoder.config, {name: each.double() for name, each in decoder.named_parameters()}
     heads, width = (
         config.num_attention_heads,
@@ -131,10 +137,11 @@ def written_out(decoder, states: torch.Tensor, rows: Rows, attention: str, image
         q, k = turned(q), turned(k)
         k, v = (each.repeat_interleave(heads // each.shape[2], dim=2) for each in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / width**0.5
+        factor = 1.0 if gates is None else gates[layer].double()[:, None, None]
         shares = (
             softmax(scores, before)
             if attention == "cross"
-            else softmax(scores, sees_text) + softmax(scores, sees_image)
+            else softmax(scores, sees_text) + factor * softmax(scores, sees_image)
         )
         read = torch.einsum("bhqk,bkhd->bqhd", shares, v)
         read = torch.where(is_image[..., None], v, read)
@@ -175,12 +182,19 @@ def qwen3_config() -> Qwen3Config:
     )
 
 
-def model_of(image_layers: str, attention: str = "mmca", text_config=None, lora: LoraSettings | None = None):
+def model_of(
+    image_layers: str,
+    attention: str = "mmca",
+    text_config=None,
+    lora: LoraSettings | None = None,
+    image_gate: str = "none",
+):
     torch.manual_seed(0)
     given = config(
         text_config=text_config or llama_config(num_hidden_layers=3),
         attention=attention,
         image_layers=image_layers,
+        image_gate=image_gate,
         image_token_id=299,
         image_seq_length=LENGTH,
     )
@@ -190,7 +204,13 @@ def model_of(image_layers: str, attention: str = "mmca", text_config=None, lora:
     with torch.no_grad():
         for parameter in model.parameters():  # gains and adapters too, which start at 1 and 0
             parameter.add_(0.05 * torch.randn_like(parameter))
+        for factors in learnt_gates(model):
+            factors.normal_()
     return model.eval()
+
+
+def learnt_gates(model) -> list[torch.Tensor]:
+    return [] if model.model.image_gate is None else list(model.model.image_gate.parameters())
 
 
 def given(rows: Rows, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -217,9 +237,7 @@ def ours(model, rows: Rows, embedded, features, labels=None, **more):
 def expected(model, rows: Rows, embedded, features, labels=None) -> torch.Tensor:
     """Logits [B, S, V], or the loss."""
     states = embedded.double().masked_scatter((rows.kinds == 1)[..., None], features.double())
-    hidden = written_out(
-        model.model.language_model, states, rows, model.config.attention, model.config.image_layers
-    )
+    hidden = written_out(model, states, rows)
     logits = hidden @ model.lm_head.weight.double().T
     if labels is None:
         return logits
@@ -245,6 +263,7 @@ def check(model, rows: Rows, seed: int = 0, run=ours) -> None:
             1e-5,
         )
     learnt = [each for each in model.model.language_model.layers.parameters() if each.requires_grad]
+    learnt += learnt_gates(model)
     gradients = []
     for loss in (lambda *each: run(model, rows, *each).loss, lambda *each: expected(model, rows, *each)):
         leaves = embedded.clone().requires_grad_(), features.clone().requires_grad_()
@@ -259,38 +278,47 @@ def check(model, rows: Rows, seed: int = 0, run=ours) -> None:
 
 
 CHOICES = [(attention, layers) for attention in ("mmca", "cross") for layers in ("full", "no_mlp", "none")]
-KERNELS = [("mmca", "fused"), ("mmca", "masked"), ("cross", "masked")]
+KERNELS = [
+    ("mmca", "none", "fused"),
+    ("mmca", "none", "masked"),
+    ("mmca", "head", "fused"),
+    ("mmca", "head", "masked"),
+    ("cross", "none", "masked"),
+]
+GATED = [("mmca", "none"), ("mmca", "head"), ("cross", "none")]
 
 
-def sweep(attention, image_layers, kernel, seeds, monkeypatch):
+def sweep(attention, image_layers, image_gate, kernel, seeds, monkeypatch):
     monkeypatch.setenv(VARIABLE, kernel)
-    model = model_of(image_layers, attention)
+    model = model_of(image_layers, attention, image_gate=image_gate)
     for seed in seeds:
         check(model, Rows.random(seed), seed)
 
 
 @pytest.mark.parametrize("image_layers", ["full", "no_mlp", "none"])
-@pytest.mark.parametrize(("attention", "kernel"), KERNELS)
-def test_exact_on_random_rows(attention, kernel, image_layers, monkeypatch):
-    sweep(attention, image_layers, kernel, range(8), monkeypatch)
+@pytest.mark.parametrize(("attention", "image_gate", "kernel"), KERNELS)
+def test_exact_on_random_rows(attention, image_gate, kernel, image_layers, monkeypatch):
+    sweep(attention, image_layers, image_gate, kernel, range(8), monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("image_layers", ["full", "no_mlp", "none"])
-@pytest.mark.parametrize(("attention", "kernel"), KERNELS)
-def test_exact_on_many_random_rows(attention, kernel, image_layers, monkeypatch):
-    sweep(attention, image_layers, kernel, range(8, 208), monkeypatch)
+@pytest.mark.parametrize(("attention", "image_gate", "kernel"), KERNELS)
+def test_exact_on_many_random_rows(attention, image_gate, kernel, image_layers, monkeypatch):
+    sweep(attention, image_layers, image_gate, kernel, range(8, 208), monkeypatch)
 
 
-@pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
+@pytest.mark.parametrize(
+    ("image_layers", "image_gate"), [("no_mlp", "none"), ("none", "none"), ("full", "head")]
+)
 @pytest.mark.parametrize("shape", ["all heads", "one key head", "qwen 3"])
-def test_exact_for_other_shapes(shape, image_layers):
+def test_exact_for_other_shapes(shape, image_layers, image_gate):
     text = {
         "all heads": llama_config(num_key_value_heads=4),
         "one key head": llama_config(num_key_value_heads=1),
         "qwen 3": qwen3_config(),
     }[shape]
-    model = model_of(image_layers, text_config=text)
+    model = model_of(image_layers, text_config=text, image_gate=image_gate)
     for seed in range(4):
         check(model, Rows.random(seed), seed)
 
@@ -298,7 +326,7 @@ def test_exact_for_other_shapes(shape, image_layers):
 @pytest.mark.parametrize("image_layers", ["full", "no_mlp", "none"])
 def test_adapters_act_on_images_where_the_part_does(image_layers):
     """Adapters are put in after a first forward, so hooks stand on what is a layer's part now."""
-    model = model_of(image_layers)
+    model = model_of(image_layers, image_gate="head")
     rows = Rows.random(1)
     check(model, rows)
     inject_lora(model, LoraSettings(lang_dim=3))
@@ -312,9 +340,9 @@ def test_adapters_act_on_images_where_the_part_does(image_layers):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
-@pytest.mark.parametrize("attention", ["mmca", "cross"])
-def test_exact_under_gradient_checkpointing(attention, image_layers, reentrant):
-    model = model_of(image_layers, attention).train()
+@pytest.mark.parametrize(("attention", "image_gate"), GATED)
+def test_exact_under_gradient_checkpointing(attention, image_gate, image_layers, reentrant):
+    model = model_of(image_layers, attention, image_gate=image_gate).train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     rows = Rows.random(1)
     embedded, features, labels = given(rows)
@@ -323,7 +351,8 @@ def test_exact_under_gradient_checkpointing(attention, image_layers, reentrant):
         leaves = embedded.clone().requires_grad_(), features.clone().requires_grad_()
         model.zero_grad()
         loss(*leaves).backward()
-        learnt = [parameter.grad for parameter in model.model.language_model.layers.parameters()]
+        learnt = [*model.model.language_model.layers.parameters(), *learnt_gates(model)]
+        learnt = [parameter.grad for parameter in learnt]
         return [leaf.grad.clone() for leaf in leaves] + [each.clone() for each in learnt]
 
     found = gradients(lambda *leaves: ours(model, rows, *leaves, labels).loss)
@@ -333,11 +362,11 @@ def test_exact_under_gradient_checkpointing(attention, image_layers, reentrant):
 
 
 @pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
-@pytest.mark.parametrize("attention", ["mmca", "cross"])
+@pytest.mark.parametrize(("attention", "image_gate"), GATED)
 @pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
-def test_in_pieces_over_a_cache_as_at_once(cache, attention, image_layers):
+def test_in_pieces_over_a_cache_as_at_once(cache, attention, image_gate, image_layers):
     """Pieces of text, of images alone, of both, and single tokens."""
-    model = model_of(image_layers, attention)
+    model = model_of(image_layers, attention, image_gate=image_gate)
     kinds = torch.tensor([[0] * 3 + [1] * 10 + [0] * 4 + [1] * 5 + [0] * 3])
     rows = Rows(kinds, torch.zeros_like(kinds), torch.arange(25)[None], False)
     embedded, features, _ = given(rows)

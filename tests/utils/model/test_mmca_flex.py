@@ -65,7 +65,8 @@ def test_compiled_forward_equals_the_masked_kernel():
     layout = random_layout(0, length=400)
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, heads, 400, 32) for heads in (4, 2, 2))
-    with torch.no_grad():
-        found = attend_by_flex(layout, query, key, value, None)
-        wanted = attend_masked(masked_form(layout), query, key, value)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    for gate in (None, torch.randn(4)):
+        with torch.no_grad():
+            found = attend_by_flex(layout, query, key, value, None, gate)
+            wanted = attend_masked(masked_form(layout), query, key, value, gate=gate)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

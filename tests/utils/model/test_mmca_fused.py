@@ -63,12 +63,17 @@ def with_gradients(attention, layout, given):
     return out * (weights != 0), *torch.autograd.grad(out, given, weights)
 
 
-def fused(layout, *given):
-    return attend_fused(layout, *given, None)
+def gate(heads=4):
+    return torch.randn(heads, generator=torch.Generator().manual_seed(2)).requires_grad_()
+
+
+def fused(layout, query, key, value, gate=None):
+    return attend_fused(layout, query, key, value, None, gate)
 
 
 def exact(layout, *given):
-    return attend_masked(masked_form(layout), *(each.double() for each in given))
+    query, key, value, *gate = (each.double() for each in given)
+    return attend_masked(masked_form(layout), query, key, value, None, 0.0, *gate)
 
 
 def prepare(query, value):
@@ -86,27 +91,30 @@ def test_equals_masked_attention_in_float64(machine, heads, shared, width, monke
     library = compiled_library(SOURCE, (f"-march={machine}",))
     monkeypatch.setattr(mmca_fused, "_functions", lambda: (library.mmca_forward, library.mmca_backward))
     layout = mixed()
-    given = states(layout, heads, shared, width)
-    for ours, theirs in zip(
-        with_gradients(fused, layout, given), with_gradients(exact, layout, given), strict=True
+    for given in (
+        states(layout, heads, shared, width),
+        [*states(layout, heads, shared, width), gate(heads)],
     ):
-        torch.testing.assert_close(ours.double(), theirs.double(), atol=2e-5, rtol=1e-5)
+        for ours, theirs in zip(
+            with_gradients(fused, layout, given), with_gradients(exact, layout, given), strict=True
+        ):
+            torch.testing.assert_close(ours.double(), theirs.double(), atol=2e-5, rtol=1e-5)
 
 
-def test_bfloat16_is_as_close_as_its_numbers_are():
+@pytest.mark.parametrize("gates", [[], [gate()]], ids=["no gate", "gate"])
+def test_bfloat16_is_as_close_as_its_numbers_are(gates):
     layout = mixed()
-    given = states(layout, dtype=torch.bfloat16)
-    for ours, theirs in zip(
-        with_gradients(fused, layout, given), with_gradients(exact, layout, given), strict=True
-    ):
-        assert ours.dtype == torch.bfloat16
+    given = [*states(layout, dtype=torch.bfloat16), *gates]
+    found, wanted = with_gradients(fused, layout, given), with_gradients(exact, layout, given)
+    assert [each.dtype for each in found] == [torch.bfloat16] * 4 + [torch.float32] * len(gates)
+    for ours, theirs in zip(found, wanted, strict=True):
         assert (ours.double() - theirs.double()).abs().max() < 0.01 * theirs.abs().max()
 
 
 def test_any_number_of_threads_gives_the_same_bits():
     """With more threads than heads, rows of a long conversation are shared out."""
     layout = build_layout(spans((0, 900), (1, 50), (0, 400))[None], 1350)
-    given = states(layout, heads=2, shared=1)
+    given = [*states(layout, heads=2, shared=1), gate(2)]
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 7):
@@ -246,6 +254,25 @@ def test_what_is_not_as_the_layout_has_it_is_an_error(change):
         fused(layout, *change(*states(layout)))
 
 
+def test_a_gate_of_another_number_of_heads_is_an_error():
+    layout = mixed()
+    with pytest.raises(ValueError, match=r"the gate of 4 heads is \[3\]"):
+        fused(layout, *states(layout), gate(3))
+
+
+def test_what_is_kept_grows_by_the_gate_alone():
+    layout, sizes = mixed(), []
+    for gates in ([], [gate()]):
+        kept = {}
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda each, kept=kept: kept.update({each.data_ptr(): each.nbytes}) or each, lambda each: each
+        )
+        with hooks:
+            fused(layout, *states(layout), *gates)
+        sizes.append(sum(kept.values()))
+    assert sizes[1] == sizes[0] + 4 * 4
+
+
 def test_a_wrong_number_of_image_tokens_is_an_error():
     layout = build_layout(spans((0, 9), (1, 4), (0, 9))[None], 22, image_tokens=6)
     with pytest.raises(ValueError, match="is image_tokens right"):
@@ -339,6 +366,7 @@ for layout in layouts:
     for dtype in mmca_fused.DTYPES:
         for heads, shared, width in (4, 4, 64), (4, 2, 20), (3, 1, 8):
             with_gradients(fused, layout, states(layout, heads, shared, width, dtype))
+            with_gradients(fused, layout, [*states(layout, heads, shared, width, dtype), gate(heads)])
 print("nothing found")
 """
 

@@ -51,6 +51,30 @@ def test_adapters_come_over(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("earlier", "factor"),
+    [({"attention": "mmca"}, 1.0), ({"attention": "causal"}, 0.0), ({"image_gate": "head"}, None)],
+)
+def test_a_gate_begins_as_what_was_computed_before(folders, tmp_path, earlier, factor):
+    earlier, processor = moved(folders, **earlier)
+    save_trained_only(earlier, processor, tmp_path)
+    model, _ = build_visual_chat(*folders, image_gate="head")
+    start_from(model, tmp_path)
+    for name, factors in model.model.image_gate.named_parameters():
+        learnt = earlier.model.image_gate
+        wanted = learnt.get_parameter(name) if learnt else torch.full_like(factors, factor)
+        assert torch.equal(factors, wanted) and factors.requires_grad
+
+
+def test_a_gate_that_the_run_has_not_is_refused(folders, tmp_path):
+    save_full(*moved(folders, image_gate="head"), tmp_path)
+    model, _ = build_visual_chat(*folders)
+    with pytest.raises(
+        CheckpointError, match="has learnt an image gate that this run has not; give --image_gate"
+    ):
+        start_from(model, tmp_path)
+
+
+@pytest.mark.parametrize(
     "save, wanted, message",
     [
         (save_full, {"lora": LORA}, "merged into its decoder"),
