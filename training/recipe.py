@@ -186,7 +186,7 @@ def start_processes(processes: Processes, flags: Sequence[str]) -> None:
 
 
 def write(argv: Sequence[str] | None, folder: Path) -> None:
-    """Write all flags of this training into its output folder, as a recipe that repeats it.
+    """Write all flags of this training into its output folder, as a recipe that starts the same training.
 
     All flags of the project stand there, and those of transformers that differ from its defaults.
     """
