@@ -74,14 +74,16 @@ def base_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def build(
     base_models: tuple[Path, Path],
 ) -> Callable[..., tuple[VisualChatForConditionalGeneration, VisualChatProcessor]]:
-    """Builds a model with the named attention over the base models; its image gate, where it has one, is open."""
+    """Builds a model with the named attention, image gate and way of images through the layers over the base models;
+    a gate is open.
+    """
 
     def build(
-        attention: str, image_gate: str = "none"
+        attention: str, image_gate: str = "none", image_layers: str = "full"
     ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
         torch.manual_seed(1)
         model, processor = build_visual_chat(
-            *map(str, base_models), attention=attention, image_gate=image_gate
+            *map(str, base_models), attention=attention, image_gate=image_gate, image_layers=image_layers
         )
         for factors in model.model.image_gate.parameters() if image_gate != "none" else ():
             factors.data.normal_()

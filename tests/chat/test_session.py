@@ -33,7 +33,19 @@ def session(model_and_processor) -> ChatSession:
     return ChatSession(*model_and_processor, max_new_tokens=12)
 
 
-@pytest.mark.parametrize("kind", [("mmca",), ("mmca", "head"), ("cross",), ("causal",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("mmca",),
+        ("mmca", "head"),
+        ("cross",),
+        ("causal",),
+        ("mmca", "none", "no_mlp"),
+        ("mmca", "head", "none"),
+        ("cross", "none", "none"),
+    ],
+    ids=" ".join,
+)
 def test_answers_equal_those_of_a_fresh_generate(build, pictures, kind):
     session = ChatSession(*build(*kind), max_new_tokens=12)
     rounds = [(0, "Hello?"), (2, "What are these?"), (0, "And?"), (1, "Compare."), (3, "These?"), (0, "Why?")]

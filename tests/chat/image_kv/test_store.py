@@ -123,6 +123,10 @@ def test_other_weights_or_another_preprocessing_are_something_else(build, model_
             assert image_fingerprint(model, processor) != known
             weight.view(-1)[-1] = before
     assert image_fingerprint(model, processor) == known
+    for choice in ("no_mlp", "none"):
+        model.config.image_layers = choice
+        assert image_fingerprint(model, processor) != known
+    model.config.image_layers = "full"
     processor.image_processor.image_mean = [0.5, 0.5, 0.5]
     assert image_fingerprint(model, processor) != known
 

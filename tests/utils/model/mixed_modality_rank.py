@@ -11,6 +11,7 @@ import os
 import sys
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import deepspeed
@@ -29,7 +30,7 @@ llama, clip, batches, losses = sys.argv[1:]
 initialise(use_cpu=True, timeout=timedelta(seconds=SECONDS))
 cases = torch.load(batches)  # of each case, each rank's batch
 results = Path(f"{losses}.{dist.get_rank()}.jsonl")
-for stage in (2, 3):
+for stage in (0, 2, 3):
     for checkpointing in (False, True):
         settings = {
             "train_micro_batch_size_per_gpu": 1,
@@ -47,8 +48,9 @@ for stage in (2, 3):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         for training in (True, False):
             engine.train(training)
-            for name, ranks in cases.items():
-                case = (stage, checkpointing, training, name)
+            for image_layers, (name, ranks) in product(("full", "none"), cases.items()):
+                case = (stage, checkpointing, training, image_layers, name)
+                engine.module.config.image_layers = image_layers
                 with torch.set_grad_enabled(training):
                     loss = engine(**ranks[dist.get_rank()]).loss
                 if training:

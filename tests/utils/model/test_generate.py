@@ -1,4 +1,4 @@
-"""Every way of transformers' generate gives what plain greedy decoding gives, under each attention.
+"""Every way of transformers' generate gives what plain greedy decoding gives, under each attention and way of images.
 
 The plain answer is worked out here without `generate`: the whole text through `forward` again for every token.
 """
@@ -12,17 +12,24 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from utils.model import build_visual_chat
 
-ATTENTIONS = (("mmca", "none"), ("mmca", "head"), ("cross", "none"), ("causal", "none"))
-"""With and without an image gate."""
+PATHS = (
+    ("mmca", "none", "full"),
+    ("mmca", "head", "none"),
+    ("cross", "none", "full"),
+    ("cross", "none", "no_mlp"),
+    ("causal", "none", "full"),
+)
+"""Attention, with or without an image gate, and what images go through."""
 NEW = 6
 CUTS_FEATURES = hasattr(GenerationMixin, "_supports_mm_encoder_outputs")  # from transformers 5.24 on
 
 
-@pytest.fixture(scope="module", params=ATTENTIONS)
+@pytest.fixture(scope="module", params=PATHS)
 def model(request, llama_folder, clip_folder):
     torch.manual_seed(0)
-    attention, gate = request.param
-    model, _ = build_visual_chat(str(llama_folder), str(clip_folder), attention=attention, image_gate=gate)
+    attention, gate, layers = request.param
+    folders = str(llama_folder), str(clip_folder)
+    model, _ = build_visual_chat(*folders, attention=attention, image_gate=gate, image_layers=layers)
     for number, factors in enumerate(model.model.image_gate.parameters() if gate == "head" else ()):
         factors.data = torch.tensor([0.4, -0.3, 0.0, 1.2]) * (number + 1)
     model.generation_config.suppress_tokens += [model.generation_config.eos_token_id]

@@ -3,6 +3,7 @@
 Expected values come from the decoder written out below in float64, row by row as the definition says.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,9 @@ from utils.model import (
     LoraSettings,
     VisualChatConfig,
     VisualChatForConditionalGeneration,
+    build_visual_chat,
 )
+from utils.model.checkpoint import load_checkpoint, save_full, save_trained_only
 from utils.model.lora import inject_lora
 from utils.model.mmca_kernels import VARIABLE
 
@@ -452,3 +455,69 @@ def test_what_does_not_go_together_is_refused_in_one_line(fields, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         config(**fields)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
+@pytest.mark.parametrize("attention", ["mmca", "cross"])
+def test_a_graph_that_asks_no_tensor_for_a_number_masks_instead(attention, image_layers, monkeypatch):
+    """As torch.export and torch.compile make it."""
+    model = model_of(image_layers, attention)
+    rows = Rows.random(1)
+    embedded, features, labels = given(rows)
+    wanted = ours(model, rows, embedded, features, labels).loss
+    monkeypatch.setattr("utils.model.modeling_visual_chat.torch.compiler.is_compiling", lambda: True)
+    seen = []
+    model.model.language_model.layers[0].mlp.up_proj.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].shape[:-1].numel())
+    )
+    torch.testing.assert_close(ours(model, rows, embedded, features, labels).loss, wanted)
+    assert seen == [rows.kinds.numel()]
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapters"])
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_checkpoints_keep_the_choice(llama_folder, clip_folder, tmp_path, save, adapted):
+    torch.manual_seed(0)
+    lora = LoraSettings(lang_dim=2) if adapted and save is save_trained_only else None
+    model, processor = build_visual_chat(str(llama_folder), str(clip_folder), image_layers="none", lora=lora)
+    image = [processor.image_token_id] * processor.image_seq_length
+    inputs = {"input_ids": torch.tensor([[1, 7, *image, 8, 9]]), "pixel_values": torch.randn(1, 3, 16, 16)}
+    save(model, processor, tmp_path)
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits
+        again, _ = load_checkpoint(tmp_path)
+        assert again.config.image_layers == "none"
+        assert torch.equal(again(**inputs).logits, logits)
+        other, _ = load_checkpoint(tmp_path, image_layers="full")
+        assert (other(**inputs).logits - logits).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="image_layers none needs attention mmca or cross"):
+        load_checkpoint(tmp_path, attention="causal")
+
+
+@pytest.mark.parametrize("image_layers", ["full", "no_mlp", "none"])
+def test_a_batch_of_text_alone_is_the_same_under_each_choice(llama_folder, clip_folder, image_layers):
+    torch.manual_seed(0)
+    model, _ = build_visual_chat(str(llama_folder), str(clip_folder), image_layers=image_layers)
+    ids = torch.arange(5, 25).view(2, 10)
+    loss = model(input_ids=ids, labels=ids).loss
+    model.config.image_layers = "full"
+    assert torch.equal(loss, model(input_ids=ids, labels=ids).loss)
+
+
+@pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
+def test_a_decoder_without_such_parts_is_refused_in_one_line(image_layers):
+    model = model_of(image_layers)
+    model.model.language_model.layers[1].mlp = None
+    rows = Rows.random(1)
+    with pytest.raises(ValueError, match=r"a decoder of type llama has no parts .* pass image_layers full"):
+        ours(model, rows, *given(rows))
+
+
+def test_copies_of_a_model_have_hooks_of_their_own():
+    model = model_of("none")
+    rows = Rows.random(1)
+    check(model, rows)
+    check(copy.deepcopy(model), rows)
+    other = copy.deepcopy(model)
+    del model
+    check(other, rows)

@@ -13,6 +13,8 @@ from transformers import (
 )
 
 import utils.model  # noqa: F401 (registers the attention)
+from utils.model.computed_rows import ROWS, ComputedRows, picks_rows, text_rows
+from utils.model.configuration_visual_chat import IMAGE_LAYERS
 from utils.model.image_states import ImageStatesMaker, NotReusable
 from utils.model.images_beside import NO_MASK, ImagesBeside, SharedImages, causal_mask
 from utils.model.text_cache import growing_cache
@@ -67,20 +69,26 @@ def decoder_of(config) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def fresh(decoder, embedded: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+def fresh(decoder, embedded: torch.Tensor, kinds: torch.Tensor, image_layers: str = "full") -> torch.Tensor:
     """Hidden states [1, T, D] of the text, everything read together."""
+    assert picks_rows(decoder)
+    is_text = kinds == 0
+    rows = ComputedRows(None, image_layers, is_text, text_rows(is_text, int(kinds.sum())))
     return decoder(
         inputs_embeds=embedded,
         attention_mask=torch.ones_like(kinds),
         mm_token_type_ids=kinds,
         use_cache=False,
+        **{ROWS: rows},
     ).last_hidden_state[:, kinds[0] == 0]
 
 
 @torch.inference_mode()
-def over_kept(decoder, embedded: torch.Tensor, kinds: torch.Tensor, pieces: list[int]) -> torch.Tensor:
+def over_kept(
+    decoder, embedded: torch.Tensor, kinds: torch.Tensor, pieces: list[int], image_layers: str = "full"
+) -> torch.Tensor:
     """The same, images first and by themselves, then text in pieces of these lengths."""
-    maker = ImageStatesMaker(decoder)
+    maker = ImageStatesMaker(decoder, image_layers)
     is_image = kinds[0] == 1
     keys, values = [], []
     if is_image.any():
@@ -112,15 +120,34 @@ def over_kept(decoder, embedded: torch.Tensor, kinds: torch.Tensor, pieces: list
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_over_kept_images_equals_everything_together(family, layout):
+@pytest.mark.parametrize("image_layers", IMAGE_LAYERS)
+def test_text_over_kept_images_equals_everything_together(image_layers, family, layout):
     decoder = decoder_of(FAMILIES[family])
     kinds = torch.tensor([LAYOUTS[layout]])
     embedded = torch.randn(1, kinds.shape[1], 64, generator=torch.Generator().manual_seed(1))
-    expected = fresh(decoder, embedded, kinds)
+    expected = fresh(decoder, embedded, kinds, image_layers)
     text = int((kinds == 0).sum())
     for pieces in ([text], [1, text - 2, 1]):
-        found = over_kept(decoder, embedded, kinds, pieces)
+        found = over_kept(decoder, embedded, kinds, pieces, image_layers)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_only_norms_keys_and_values_are_computed_of_images_that_skip_the_layers():
+    decoder = decoder_of(FAMILIES["llama"])
+    maker, rows = ImageStatesMaker(decoder, "none"), []
+    for layer in decoder.layers:
+        for part in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.up_proj):
+            part.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    features = torch.randn(3, IMAGE, 64, generator=torch.Generator().manual_seed(2))
+    states = maker.compute(features)
+    assert max(rows) == 1  # parts take no fewer
+    heads = {"k_proj": "keys", "v_proj": "values"}
+    for number, layer in enumerate(decoder.layers):
+        normed = layer.input_layernorm(features)
+        for part, name in heads.items():
+            expected = getattr(layer.self_attn, part)(normed).unflatten(-1, (2, 16)).transpose(1, 2)
+            for each, wanted in zip(states, expected, strict=True):
+                torch.testing.assert_close(getattr(each, name)[number], wanted)
 
 
 def test_states_in_half_precision_are_rotated_as_the_decoder_does_it():

@@ -19,7 +19,7 @@ from utils.model import build_visual_chat
 ROOT = Path(__file__).parents[3]
 TEXT, LABELLED = list(range(10, 18)), list(range(20, 26))
 TOKENS = 5  # of an image
-SETTINGS = list(product((2, 3), (False, True), (True, False)))  # ZeRO stage, checkpointing, training
+SETTINGS = list(product((0, 2, 3), (False, True), (True, False)))  # ZeRO stage, checkpointing, training
 
 
 def batch(rows: tuple[int, ...], image_token: int, seed: int) -> dict[str, torch.Tensor]:

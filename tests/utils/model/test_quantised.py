@@ -35,9 +35,9 @@ def inputs_for(model) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "pixel_values": pixels}
 
 
-def load(folder, bits: str, skip: list[str] | None):
+def load(folder, bits: str, skip: list[str] | None, **choices: str):
     config = BitsAndBytesConfig(**BITS[bits], llm_int8_skip_modules=skip)
-    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config)
+    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config, **choices)
 
 
 def nearness(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -60,6 +60,18 @@ def test_it_answers_nearly_as_before(made, folder, bits, skip):
         **inputs, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, do_sample=False
     )
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+@pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
+@pytest.mark.parametrize("bits", BITS)
+def test_images_may_skip_its_layers(made, folder, bits, image_layers, monkeypatch):
+    monkeypatch.setattr(made[0].config, "image_layers", image_layers)
+    model = load(folder, bits, SKIPPED, image_layers=image_layers).eval()
+    inputs, ids = inputs_for(model), torch.full((1, 2 * model.config.image_seq_length), 299)
+    with torch.no_grad():
+        found, wanted = (each(**inputs).logits for each in (model, made[0].eval()))
+        alone = model(**inputs | {"input_ids": ids.fill_(model.config.image_token_id)}).logits
+    assert nearness(found, wanted) > NEAR[bits] and alone.isfinite().all()
 
 
 @pytest.mark.parametrize("bits", BITS)
