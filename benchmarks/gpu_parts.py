@@ -121,6 +121,9 @@ def train(place: Place) -> Iterator[Result]:
             yield {"row": name, "variant": "norms and MLPs by torch.compile", "step, s": seconds}
 
 
+_SKIPPING = "ours, images in no layer"
+
+
 def _train_step(
     place: Place,
     model: VisualChatForConditionalGeneration,
@@ -139,7 +142,7 @@ def _train_step(
     seconds = place.median(lambda: step.run("ours"))
     if seconds is None:
         return {"note": "it does not fit into memory"}
-    causal = place.median(lambda: step.run("causal"))
+    causal, skipping = (place.median(lambda form=form: step.run(form)) for form in ("causal", _SKIPPING))
     shape = BatchShape(1, step.tokens, images, IMAGE_TOKENS, 0.25, packed=True)
     planned = trace(meta_model(model.config, place.dtype, None, checkpointing), shape, keep_gradients=True)
     weights = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
@@ -149,6 +152,7 @@ def _train_step(
         "tokens/s": step.tokens / seconds,
         "MFU": step.operations() / seconds / peak if peak else None,
         "causal, s": causal,
+        "images in no layer, s": skipping,
         "peak, GB": measured,
         "plan, GB": expected,
         "plan / peak": expected / measured if measured else None,
@@ -269,6 +273,9 @@ def generate(place: Place) -> Iterator[Result]:
         "first token, images kept, same dialogue": dialogue.goes_on,
         "first token, images kept, another dialogue": dialogue.is_another,
         "first token, all read again": lambda number: dialogue.is_read_again(number, "ours"),
+        "first token, all read again, images in no layer": lambda number: dialogue.is_read_again(
+            number, _SKIPPING
+        ),
         "first token, all read again, causal": lambda number: dialogue.is_read_again(number, "causal"),
     }
     measured = take_turns(ways, place.rounds)

@@ -142,41 +142,41 @@ def _first(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None
 
 
 class _Pick(torch.autograd.Function):
-    """Rows [n] of [R, D], each at most once: torch's own gradient adds up one by one, for rows might come twice."""
+    """Rows [n] of [R, D], each at most once: torch's own gradient adds up one by one, for rows might come twice.
 
-    generate_vmap_rule = True
+    counts: bool [n], False for rows that are taken for zeros, or None. Neither this nor `_Put` saves a tensor in
+    autograd's way: gradient checkpointing stops recomputing a layer behind the last one saved, and processes of which
+    only some pick rows have to stop at the same place, for under ZeRO-3 they gather weights together.
+    """
 
     @staticmethod
-    def forward(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return states.index_select(0, rows)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        states, rows = inputs
-        ctx.count = states.shape[0]
-        ctx.save_for_backward(rows)
+    def forward(
+        ctx: FunctionCtx, states: torch.Tensor, rows: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.places = rows, counts, states.shape[0]
+        picked = states.index_select(0, rows)
+        return picked if counts is None else picked * counts[:, None].to(picked)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _Put.apply(grad, *ctx.saved_tensors, ctx.count), None
+        return _Put.apply(grad, *ctx.places), None, None
 
 
 class _Put(torch.autograd.Function):
-    """[n, D] as those rows of [R, D], zeros elsewhere; nothing but the places is kept for the gradient."""
-
-    generate_vmap_rule = True
+    """[n, D] as those rows of [R, D], zeros elsewhere."""
 
     @staticmethod
-    def forward(picked: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    def forward(
+        ctx: FunctionCtx, picked: torch.Tensor, rows: torch.Tensor, counts: torch.Tensor | None, count: int
+    ) -> torch.Tensor:
+        ctx.places = rows, counts
+        if counts is not None:
+            picked = picked * counts[:, None].to(picked)
         return picked.new_zeros(count, picked.shape[-1]).index_copy_(0, rows, picked)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _Pick.apply(grad, *ctx.saved_tensors), None, None
+        return _Pick.apply(grad, *ctx.places), None, None, None
 
 
 class _Hooks:
@@ -219,7 +219,7 @@ class _Hooks:
         states = args[0]  # [B, Q, D]
         self._shapes[get_ident()] = states.shape[:-1]
         flat = states.flatten(0, -2)
-        return _Pick.apply(flat, picked.rows.to(states.device))[None], *args[1:]  # [1, n, D]
+        return _Pick.apply(flat, picked.rows.to(states.device), None)[None], *args[1:]  # [1, n, D]
 
     def put(self, part: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
         picked = self._picked(part)
@@ -234,12 +234,11 @@ class _Hooks:
     def _whole(self, picked: Picked, out: torch.Tensor) -> torch.Tensor:
         """[..., D] with zeros for the rows that do not count."""
         flat = out.flatten(0, -2)
-        if picked.counts is not None:
-            flat = flat * picked.counts.flatten()[:, None].to(flat)
+        counts = None if picked.counts is None else picked.counts.flatten().to(flat.device)
         if picked.rows is None:
-            return flat.view_as(out)
+            return (flat * counts[:, None].to(flat)).view_as(out)
         shape = self._shapes[get_ident()]
-        return _Put.apply(flat, picked.rows.to(flat.device), shape.numel()).view(*shape, -1)
+        return _Put.apply(flat, picked.rows.to(flat.device), counts, shape.numel()).view(*shape, -1)
 
     def _picked(self, part: nn.Module) -> Picked | None:
         rows = self._rows.get(get_ident())

@@ -521,3 +521,13 @@ def test_copies_of_a_model_have_hooks_of_their_own():
     other = copy.deepcopy(model)
     del model
     check(other, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["mmca", "cross"])
+def test_a_compiled_decoder_computes_the_same(attention):
+    model = model_of("none", attention)
+    rows = Rows.random(1)
+    wanted = ours(model, rows, *given(rows)).loss
+    model.model.language_model = torch.compile(model.model.language_model, backend="eager")
+    torch.testing.assert_close(ours(model, rows, *given(rows)).loss, wanted)
