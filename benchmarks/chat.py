@@ -12,9 +12,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 
-import torch
-
-from benchmarks.random_models import attention, described, noise, random_model, words
+from benchmarks.random_models import add_model_flags, attention, described, model_of, noise, words
 from benchmarks.turns import peak_memory, print_machine, print_ratios, take_turns, timed
 from chat.image_kv.store import ImageStore
 from chat.session import ChatSession
@@ -33,15 +31,10 @@ _AGAIN = {
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["tiny", "120m", "1b", "7b"], default="1b")
+    add_model_flags(parser, size="1b")
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender is timed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model, processor = random_model(arguments.size, getattr(torch, arguments.dtype), arguments.device)
+    model, processor = model_of(arguments)
     dialogue = Dialogue(model, processor, arguments.images)
     contenders: dict[str, Callable[[int], float]] = {
         "kept, same dialogue": dialogue.goes_on,

@@ -12,7 +12,7 @@ import statistics
 
 import torch
 
-from benchmarks.random_models import described, noise, random_model, words
+from benchmarks.random_models import add_model_flags, described, model_of, noise, words
 from benchmarks.turns import peak_memory, print_machine, print_ratios, take_turns, timed
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
@@ -21,20 +21,15 @@ from eval.generation import DialogueRunner, GenerationSettings
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["tiny", "120m", "1b", "7b"], default="120m")
+    add_model_flags(parser)
     parser.add_argument("--pictures", type=int, default=2)
     parser.add_argument("--images", type=int, default=1, help="pictures of a dialogue, asked about together")
     parser.add_argument("--questions", type=int, default=10, help="about each picture, a dialogue each")
     parser.add_argument("--words", type=int, default=12, help="of a question")
     parser.add_argument("--tokens", type=int, default=4, help="of an answer")
     parser.add_argument("--batch_size", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender is timed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model, processor = random_model(arguments.size, getattr(torch, arguments.dtype), arguments.device)
+    model, processor = model_of(arguments)
     dialogues = dialogues_about(arguments.pictures, arguments.questions, arguments.words, arguments.images)
     print(
         f"evaluation: {arguments.questions} questions about each of {arguments.pictures} pictures,"

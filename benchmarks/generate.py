@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from benchmarks.random_models import IMAGE_TOKENS, attention, described, noise, random_model
+from benchmarks.random_models import IMAGE_TOKENS, add_model_flags, attention, described, model_of, noise
 from benchmarks.turns import memory_bandwidth, peak_memory, print_machine, print_ratios, take_turns, timed
 from chat.generation import Prompt
 from chat.image_kv.store import ImageStore
@@ -25,19 +25,14 @@ from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor
 def main() -> None:
     """Print a table for each context."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["tiny", "120m", "1b", "7b"], default="120m")
+    add_model_flags(parser)
     parser.add_argument(
         "--contexts", type=int, nargs="*", default=[2048, 4096], help="tokens of the dialogue"
     )
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=16, help="tokens that each contender generates a round")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender is timed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model, processor = random_model(arguments.size, getattr(torch, arguments.dtype), arguments.device)
+    model, processor = model_of(arguments)
     print(f"generate: {arguments.tokens} tokens, one at a time; {described(model)}")
     print_machine()
     bandwidth = memory_bandwidth(model.device)

@@ -1,5 +1,6 @@
 """Models of real sizes with random weights, whose attention can be changed while they stand."""
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,21 @@ ATTENTIONS = {
     "causal": ("causal", "sdpa", "full"),
 }
 """The model's and the decoder's attention for each contender, and what images go through."""
+
+
+def add_model_flags(parser: argparse.ArgumentParser, size: str = "120m", rounds: int = 5) -> None:
+    """The flags of a benchmark of one model: its size and number type, where it runs, and how often it is timed."""
+    parser.add_argument("--size", choices=DECODERS, default=size)
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each contender is timed")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+
+
+def model_of(arguments: argparse.Namespace) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    """The `random_model` that those flags ask for, on as many threads."""
+    torch.set_num_threads(arguments.threads)
+    return random_model(arguments.size, getattr(torch, arguments.dtype), arguments.device)
 
 
 def random_model(

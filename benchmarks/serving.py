@@ -12,7 +12,7 @@ import statistics
 
 import torch
 
-from benchmarks.random_models import described, noise, random_model, words
+from benchmarks.random_models import add_model_flags, described, model_of, noise, words
 from benchmarks.turns import clock, peak_memory, print_machine
 from chat.generation import RoundStatistics, Sampling
 from chat.opened_images import open_image
@@ -24,19 +24,14 @@ from chat.session import ChatSession
 def main() -> None:
     """Print both times and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["tiny", "120m", "1b", "7b"], default="120m")
+    add_model_flags(parser, rounds=3)
     parser.add_argument("--requests", type=int, default=8, help="at once")
     parser.add_argument(
         "--words", type=int, default=12, help="of a question; each has some more than the one before"
     )
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model, processor = random_model(arguments.size, getattr(torch, arguments.dtype), arguments.device)
+    model, processor = model_of(arguments)
     session = ChatSession(model, processor)
     session.image_store.states(
         [open_image(noise(number)) for number in range(arguments.requests)]
