@@ -17,6 +17,8 @@ from transformers import (
     LlamaTokenizer,
 )
 
+from chat.generation.text_stream import decoded_answer
+from utils.conversation import Conversation
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor, build_visual_chat
 from utils.model.checkpoint import save_full
 
@@ -26,6 +28,21 @@ SENTENCES = [
     "### Image 2: ### Question: How many squares are there in both pictures? ### Answer: three",
 ] * 5
 SIDE = 16  # pixels
+
+
+def generated_answer(model, processor, conversation: Conversation, max_new_tokens: int, **settings) -> str:
+    """What transformers' `generate` answers to the whole conversation, nothing cached."""
+    encoded = processor.encode(conversation)
+    ids = torch.from_numpy(encoded.input_ids)[None]
+    generated = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=torch.from_numpy(encoded.mm_token_type_ids)[None],
+        pixel_values=encoded.pixel_values,
+        max_new_tokens=max_new_tokens,
+        **settings,
+    )
+    return decoded_answer(generated[0, ids.shape[1] :].tolist(), processor.tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -8,24 +8,16 @@ import torch
 
 from chat.generation.engine import eos_token_ids
 from chat.generation.sampling import Sampling, SamplingError, TokenChooser
-from chat.generation.text_stream import EMPTY_ANSWER, decoded_answer
+from chat.generation.text_stream import EMPTY_ANSWER
 from chat.session import ChatError, ChatSession
+from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, ConversationError, ImageError, Turn
 
 
 def fresh_answer(session: ChatSession, question: str, images=(), max_new_tokens: int = 12) -> str:
     """The answer that transformers' generate gives to the whole dialogue, nothing cached."""
     turns = (*session.turns, Turn(question, None, session.open_images(images)))
-    encoded = session.processor.encode(Conversation(turns))
-    ids = torch.from_numpy(encoded.input_ids)[None]
-    generated = session.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=torch.from_numpy(encoded.mm_token_type_ids)[None],
-        pixel_values=encoded.pixel_values,
-        max_new_tokens=max_new_tokens,
-    )
-    return decoded_answer(generated[0, ids.shape[1] :].tolist()[:max_new_tokens], session.processor.tokenizer)
+    return generated_answer(session.model, session.processor, Conversation(turns), max_new_tokens)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from chat.generation import Answer, Generator, Prompt, Request, Sampling
-from chat.generation.text_stream import decoded_answer
 from chat.image_kv.store import ImageStore
 from chat.opened_images import OpenedImage, open_image
+from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, Turn
 from utils.model import build_visual_chat
 
@@ -38,17 +38,8 @@ def prompt_of(processor, conversation: Conversation) -> Prompt:
 
 def alone(model, processor, conversation: Conversation, room: int) -> str:
     """What transformers generates for the whole prompt."""
-    encoded = processor.encode(conversation)
-    ids = torch.from_numpy(encoded.input_ids)[None]
-    generated = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=torch.from_numpy(encoded.mm_token_type_ids)[None],
-        pixel_values=encoded.pixel_values,
-        max_new_tokens=room,
-        suppress_tokens=[processor.image_token_id],
-    )
-    return decoded_answer(generated[0, ids.shape[1] :].tolist(), processor.tokenizer)
+    suppressed = [processor.image_token_id]
+    return generated_answer(model, processor, conversation, room, suppress_tokens=suppressed)
 
 
 @pytest.fixture(params=["mmca, image store", "mmca, image store, gate", "mmca", "cross", "causal"])

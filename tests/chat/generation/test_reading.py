@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from chat.generation.reading import Prompt, Reading, WholeDialogues
-from chat.generation.text_stream import decoded_answer
 from chat.image_kv.store import ImageStore
 from chat.opened_images import OpenedImage, open_image
 from chat.session import ChatSession
+from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, Turn
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
@@ -91,16 +91,7 @@ def test_logits_equal_those_of_the_whole_dialogue_read_at_once(calm, pictures, w
 
 
 def fresh_answer(session: ChatSession, turns: tuple[Turn, ...], max_new_tokens: int) -> str:
-    encoded = session.processor.encode(Conversation(turns))
-    ids = torch.from_numpy(encoded.input_ids)[None]
-    generated = session.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=torch.from_numpy(encoded.mm_token_type_ids)[None],
-        pixel_values=encoded.pixel_values,
-        max_new_tokens=max_new_tokens,
-    )
-    return decoded_answer(generated[0, ids.shape[1] :].tolist(), session.processor.tokenizer)
+    return generated_answer(session.model, session.processor, Conversation(turns), max_new_tokens)
 
 
 def hold_a_conversation(seed: int, model_and_processor, store: ImageStore, pictures: list[Path]) -> int:
