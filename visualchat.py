@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, processes = flags_of(rest)
         if name == "plan":
             rest = ["--gpus", str(processes.count), *rest]
-        elif name == "train" and processes.count > 1:
+        elif name == "train":
             start_processes(processes, rest)
     return importlib.import_module(COMMANDS[name][0]).main(rest)
 

@@ -117,9 +117,8 @@ def _refuse_unknown(recipe: Mapping[str, Any], name: str) -> None:
     own = {each.name for kind in (ModelArguments, DataArguments, RunArguments) for each in fields(kind)}
     if not recipe.keys() - own - {*OWN_KEYS}:
         return
-    from training.parser import (
-        Parser,
-    )  # takes seconds, which a recipe of the project's own flags need not wait for
+    # Takes seconds, which a recipe of the project's own flags need not wait for.
+    from training.parser import Parser
 
     known = {*own, *OWN_KEYS, *(action.dest for action in Parser()._actions)}
     for key in recipe:
