@@ -1,6 +1,5 @@
 """The command `visualchat`, and the recipes that `train`, `check` and `plan` take."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 import visualchat
 from training.command_line import parse_flags
@@ -178,13 +178,14 @@ def test_the_recipe_that_a_run_writes_has_the_same_flags(
     assert again == wanted
 
 
-@pytest.mark.long  # two launches of two processes: minutes
+@pytest.mark.slow
 def test_a_recipe_trains_in_two_processes_and_the_runs_own_recipe_repeats_it(tmp_path: Path) -> None:
     record = '{"id": "%d", "conversations": [{"from": "human", "value": "Hi %d?"}, {"from": "gpt", "value": "Yes."}]}'
     (tmp_path / "own.json").write_text(f"[{','.join(record % (number, number) for number in range(8))}]")
     (tmp_path / "mine.yaml").write_text(
         f"lm_model_name_or_path: {TINY[1]}\nvision_model_name_or_path: {TINY[3]}\nattention: mmca\n"
-        "dataset_names: own.json\nmax_seq_len: 64\nglobal_batch: 4\nper_device_train_batch_size: 1\nprocesses: 2\n"
+        f"dataset_names: {tmp_path}/own.json\n"  # its path decides about the order
+        "max_seq_len: 64\nglobal_batch: 4\nper_device_train_batch_size: 1\nprocesses: 2\n"
         "max_steps: 2\neval_strategy: no\nsave_strategy: no\noutput_dir: first\nzero_stage: 2\n"
     )
     train = [sys.executable, "-m", "visualchat", "train"]
@@ -196,7 +197,6 @@ def test_a_recipe_trains_in_two_processes_and_the_runs_own_recipe_repeats_it(tmp
     assert (recipes[0]["processes"], recipes[0]["global_batch"]) == (2, 4)
     assert "gradient_accumulation_steps" not in recipes[0]
     assert recipes[1] == {**recipes[0], "output_dir": str(tmp_path / "second")}
-    states = [json.loads((tmp_path / run / "trainer_state.json").read_text()) for run in ("first", "second")]
-    losses = [[line["loss"] for line in state["log_history"] if "loss" in line] for state in states]
-    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)  # the same weights, the same conversations
-    assert (tmp_path / "second" / "final" / "model.safetensors").is_file()
+    first, second = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)
