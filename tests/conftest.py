@@ -1,9 +1,14 @@
-"""What every test needs before the libraries are imported: no network, no forked threads."""
+"""What every test needs before the libraries are imported, and which tests may be skipped."""
+
+from __future__ import annotations
 
 import logging
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 
 import pytest
 
@@ -17,19 +22,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 STARTED = time.monotonic()
-
-
 LENGTHS = ("long", "slow")
+
+EXPECTED_SKIPS = {
+    "there is no GPU here": "*",
+    "not run: ": "tests/test_docs.py",  # each with a reason in NOT_RUN
+    "no Chromium|there is no Chromium": "tests/*/test_*.py",
+    "lmms-eval is not installed here": "tests/eval/test_lmms_eval_model.py",
+    "could not import 'wandb'": "tests/training/test_reporting.py",
+    "flash-attn is not installed": "tests/utils/model/test_mmca_gpu.py",
+    "needs libaio and a compiler": "tests/training/test_resume.py",
+    r"g\+\+ has no sanitizers here": "tests/utils/model/test_mmca_fused.py",
+    "follows system calls of Linux on x86-64": "tests/training/test_crashes.py",
+    "peaks of memory are Linux's to tell": "tests/helper/test_extract_qwen_vl.py",
+    "/proc is of Linux": "tests/utils/data/test_image_store.py",
+    "no mounts here": "tests/utils/data/test_shared_memory.py",
+    "an older Pillow": "tests/chat/serving/test_requests.py",
+    "transformers has one name for it": "tests/helper/test_plan_memory.py",
+}
+"""Why a test may be skipped (the beginning of its reason), and in which files. Any other skip fails the session."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    for length in LENGTHS:
-        parser.addoption(
-            f"--{length}_until",
-            type=float,
-            metavar="MINUTES",
-            help=f"begin no test marked {length} later than this; those left out are reported as skipped",
-        )
+    parser.addoption(
+        "--minutes", type=float, help="fail when so many minutes are over and tests are left: none is skipped"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Unrun(), "unrun")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,12 +59,66 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - STARTED > minutes * 60:
+        left = len(item.session.items) - item.session.items.index(item)
+        pytest.exit(
+            f"{minutes:g} minutes are over and {left} tests are left, from {item.nodeid} on", returncode=1
+        )
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no GPU here")
-    for length in LENGTHS:
-        limit = item.config.getoption(f"--{length}_until")
-        if limit is not None and item.get_closest_marker(length) and time.monotonic() - STARTED > limit * 60:
-            pytest.skip(f"no time left for {length} tests after {limit:g} minutes")
+
+
+class Unrun:
+    """Says at the end which tests did not run; fails the session where a skip is not expected."""
+
+    def __init__(self) -> None:
+        self.unexpected: dict[str, str] = {}
+        self.long: Counter[str] = Counter()
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self.long.update(file_of(item.nodeid) for item in items if item.get_closest_marker("long"))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            reason = reason.removeprefix("Skipped: ")
+            if not is_expected_skip(report.nodeid, reason):
+                self.unexpected[report.nodeid] = reason
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.unexpected and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.long:
+            files = ", ".join(f"{file} {count}" for file, count in sorted(self.long.items()))
+            terminalreporter.section(
+                f"{sum(self.long.values())} long tests not selected (make test TESTS=long)"
+            )
+            terminalreporter.line(files)
+        if self.unexpected:
+            title = f"{len(self.unexpected)} skipped, but not in EXPECTED_SKIPS of tests/conftest.py"
+            terminalreporter.section(title, red=True)
+        for test, reason in self.unexpected.items():
+            terminalreporter.line(f"{test}: {reason}")
+
+
+def file_of(test: str) -> str:
+    return test.split("::")[0]
+
+
+def is_expected_skip(test: str, reason: str) -> bool:
+    """Whether a test (or file) may be skipped for that reason."""
+    return any(
+        re.match(start, reason) and fnmatch(file_of(test), files) for start, files in EXPECTED_SKIPS.items()
+    )
 
 
 @pytest.fixture(autouse=True)

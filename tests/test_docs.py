@@ -222,7 +222,7 @@ def test_what_a_command_names_is_there(page: str, command: str, sources: str):
 def test_command(page: str, command: str, place: Path):
     reasons = [reason for part, reason in NOT_RUN.items() if part in command]
     if reasons:
-        pytest.skip(reasons[0])
+        pytest.skip(f"not run: {reasons[0]}")
     if command.startswith("pytest "):  # that is a test itself: it has to be there
         run(ROOT, f"{command} --collect-only -q")
         return
