@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoTokenizer, CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from training.sampling import GlobalBatchSampler
+from training.batches.sampler import GlobalBatchSampler
 from utils.conversation import Conversation, Image
 from utils.data import Collator, EncodedDataset, Mixture, TolerantDataset, build_dataset
 from utils.data.cache import use_cache_folder

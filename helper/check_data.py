@@ -14,7 +14,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from training.command_line import read_flags
+from training.arguments.command_line import read_flags
 from utils.commands import command, end_process
 
 

@@ -108,7 +108,7 @@ def hold_dialogue(checkpoint: Path, folder: Path) -> None:
 
 def _is_own(output: Path) -> bool:
     """Whether a run in `output` is an earlier demonstration's, and may be replaced; a person's own may not."""
-    from training.checkpoints import results_in
+    from training.checkpointing.folders import results_in
 
     mark = output / OWN
     if not mark.exists() and not results_in(output):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from helper.plan_memory import add_flags, gpu_memory
-from training.command_line import read_flags
+from training.arguments.command_line import read_flags
 from utils.commands import UsageError, command, end_process
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import os
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 
-from training.command_line import read_flags
+from training.arguments.command_line import read_flags
 from utils.commands import command, end_process
 
 

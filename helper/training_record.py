@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from training.checkpoints import RUN, TRAINER_STATE
-from training.run_record import Run
+from training.checkpointing.folders import RUN, TRAINER_STATE
+from training.checkpointing.run_record import Run
 
 
 def training_record(folder: Path) -> str:

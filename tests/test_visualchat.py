@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import visualchat
-from training.command_line import parse_flags
+from training.arguments.command_line import parse_flags
 from training.recipe import Processes, flags_of, resolved
 
 ROOT = Path(__file__).resolve().parents[1]

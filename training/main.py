@@ -13,13 +13,13 @@ if not __package__:  # called as a file, as in 2023: the module starts, and find
 
 from collections.abc import Sequence
 
-from training.command_line import answer_help
+from training.arguments.command_line import answer_help
 from utils.commands import command, end_process
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a training from its command line; returns an exit code of `training.survival.leaving`."""
+    """Run a training from its command line; returns an exit code of `training.fault_tolerance.exit_codes`."""
     answer_help(argv, description=__doc__)
     from training.run import main as train  # takes seconds: torch, transformers, DeepSpeed
 

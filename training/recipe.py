@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 
 from training.arguments import DataArguments, ModelArguments, RunArguments
-from training.usage import UsageError
 from utils.atomic import atomic_write
+from utils.commands import UsageError
 from utils.distributed import cores, world_size
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +118,7 @@ def _refuse_unknown(recipe: Mapping[str, Any], name: str) -> None:
     if not recipe.keys() - own - {*OWN_KEYS}:
         return
     # Takes seconds, which a recipe of the project's own flags need not wait for.
-    from training.parser import Parser
+    from training.arguments.parser import Parser
 
     known = {*own, *OWN_KEYS, *(action.dest for action in Parser()._actions)}
     for key in recipe:
@@ -189,7 +189,7 @@ def write(argv: Sequence[str] | None, folder: Path) -> None:
 
     All flags of the project stand there, and those of transformers that differ from its defaults.
     """
-    from training.command_line import parse_flags
+    from training.arguments.command_line import parse_flags
 
     parser, flags = parse_flags(argv)
     recipe = resolved(flags, parser)

@@ -14,21 +14,19 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from training import recipe
-from training.arguments import DataArguments, ModelArguments, UsageError
-from training.callbacks import ProgressReporter
-from training.checkpoints import ResumeError, remove_results, require_free, resume_folder
-from training.command_line import parse_arguments
-from training.data import bad_records, longest_conversation, make_rows, read_parts
-from training.debug import dump_samples
+from training.arguments import DataArguments, ModelArguments
+from training.arguments.command_line import parse_arguments
+from training.arguments.parser import VisualChatTrainingArguments
+from training.batches.datasets import bad_records, longest_conversation, make_rows, read_parts
+from training.batches.vision_features import store_features
+from training.checkpointing.folders import ResumeError, remove_results, require_free, resume_folder
+from training.checkpointing.output_lock import OutputInUseError, reserved
+from training.checkpointing.run_record import Run
+from training.checkpointing.writer import SavingError
+from training.data_report.debug import dump_samples
 from training.ds_configs.own_config import mismatches_named
-from training.output_lock import OutputInUseError, reserved
-from training.parser import VisualChatTrainingArguments
-from training.reporting import begin_wandb
-from training.run_record import Run
-from training.run_report.write import close_run
-from training.saving import SavingError
-from training.survival.departures import end_after
-from training.survival.leaving import (
+from training.fault_tolerance.departures import end_after
+from training.fault_tolerance.exit_codes import (
     FINISHED,
     INTERRUPTED,
     MISTAKE,
@@ -38,14 +36,17 @@ from training.survival.leaving import (
     end_now,
     last_checkpoint,
 )
-from training.survival.losses import SKIPPED_STEPS
-from training.survival.peers import PeerWatch
-from training.survival.signals import StopRequest
-from training.survival.stalls import STALLED_AT
+from training.fault_tolerance.nan_guard import SKIPPED_STEPS
+from training.fault_tolerance.peers import PeerWatch
+from training.fault_tolerance.signals import StopRequest
+from training.fault_tolerance.watchdog import STALLED_AT
+from training.memory.worst_batch import WorstBatch, largest_of
+from training.metrics.progress import ProgressReporter
+from training.metrics.trackers import begin_wandb
+from training.run_report.write import close_run
 from training.trainer import VisualChatTrainer
-from training.vision_features import store_features
-from training.worst_batch import WorstBatch, largest_of
 from utils.atomic import clear_leftovers
+from utils.commands import UsageError
 from utils.conversation import ConversationError, ImageError
 from utils.data import (
     BadDataError,
@@ -102,7 +103,7 @@ DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a training from its command line; returns an exit code of `training.survival.leaving`."""
+    """Run a training from its command line; returns an exit code of `training.fault_tolerance.exit_codes`."""
     configure_logging()
     _silence_false_alarms()
     request = StopRequest()

@@ -26,20 +26,20 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from training.bad_batches import BadBatches
+from training.arguments.parser import VisualChatTrainingArguments
+from training.batches.bad_batches import BadBatches
+from training.batches.loaders import EpochSetter, Loaders
+from training.checkpointing.run_record import Run
+from training.checkpointing.writer import CheckpointWriter, SavingError
 from training.ds_configs import gather_by_layer
-from training.efficiency import Efficiency
-from training.loaders import EpochSetter, Loaders
-from training.loss_by_dataset import LossByDataset
+from training.fault_tolerance.callback import Survival
+from training.fault_tolerance.signals import StopRequest
+from training.metrics.loss_by_dataset import LossByDataset
+from training.metrics.mfu import Efficiency
+from training.metrics.throughput import ThroughputMeter
+from training.metrics.trackers import TensorBoard
 from training.parameter_groups import parameter_groups
-from training.parser import VisualChatTrainingArguments
-from training.reporting import TensorBoard
-from training.run_record import Run
-from training.saving import CheckpointWriter, SavingError
-from training.survival.signals import StopRequest
-from training.survival.survival import Survival
-from training.throughput import ThroughputMeter
-from training.usage import UsageError
+from utils.commands import UsageError
 from utils.data.bad_data import BadRecords
 from utils.data.encode import IGNORED_LABEL
 from utils.distributed import get_logger, is_main_process

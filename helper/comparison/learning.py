@@ -12,7 +12,7 @@ from torch import nn
 
 from helper.comparison.cells import Form, Plan, Row
 from helper.comparison.task import Sample, Task
-from training.flops import StepFlops, visible_pairs
+from training.metrics.flops import StepFlops, visible_pairs
 from training.parameter_groups import parameter_groups
 from utils.data.collator import Collator
 from utils.data.encode import Encoded, EncodedDataset

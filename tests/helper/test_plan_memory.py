@@ -4,7 +4,7 @@ import pytest
 from transformers import TrainingArguments
 
 from helper.plan_memory import add_flags, main
-from training.command_line import read_flags
+from training.arguments.command_line import read_flags
 from training.memory.from_flags import training_of
 
 TINY = ["--lm_model_name_or_path", "assets/tiny_llama", "--vision_model_name_or_path", "assets/tiny_clip"]

@@ -26,7 +26,7 @@ from transformers import (
     LlamaTokenizer,
 )
 
-from training.checkpoints import resumable_checkpoints
+from training.checkpointing.folders import resumable_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}

@@ -42,7 +42,7 @@ def test_the_losses_are_those_without_it(flags, processes, trainings, tmp_path):
     for number, plan in enumerate(plans):
         file = tmp_path / f"{number}.json"
         file.write_text(json.dumps(plan))
-        trainings.run([str(file)], processes=processes, module="tests.training.many_runs")
+        trainings.run([str(file)], processes=processes, module="tests.training.checkpointing.many_runs")
     expected = trainings.losses(plain)
     assert len(expected) == 4
     for output in (whole, resumed):

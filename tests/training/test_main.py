@@ -4,8 +4,8 @@ import errno
 from types import SimpleNamespace
 
 import training.run
+from training.fault_tolerance.exit_codes import MISTAKE
 from training.run import cut_by_all
-from training.survival.leaving import MISTAKE
 from utils.data import CutCount
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.checkpoints import resumable_checkpoints
+from training.checkpointing.folders import resumable_checkpoints
 
 pytestmark = pytest.mark.slow
 STEPS = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 7}

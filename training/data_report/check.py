@@ -10,8 +10,8 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig, ProcessorMixin
 
 from training.arguments import DataArguments, ModelArguments
-from training.command_line import model_and_data
-from training.data import longest_conversation, make_rows, read_parts
+from training.arguments.command_line import model_and_data
+from training.batches.datasets import longest_conversation, make_rows, read_parts
 from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.commands import UsageError, writable_folder
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset

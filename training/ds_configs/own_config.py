@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from training.usage import UsageError
+from utils.commands import UsageError
 
 AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
 

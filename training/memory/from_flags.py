@@ -10,7 +10,7 @@ from training.memory.batch import BatchShape, largest_batches
 from training.memory.named_models import decoder_config, encoder_config
 from training.memory.plan import Training
 from training.memory.states import Sharding
-from training.usage import UsageError
+from utils.commands import UsageError
 from utils.model import VisualChatConfig
 from utils.model.lora import LoraSettings
 from utils.model.projector import image_seq_length

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from training.checkpoints import TRAINER_STATE, resumable_checkpoints
-from training.usage import UsageError
+from training.checkpointing.folders import TRAINER_STATE, resumable_checkpoints
+from utils.commands import UsageError
 
 _OF_DATASET = "loss/"
 

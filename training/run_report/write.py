@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.checkpoints import TRAINER_STATE
+from training.checkpointing.folders import TRAINER_STATE
 from training.run_report.curves import draw_curves
 from training.run_report.history import History
 from training.run_report.summary import as_markdown, as_text, dataset_table, run_table

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from training.data_report import Report, draw_samples, measure, write_report
-from training.debug import dump_samples
+from training.data_report.debug import dump_samples
 from utils.data import BadRecords, EncodedDataset, PackedDataset, TolerantDataset, build_dataset
 from utils.model import build_processor
 

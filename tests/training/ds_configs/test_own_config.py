@@ -10,7 +10,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from training.ds_configs import zero_config
 from training.ds_configs.own_config import mismatches_named, read_own_config, unknown_keys
-from training.usage import UsageError
+from utils.commands import UsageError
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -138,7 +138,7 @@ def test_with_an_optimizer_and_a_schedule_of_its_own_nothing_is_lost_either(trai
     mine |= {"lm_model_name_or_path": spoilt, "max_skipped_steps": 4}
     plan.append({"train": trainings.arguments(tmp_path / "spoilt", **mine)})
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    trainings.run([str(tmp_path / "plan.json")], module="tests.training.many_runs")
+    trainings.run([str(tmp_path / "plan.json")], module="tests.training.checkpointing.many_runs")
 
     for name in ("optimizer", "both"):
         folders = [tmp_path / f"{name}-{kind}" for kind in ("whole", "part")]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from training.memory.named_models import decoder_config, encoder_config
-from training.usage import UsageError
+from utils.commands import UsageError
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.parser import Parser
+from training.arguments.parser import Parser
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "training" / "training_scripts"

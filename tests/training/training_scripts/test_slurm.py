@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoints import resumable_checkpoints
+from training.checkpointing.folders import resumable_checkpoints
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "training" / "training_scripts" / "slurm.sh"

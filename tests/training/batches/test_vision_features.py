@@ -1,0 +1,150 @@
+"""`--cache_vision_features`: the same training, in which the encoder is entered once a picture."""
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.batches.datasets import make_rows
+from training.batches.vision_features import store_features
+from utils.commands import UsageError
+from utils.data import Collator, build_dataset, split_dataset
+from utils.data.cache import in_units
+from utils.model import LoraSettings, build_visual_chat
+
+CPU = torch.device("cpu")
+PICTURES = 30  # the world's
+Arguments = namedtuple("Arguments", ["max_seq_len", "packing", "image_budget"])
+
+
+@pytest.fixture
+def features_folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vision_features"
+
+
+@pytest.fixture
+def parts(world, features_folder):
+    return split_dataset(build_dataset(["llava", "llava_dial"], world.data), 0.8, seed=1)
+
+
+def build(world, dtype=torch.float32, **how):
+    torch.manual_seed(0)
+    return build_visual_chat(str(world.language_model), str(world.vision_model), dtype=dtype, **how)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_trains_on_the_same_numbers_without_the_encoder(world, parts, packing):
+    model, processor = build(world)
+    arguments = Arguments(max_seq_len=256, packing=packing, image_budget=8)
+    collate = Collator(pad_token_id=processor.tokenizer.pad_token_id)
+
+    def batch_of(rows):
+        return collate([rows[index] for index in range(4)])
+
+    def loss_and_gradients(batch):
+        model.zero_grad()
+        batch.pop("origins", None)
+        loss = model(**batch).loss
+        loss.backward()
+        return loss.detach(), [each.grad.clone() for each in model.parameters() if each.grad is not None]
+
+    for part in parts:
+        pixels = batch_of(make_rows(part, processor, arguments, seed=1))
+        expected, gradients = loss_and_gradients(pixels)
+        features = store_features(model, processor, parts, CPU)
+        assert len(features) == PICTURES
+        cached = batch_of(make_rows(part, processor, arguments, seed=1, features=features))
+        assert cached["pixel_values"].shape == (len(pixels["pixel_values"]), 5, 32)
+        assert torch.equal(cached["input_ids"], pixels["input_ids"])
+        model.model.vision_tower.forward = None  # not to be entered
+        found, ours = loss_and_gradients(cached)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+        for each, theirs in zip(ours, gradients, strict=True):
+            torch.testing.assert_close(each, theirs, atol=1e-6, rtol=1e-4)
+        del model.model.vision_tower.forward
+
+
+def test_each_picture_is_computed_once_and_its_size_foretold(world, parts, features_folder, caplog):
+    """30 pictures are in 60 records; the room that is foretold is the room that is taken."""
+    caplog.set_level("INFO")
+    model, processor = build(world, torch.bfloat16)
+    seen = []
+    model.model.vision_tower.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    store_features(model, processor, parts, CPU)
+    assert sum(seen) == PICTURES
+    each = 5 * 32 * 2
+    assert f"0 pictures of {in_units(each)} are stored" in caplog.text
+    assert f"{PICTURES} more take {in_units(PICTURES * each)}" in caplog.text
+    (folder,) = features_folder.iterdir()
+    taken = sum(path.stat().st_size for path in folder.iterdir())
+    assert PICTURES * each < taken < PICTURES * (each + 16) + 1000
+    assert len(store_features(model, processor, parts, CPU)) == sum(seen) == PICTURES
+
+
+def test_another_encoder_has_features_of_its_own(world, parts, features_folder):
+    model, processor = build(world)
+    first = store_features(model, processor, parts, CPU)
+    with torch.no_grad():
+        model.model.vision_tower.get_parameter("encoder.layers.1.mlp.fc2.bias")[0] += 1
+    second = store_features(model, processor, parts, CPU)
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    third = store_features(model, processor, parts, CPU)
+    assert (
+        len({store.folder for store in (first, second, third)}) == len(list(features_folder.iterdir())) == 3
+    )
+
+
+def test_pictures_that_cannot_be_read_are_left_to_training(world, parts, tmp_path, monkeypatch):
+    model, processor = build(world)
+    broken = Path(parts[0].source(0).images[0].source)
+    content = broken.read_bytes()
+    try:
+        broken.write_bytes(content[: len(content) // 2])
+        features = store_features(model, processor, parts, CPU)
+        assert len(features) == PICTURES - 1
+        broken.unlink()
+        rows = make_rows(parts[0], processor, Arguments(256, False, 8), seed=1, features=features)
+        bad = [found for index in range(len(rows)) for found in rows[index].bad]
+        assert bad and all("there is no such image file" in found.reason for found in bad)
+    finally:
+        broken.write_bytes(content)
+
+
+def test_an_encoder_that_learns_is_refused(world, parts):
+    model, processor = build(world, lora=LoraSettings(vis_dim=2))
+    with pytest.raises(UsageError, match="needs an encoder that stays as it is: leave out --vis_lora_dim"):
+        store_features(model, processor, parts, CPU)
+
+
+def test_a_full_disk_is_refused_before_anything_is_computed(world, parts, features_folder, monkeypatch):
+    model, processor = build(world)
+    usage = namedtuple("Usage", "free")(free=1000)
+    monkeypatch.setattr("training.batches.vision_features.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(
+        UsageError, match=r"would take 19\.2 kB in .*, where 1 kB are free: name a larger disk"
+    ):
+        store_features(model, processor, parts, CPU)
+    assert not list(features_folder.rglob("*.safetensors"))
+
+
+def test_the_blank_image_of_a_text_only_batch_enters_the_projector_alone(world, features_folder):
+    """Under several processes one stands in where a process has no image: see `enter_encoder_anyway`."""
+    model, processor = build(world)
+    parts = split_dataset(build_dataset(["llava"], world.data), 1.0, seed=1)
+    assert len(parts[1]) == 0  # nothing to evaluate on
+    store_features(model, processor, parts, CPU)
+    model.model.vision_tower.forward = None
+    blank = model.model._blank_image(CPU)
+    assert blank.shape == (1, 5, 32)
+    assert model.get_image_features(blank).pooler_output.shape == (1, 5, 32)
+
+
+@pytest.mark.slow
+def test_two_processes_under_zero_3_train_to_the_same_losses(trainings, tmp_path):
+    flags = dict(zero_stage=3, num_train_epochs=1, data_cache_path=tmp_path / "cache")
+    for name, more in (("pixels", {}), ("features", {"cache_vision_features": True})):
+        trainings.run(trainings.arguments(tmp_path / name, **flags, **more), processes=2)
+    plain, cached = (trainings.losses(tmp_path / name) for name in ("pixels", "features"))
+    assert cached == pytest.approx(plain, abs=1e-5)

@@ -1,0 +1,53 @@
+"""Whatever happens while a checkpoint is written, a complete one is left, and nothing else is taken for one."""
+
+import json
+import os
+
+import pytest
+
+from tests.training.checkpointing.syscalls import AVAILABLE
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="follows system calls of Linux on x86-64")
+
+FLAGS = {
+    "dataset_samples": 13,  # 23 conversations to train on, 6 steps an epoch
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 1,
+    "checkpoint_form": "trained",
+    "logging_steps": 1,
+}
+NO_EVALUATION = {"eval_strategy": "no", "num_train_epochs": 100}
+
+
+def run(trainings, tmp_path, scenario, count=0, timeout=600, **flags):
+    output, task = tmp_path / "run", tmp_path / "task.json"
+    command = trainings.arguments(output, **{**FLAGS, **flags})
+    task.write_text(json.dumps({"train": command, "output": str(output), "count": count, "seed": 0}))
+    printed = trainings.run(
+        [scenario, str(task)], module="tests.training.checkpointing.crash_runs", timeout=timeout
+    )
+    print("\n".join(line for line in printed.splitlines() if "tried=" in line or "saves failed" in line))
+    tried = int(printed.rsplit("tried=", 1)[1].split()[0])
+    assert tried >= max(count, 100 if scenario == "look" else 1) and "lost=0" in printed
+    return printed
+
+
+@pytest.mark.slow
+def test_a_stop_after_any_change_to_the_disk(trainings, tmp_path):
+    """Every write, fsync, rename and removal of two saves, of replacing best and of final: kill and power cut."""
+    run(trainings, tmp_path, "look", max_steps=3, eval_strategy="steps", eval_steps=1)
+
+
+@pytest.mark.slow
+def test_forty_disk_errors(trainings, tmp_path):
+    """Full, read-only and broken disks, from a random place in a save on; training goes on, and saves again."""
+    printed = run(trainings, tmp_path, "errors", count=40, timeout=900, max_steps=120, **NO_EVALUATION)
+    assert "saves failed and were reported" in printed
+
+
+@pytest.mark.long
+def test_killed_while_saving(trainings, tmp_path):
+    """kill -9 at random moments, of a run alone and of two ranks at ZeRO-3; KILLS=300 for more."""
+    count = int(os.environ.get("KILLS", "30"))
+    run(trainings, tmp_path, "kill", count=count, timeout=60 * count, **NO_EVALUATION)

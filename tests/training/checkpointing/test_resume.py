@@ -1,0 +1,274 @@
+"""Going on from a checkpoint: bit for bit on as many processes, within rounding on another number of them."""
+
+import json
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training.arguments.sharding import has_async_io
+from training.checkpointing.folders import resumable_checkpoints
+
+STEPS_AN_EPOCH = 6  # 26 conversations, 23 to train on, 4 a step
+BASE = {
+    "dataset_samples": 13,
+    "num_train_epochs": 2,
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "eval_strategy": "no",
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 0.01,
+    "learning_rate_pretraining_components": 3e-3,
+    "epoch_checkpoint_form": "trained",
+    "checkpoint_form": "trained",
+}
+MIDDLE, END = 3, STEPS_AN_EPOCH
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run that is interrupted after `step`."""
+
+    stage: int
+    ranks: int
+    lora: bool
+    workers: int
+    step: int
+    offload: str = ""  # where the weights are: cpu, nvme; the optimizer is in main memory then
+    nvme_path: str | None = None
+
+    @property
+    def whole(self) -> str:
+        """The uninterrupted run that it is compared with."""
+        offloaded = f"-{self.offload}" if self.offload else ""
+        return f"zero{self.stage}-ranks{self.ranks}-lora{int(self.lora)}-workers{self.workers}{offloaded}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.whole}-after{self.step}"
+
+    @property
+    def flags(self) -> dict[str, object]:
+        lora = {"lang_lora_dim": 2, "vis_lora_dim": 2, "image_gate": "head"} if self.lora else {}
+        offload = {}
+        if self.offload:
+            offload = {"offload_optimizer": "cpu", "offload_param": self.offload}
+        if self.nvme_path:
+            offload["nvme_path"] = self.nvme_path
+        return {
+            **BASE,
+            **lora,
+            **offload,
+            "zero_stage": self.stage,
+            "dataloader_num_workers": self.workers,
+            "per_device_train_batch_size": 4 // self.ranks,
+        }
+
+
+ALL = [Case(*values) for values in product((0, 2, 3), (1, 2), (False, True), (0, 2), (MIDDLE, END))]
+# Of each stage and number of ranks two, so that everything that matters is met by some.
+FEW = [
+    case
+    for case in ALL
+    if case.workers == 2 * case.lora and case.lora == ((case.stage == 2) ^ (case.ranks == 2))
+]
+
+
+def plan_of(trainings, folder: Path, cases: list[Case]) -> list[dict]:
+    plan, done = [], set()
+    for case in cases:
+        if case.whole not in done:
+            plan.append({"train": trainings.arguments(folder / case.whole, **case.flags)})
+            done.add(case.whole)
+        output = folder / case.name
+        plan.append({"copy": str(folder / case.whole), "to": str(output), "until": case.step})
+        plan.append({"train": trainings.arguments(output, **case.flags, resume_from_checkpoint=True)})
+    return plan
+
+
+def run_plan(trainings, folder: Path, name: str, plan: list[dict], ranks: int, timeout: int) -> None:
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(plan))
+    printed = trainings.run(
+        [str(path)], processes=ranks, module="tests.training.checkpointing.many_runs", timeout=timeout
+    )
+    (folder / f"{name}.log").write_text(printed)
+
+
+def equal(first, second) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second)
+    if hasattr(first, "__dict__"):
+        return type(first) is type(second) and equal(vars(first), vars(second))
+    return first == second
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Files of two checkpoints that are not equal: weights, optimizer, scheduler, random states, losses."""
+    found = []
+    names = [*first.glob("global_step*/*.pt"), *first.glob("*.pth"), first / "scheduler.pt"]
+    assert len(names) >= 3
+    for name in (path.relative_to(first) for path in names):
+        states = [torch.load(folder / name, weights_only=False) for folder in (first, second)]
+        for state in states:
+            state.pop("ds_config", None)
+        if not equal(*states):
+            found.append(str(name))
+    if not equal(*(load_file(folder / "trained.safetensors") for folder in (first, second))):
+        found.append("trained.safetensors")
+    histories = [losses(folder) for folder in (first, second)]
+    if histories[0] != histories[1] or len(histories[0]) != 2 * STEPS_AN_EPOCH:
+        found.append("losses")
+    return found
+
+
+def losses(checkpoint: Path) -> list[tuple[float, float]]:
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [(line["loss"], line["learning_rate"]) for line in history if "loss" in line]
+
+
+def run_all(trainings, folder: Path, cases: list[Case], timeout: int) -> None:
+    """Whole and resumed runs of all cases, and their wholes gone on from on the other number of processes."""
+    of_ranks = {ranks: [case for case in cases if case.ranks == ranks] for ranks in (1, 2)}
+    plans = {ranks: plan_of(trainings, folder, mine) for ranks, mine in of_ranks.items()}
+    moved = {ranks: moved_plan(trainings, folder, of_ranks[3 - ranks]) for ranks in (1, 2)}
+    run_plan(trainings, folder, "one", [*plans[1], *damaged_plan(trainings, folder)], 1, timeout)
+    broken = {"train": trainings.arguments(folder / "broken", **BROKEN.flags), "narrow": 1}
+    run_plan(trainings, folder, "two", [*plans[2], broken, *moved[2]], 2, timeout)
+    run_plan(trainings, folder, "one again", moved[1], 1, timeout)
+
+
+def moved_plan(trainings, folder: Path, cases: list[Case]) -> list[dict]:
+    plan = []
+    for case in cases:
+        if case.step == MIDDLE:
+            output, other = folder / f"{case.name}-moved", replace(case, ranks=3 - case.ranks)
+            plan.append({"copy": str(folder / case.whole), "to": str(output), "until": MIDDLE})
+            plan.append({"train": trainings.arguments(output, **other.flags, resume_from_checkpoint=True)})
+    return plan
+
+
+DAMAGED = Case(stage=2, ranks=1, lora=True, workers=2, step=END)
+
+
+def damaged_plan(trainings, folder: Path) -> list[dict]:
+    output = folder / "damaged"
+    return [
+        {"copy": str(folder / DAMAGED.whole), "to": str(output), "until": END},
+        {"damage": str(output / f"checkpoint-{END}" / "trained.safetensors")},
+        {"train": trainings.arguments(output, **DAMAGED.flags, resume_from_checkpoint=True)},
+    ]
+
+
+LAST = f"checkpoint-{2 * STEPS_AN_EPOCH}"
+
+
+def check_bitwise(folder: Path, cases: list[Case]) -> None:
+    lost = {case.name: differences(folder / case.whole / LAST, folder / case.name / LAST) for case in cases}
+    lost = {name: found for name, found in lost.items() if found}
+    print(f"bitwise resume: tried={len(cases)} lost={len(lost)}")
+    assert not lost
+
+
+def check_moved(folder: Path, cases: list[Case]) -> None:
+    cases = [case for case in cases if case.step == MIDDLE]
+    lost = []
+    for case in cases:
+        whole, moved = (np.array(losses(folder / name / LAST)) for name in (case.whole, f"{case.name}-moved"))
+        print(
+            f"{case.name} on {3 - case.ranks}: losses differ by {np.abs(whole - moved)[:, 0].max():.1e} at most"
+        )
+        if len(moved) != 2 * STEPS_AN_EPOCH or not np.allclose(whole, moved, rtol=0, atol=1e-4):
+            lost.append(case.name)
+    print(f"resume on another number of processes: tried={len(cases)} lost={len(lost)}")
+    assert not lost
+
+
+@pytest.fixture(scope="module")
+def few(trainings, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    run_all(trainings, folder, FEW, timeout=900)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(few):
+    printed = (few / "one.log").read_text()
+    assert f"checkpoint-{END} is not used: trained.safetensors is damaged: its content has changed" in printed
+    assert f"resuming from {few / 'damaged' / f'checkpoint-{MIDDLE}'}" in printed
+    assert differences(few / DAMAGED.whole / LAST, few / "damaged" / LAST) == []
+
+
+BROKEN = Case(stage=3, ranks=2, lora=True, workers=2, step=MIDDLE)
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_write_stops_no_other(few):
+    """The second process's disk is full at the first save: no checkpoint, no hang, and the same training."""
+    kept = [folder.name for folder in resumable_checkpoints(few / "broken")]
+    assert kept == ["checkpoint-6", "checkpoint-9", "checkpoint-12"]
+    assert differences(few / BROKEN.whole / LAST, few / "broken" / LAST) == []
+    assert "could not be written (File too large; " in (few / "two.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_frozen_weights_are_not_written(few, stage):
+    case = next(case for case in FEW if case.stage == stage and case.lora)
+    trained = load_file(few / case.whole / LAST / "trained.safetensors").keys()
+    for path in (few / case.whole / LAST).glob("global_step*/*model_states.pt"):
+        state = torch.load(path, weights_only=False)
+        shapes = state["param_shapes"] or [{}]
+        names = {*state["module"], *(name for group in shapes for name in group)}
+        assert "lora_A" in str(names) and names <= trained | {"model.vision_tower.embeddings.position_ids"}
+
+
+@pytest.mark.slow
+def test_resume_is_bitwise_equal(few):
+    assert len(FEW) == 12
+    check_bitwise(few, FEW)
+
+
+@pytest.mark.slow
+def test_resume_is_bitwise_equal_where_all_is_offloaded(trainings, tmp_path):
+    case = Case(stage=3, ranks=2, lora=True, workers=0, step=MIDDLE, offload="cpu")
+    run_plan(trainings, tmp_path, "two", plan_of(trainings, tmp_path, [case]), ranks=2, timeout=900)
+    check_bitwise(tmp_path, [case])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not has_async_io(), reason="needs libaio and a compiler: apt install libaio-dev")
+def test_resume_is_bitwise_equal_where_weights_are_on_nvme(trainings, tmp_path):
+    """And losses are those of the same run without offloading."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    case = Case(3, 2, True, 0, MIDDLE, offload="nvme", nvme_path=str(disk))
+    inside = Case(3, 2, True, 0, MIDDLE, offload="cpu")
+    plan = plan_of(trainings, tmp_path, [case, inside])
+    run_plan(trainings, tmp_path, "two", plan, ranks=2, timeout=1800)
+    check_bitwise(tmp_path, [case])
+    last = f"checkpoint-{2 * STEPS_AN_EPOCH}"
+    assert losses(tmp_path / case.whole / last) == losses(tmp_path / inside.whole / last)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_alike(few):
+    check_moved(few, FEW)
+
+
+@pytest.mark.long
+def test_resume_in_every_case(trainings, tmp_path):
+    assert len(ALL) == 48
+    run_all(trainings, tmp_path, ALL, timeout=2400)
+    check_bitwise(tmp_path, ALL)
+    check_moved(tmp_path, ALL)

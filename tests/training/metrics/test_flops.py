@@ -1,0 +1,121 @@
+"""Operations of a step, worked out by hand for shapes that are known, and counted by torch."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
+
+from training.metrics.flops import StepFlops, encoder_forward
+from training.metrics.peak_flops import peak_flops
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model.building import build_visual_chat
+from utils.model.configuration_vision import QwenVisionConfig
+
+
+def test_the_encoder_of_llava_costs_162_gflop_an_image() -> None:
+    """CLIP ViT-L/14 at 224 pixels: 24 layers of width 1024 and 4096 on 257 tokens."""
+    config = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+    )
+    matrices = 24 * (4 * 1024**2 + 2 * 1024 * 4096)
+    attention = 24 * 4 * 1024 * 257**2
+    patches = 2 * 256 * 3 * 14**2 * 1024
+    assert encoder_forward(config) == pytest.approx(2 * matrices * 257 + attention + patches, rel=1e-4)
+
+
+def test_the_encoder_of_qwen_vl_costs_4_tflop_an_image() -> None:
+    """48 layers of width 1664 and 8192 on 1,024 patches, then a resampler that is small beside them."""
+    layers = 48 * (2 * (4 * 1664**2 + 2 * 1664 * 8192) * 1024 + 4 * 1664 * 1024**2)
+    assert layers < encoder_forward(QwenVisionConfig()) < 1.05 * layers
+
+
+def test_a_frozen_decoder_costs_what_torch_counts(world) -> None:
+    """Forward and backward of a decoder that passes gradients on but learns nothing, scores not kept."""
+    model, _ = build_visual_chat(str(world.language_model), str(world.vision_model), attention="causal")
+    flops = StepFlops.of(model)
+    batch, length, width = 2, 24, 32
+    decoder = LlamaForCausalLM(model.config.text_config).requires_grad_(False)
+    decoder.set_attn_implementation("eager")
+    embedded = torch.randn(batch, length, width, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        hidden = decoder.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        decoder.lm_head(hidden[:, -5:]).sum().backward()
+    # Eager attention computes all pairs of positions, and keeps its scores: 3 forwards, not 3.5.
+    expected = (
+        flops.per_token * batch * length
+        + flops.per_pair * 3 / 3.5 * batch * length**2
+        + flops.per_supervised_token * batch * 5
+    )
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
+
+
+def test_adapters_cost_the_gradients_of_their_weights_too(world) -> None:
+    from utils.model.building import LoraSettings
+
+    paths = str(world.language_model), str(world.vision_model)
+    plain, _ = build_visual_chat(*paths)
+    adapted, _ = build_visual_chat(*paths, lora=LoraSettings(lang_dim=4))
+    adapters = sum(parameter.numel() for name, parameter in adapted.named_parameters() if "lora_" in name)
+    assert adapters > 0
+    assert StepFlops.of(adapted).per_token - StepFlops.of(plain).per_token == 6 * adapters
+
+
+def test_llama_2_7b_with_1024_text_tokens_and_4_images() -> None:
+    """About 53 TFLOP for the matrices of the decoder."""
+    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
+    matrices = config.num_hidden_layers * (4 * 4096**2 + 3 * 4096 * 11008)
+    flops = StepFlops(4.0 * matrices, 4.0 * matrices, 3.5 * 4 * 32 * 4096, 162e9, 4.0 * 4096 * 32000)
+    assert flops.total(2048, 0, 0, 0, 1024) == pytest.approx(53e12, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("image_layers", "matrices"),
+    [
+        ("full", 4 * 32 * 32 + 3 * 32 * 64),
+        ("no_mlp", 3 * 32 * 32),  # key, value, output
+        ("none", 2 * 32 * 32),  # key and value
+    ],
+)
+def test_an_image_token_costs_what_it_goes_through(image_layers: str, matrices: int) -> None:
+    """Two layers of width 32, frozen: gradients pass to what was projected."""
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = VisualChatConfig(
+        text_config=LlamaConfig(vocab_size=50, **sizes),
+        vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **sizes),
+        image_layers=image_layers,
+    )
+    model = VisualChatForConditionalGeneration(config).requires_grad_(False)
+    flops = StepFlops.of(model)
+    assert flops.per_image_token == 4 * 2 * matrices
+    text = 4 * 2 * (4 * 32 * 32 + 3 * 32 * 64)
+    assert flops.total(5, 0, 0, 0, 2) == 3 * text + 2 * 4 * 2 * matrices
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("Tesla V100-PCIE-16GB", 112),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA RTX A6000", 154.8),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+    ],
+)
+def test_devices_are_known_by_their_names(name: str, tflops: float) -> None:
+    assert peak_flops(name) == tflops * 1e12
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce GTX 1080", "NVIDIA RTX A4000", "cpu", "NVIDIA A1000"])
+def test_others_are_not_guessed(name: str) -> None:
+    assert peak_flops(name) is None

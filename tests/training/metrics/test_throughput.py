@@ -1,0 +1,105 @@
+"""Measures of a step: rates, waiting, memory and the share of the peak, against hand-made batches and clocks."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from training.metrics import throughput
+from training.metrics.flops import StepFlops, visible_pairs
+from training.metrics.mfu import Efficiency
+from training.metrics.peak_memory import peak_memory
+from training.metrics.throughput import ThroughputMeter
+
+CPU = torch.device("cpu")
+
+
+def batch(images: int) -> dict[str, torch.Tensor]:
+    """Two rows of a text token, an image token, a text token and padding."""
+    made = {
+        "attention_mask": torch.tensor([[1, 1, 1, 0]] * 2),
+        "mm_token_type_ids": torch.tensor([[0, 1, 0, 0]] * 2),
+        "labels": torch.tensor([[-100, 5, 6, -100]] * 2),
+    }
+    return made | ({"pixel_values": torch.zeros(images, 3, 2, 2)} if images else {})
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: made.now))
+    return made
+
+
+def slow(clock: SimpleNamespace, batches: list, seconds: float):
+    for each in batches:
+        clock.now += seconds
+        yield each
+
+
+def test_measures_of_two_steps(clock: SimpleNamespace) -> None:
+    flops = StepFlops(10.0, per_image_token=4.0, per_pair=1.0, per_image=100.0, per_supervised_token=5.0)
+    meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
+    assert meter.read(CPU) == {}
+    clock.now += 1000  # before training begins
+    with meter.paused():
+        clock.now += 1000
+    batches = meter.waiting_for(slow(clock, [batch(3), batch(0)], 0.5))
+    for each in batches:
+        meter.step([each])
+        clock.now += 1.5
+    with meter.paused():
+        clock.now += 60
+    measures = meter.read(CPU)
+    assert measures.pop("peak_memory_gib") > 0.05
+    # 12 tokens, 4 of images, 8 supervised, 3 images in 4 s; 4 rows with 1 and 3 keys to see for their text tokens.
+    needed = 10 * 8 + 4 * 4 + 1 * 4 * (1 + 3) + 100 * 3 + 5 * 8
+    assert measures == {
+        "tokens_per_second": 3.0,
+        "supervised_tokens_per_second": 2.0,
+        "images_per_second": 0.75,
+        "step_seconds": 2.0,
+        "data_wait_share": 0.25,
+        "mfu": pytest.approx(needed / 4 / 1000, abs=1e-4),
+    }
+    assert meter.read(CPU) == {}
+
+
+def test_without_a_peak_there_is_no_share_of_it(clock: SimpleNamespace) -> None:
+    meter = ThroughputMeter()
+    for each in meter.waiting_for(iter([batch(1)])):
+        clock.now += 1
+        meter.step([each])
+    assert "mfu" not in meter.read(CPU)
+
+
+def test_an_image_that_was_encoded_earlier_costs_no_encoder(clock: SimpleNamespace) -> None:
+    flops = StepFlops(0.0, 0.0, per_pair=0.0, per_image=100.0, per_supervised_token=0.0)
+    meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
+    features = batch(0) | {"pixel_values": torch.zeros(2, 5, 8)}  # of 5 tokens, in the place of pixels
+    for each in meter.waiting_for(iter([features, batch(1)])):
+        clock.now += 1
+        meter.step([each])
+    measures = meter.read(CPU)
+    assert measures["images_per_second"] == 1.5 and measures["mfu"] == 0.05
+
+
+@pytest.mark.parametrize(("attention", "pairs"), [("mmca", 8), ("cross", 10), ("causal", 12)])
+def test_keys_that_queries_see(attention: str, pairs: int) -> None:
+    """As a padded batch and packed, with padding at position 0 in both."""
+    padded = batch(2)
+    packed = {
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 0, 0]]),
+        "mm_token_type_ids": torch.tensor([[0, 1, 0, 0, 1, 0, 0, 0]]),
+    }
+    for each in (padded, packed):
+        positions, real = throughput._positions(each)
+        assert visible_pairs(attention, positions, each["mm_token_type_ids"], real) == pairs
+
+
+def test_peak_memory_grows_with_what_is_used() -> None:
+    before = peak_memory(CPU)
+    block = torch.ones(150 * 2**20, dtype=torch.uint8)
+    assert peak_memory(CPU) - before > 100 * 2**20
+    del block
+    assert peak_memory(CPU) - before > 100 * 2**20  # the peak, not what is used now

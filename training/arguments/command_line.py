@@ -1,0 +1,161 @@
+"""Reading the command line of training, and of the programs that take its flags.
+
+`--help` lists the project's own flags from their definitions in `training.arguments`, and imports neither torch nor
+transformers; `--help_all` lists transformers' flags too.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from training.arguments import DataArguments, ModelArguments, RunArguments
+from utils.commands import UsageError
+
+if TYPE_CHECKING:
+    from training.arguments.parser import Parser, VisualChatTrainingArguments
+
+_TRANSFORMERS_FLAGS = (
+    "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
+)
+_GROUPS = {"model": ModelArguments, "data": DataArguments, "training": RunArguments}
+
+AddFlags = Callable[[argparse.ArgumentParser], None]
+"""Adds a program's own flags to those of training."""
+
+
+def answer_help(
+    argv: Sequence[str] | None,
+    prog: str = "python -m training.main",
+    description: str | None = None,
+    add_flags: AddFlags | None = None,
+) -> None:
+    """Print the flags and end the program with code 0, where the command line asks for that."""
+    words = sys.argv[1:] if argv is None else argv
+    if "--help" not in words and "-h" not in words:
+        return
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} --lm_model_name_or_path FOLDER_OR_NAME [flags]",
+        description=description,
+        epilog=f"The flags of transformers' TrainingArguments work too; --help_all lists them: {_TRANSFORMERS_FLAGS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if add_flags:
+        add_flags(parser)
+    for title, kind in _GROUPS.items():
+        group, types = parser.add_argument_group(title), get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            value = types[field.name]
+            group.add_argument(f"--{field.name}", metavar=_values(value), help=_described(field, value))
+    parser.print_help()
+    raise SystemExit(0)
+
+
+def _values(kind: Any) -> str:
+    """What may stand after a flag of that type, in a word: a number, a choice."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if kind is bool:
+        return "true|false"
+    if get_origin(kind) is list:
+        return f"{_values(get_args(kind)[0])} ..."
+    inner = [each for each in get_args(kind) if each is not type(None)]
+    return _values(inner[0]) if inner else {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _described(field: dataclasses.Field, kind: Any) -> str:
+    text = field.metadata["help"]
+    default = field.default_factory() if get_origin(kind) is list else field.default
+    if default in (dataclasses.MISSING, None):
+        return text.replace("%", "%%")
+    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})".replace("%", "%%")
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, "VisualChatTrainingArguments"]:
+    """Read the command line, and start the process group, which the training arguments need.
+
+    A mistake ends the program with code 2 and one line that says what to do.
+    """
+    from training.arguments.parser import Parser
+    from utils.distributed import initialise
+
+    parser = Parser()
+    argv = _known(parser, argv)
+    initialise(use_cpu="--use_cpu" in argv)
+    try:
+        model, data, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        if data.packing and training.train_sampling_strategy == "group_by_length":
+            raise UsageError(
+                "--packing fills every row, so there is no length to group by: leave out one of them"
+            )
+        return model, data, training
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+
+
+def read_flags(
+    argv: Sequence[str] | None, prog: str, description: str | None = None, add_flags: AddFlags | None = None
+) -> argparse.Namespace:
+    """The values of a program that takes the flags of training and its own, without what training does about them.
+
+    `--help` and mistakes end the program, as above.
+    """
+    answer_help(argv, prog, description, add_flags)
+    from training.arguments.parser import Parser
+
+    parser = Parser(prog, description)
+    if add_flags:
+        add_flags(parser)
+    return parser.parse_args(_known(parser, argv))
+
+
+def parse_flags(argv: Sequence[str] | None) -> tuple["Parser", argparse.Namespace]:
+    """The values of training's command line as given, and the parser that knows their defaults."""
+    from training.arguments.parser import Parser
+
+    parser = Parser()
+    return parser, parser.parse_args(_known(parser, argv))
+
+
+def model_and_data(flags: argparse.Namespace) -> tuple[ModelArguments, DataArguments]:
+    """The arguments of model and data among the values of `read_flags`; `UsageError` where they contradict."""
+    return tuple(
+        kind(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)})
+        for kind in (ModelArguments, DataArguments)
+    )
+
+
+def _known(parser: "Parser", argv: Sequence[str] | None) -> list[str]:
+    """The words of the command line, in today's form; ends the program where one is not known."""
+    argv = _as_today(list(sys.argv[1:] if argv is None else argv))
+    _, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            known = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
+            hint = f"did you mean {known[0]}?" if known else "--help lists all flags"
+            parser.error(f"unknown flag {word}: {hint}")
+    if unknown:
+        parser.error(f"unexpected word {unknown[0]}: a flag may be missing before it")
+    return argv
+
+
+def _as_today(argv: list[str]) -> list[str]:
+    """Bare `--deepspeed` (2023: use DeepSpeed, which is always used now) and `--resume_from_checkpoint` (the
+    newest).
+    """
+    words = []
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        bare = following.startswith("--")
+        if word == "--deepspeed" and bare:
+            continue
+        words.append(word)
+        if word == "--resume_from_checkpoint" and bare:
+            words.append("True")
+    return words

@@ -1,0 +1,237 @@
+"""The flags of model and data: those of 2023 with their defaults, and those that came since.
+
+What takes seconds to import is imported where a flag's value needs it: `--help` needs none of it.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from training.arguments.sharding import flag
+from utils.commands import UsageError
+from utils.hub import CONFIG, require_model
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which decoder and encoder to join, and how."""
+
+    lm_model_name_or_path: str = field(metadata={"help": "Decoder: a local folder or a hub name."})
+    vision_model_name_or_path: str = flag(
+        "openai/clip-vit-large-patch14", "Visual encoder: a local folder or a hub name."
+    )
+    vis_proj: Literal["baseline", "linear", "vit", "perceiver"] = flag(
+        "baseline", "Projection from encoder to decoder; baseline and linear are the same."
+    )
+    enable_mmca_attention: bool = flag(False, "Multi-modal causal attention; short for --attention mmca.")
+    attention: Literal["mmca", "causal", "cross"] | None = flag(
+        None, "Attention of the decoder; causal unless this or --enable_mmca_attention says otherwise."
+    )
+    image_layers: Literal["full", "no_mlp", "none"] | None = flag(
+        None,
+        "What image tokens go through in the decoder's layers under --attention mmca or cross: full, attention and MLP"
+        " as text does; no_mlp, attention alone; none, nothing, so that layers read them as they are projected."
+        " full unless said.",
+    )
+    image_gate: Literal["none", "head"] | None = flag(
+        None,
+        "Factor on what text reads of images, under --attention mmca: head, one learned for each layer and head, which"
+        " begins at 0; none, always 1. none unless said.",
+    )
+    lang_lora_dim: int = flag(0, "Rank of LoRA in the decoder; 0 for none.")
+    lang_lora_module_name: str = flag(
+        "model.layers.", "LoRA goes into decoder modules whose name holds this."
+    )
+    vis_lora_dim: int = flag(0, "Rank of LoRA in the encoder; 0 for none.")
+    vis_lora_module_name: str = flag(
+        "encoder.layers.", "LoRA goes into encoder modules whose name holds this."
+    )
+    lora_alpha: float | None = flag(
+        None,
+        "Scale of LoRA: the adapters' output is multiplied by this over their rank. Without it, by 1 at any rank;"
+        " 1 gives the scale of the 2023 code.",
+    )
+    only_optimize_lora: bool = flag(
+        False,
+        "Changes nothing, as in the 2023 code: decoder and encoder train their adapters alone in any case, and"
+        " embedding and projection are trained too.",
+    )
+    init_from: str | None = flag(
+        None,
+        "Checkpoint to start from: takes its embedding, projection and adapters. Steps and optimizer start anew;"
+        " to continue a run, use --resume_from_checkpoint.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.enable_mmca_attention and self.attention not in (None, "mmca"):
+            raise UsageError(
+                f"--enable_mmca_attention contradicts --attention {self.attention}: give one of the two"
+            )
+        if self.attention_name == "causal" and self.images_go_through != "full":
+            raise UsageError(
+                f"--image_layers {self.image_layers} needs --attention mmca or cross; under causal attention images"
+                " are read as text is"
+            )
+        if self.attention_name != "mmca" and self.gate != "none":
+            raise UsageError(
+                f"--image_gate {self.gate} needs --attention mmca; under {self.attention_name} attention images have no"
+                " softmax of their own"
+            )
+        if self.only_optimize_lora and not (self.lang_lora_dim or self.vis_lora_dim):
+            raise UsageError("--only_optimize_lora has no adapters to train: add --lang_lora_dim 64, say")
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            raise UsageError(f"--lora_alpha {self.lora_alpha}: give a positive number, or leave it out")
+        for name in ("lm_model_name_or_path", "vision_model_name_or_path"):
+            _check_model(name, getattr(self, name))
+
+    def look_up(self) -> None:
+        """Find both models, in their folders or on the hub; `UsageError` that names the flag where one is not there."""
+        from utils.model.open_clip_files import CONFIG as OPEN_CLIP
+        from utils.model.open_clip_files import HUB, LOCAL_FOLDER, is_architecture
+
+        require_model("--lm_model_name_or_path", self.lm_model_name_or_path)
+        if not is_architecture(self.vision_model_name_or_path):
+            vision = self.vision_model_name_or_path.removeprefix(LOCAL_FOLDER).removeprefix(HUB)
+            require_model("--vision_model_name_or_path", vision, (CONFIG, OPEN_CLIP))
+
+    @property
+    def projector(self) -> str:
+        """The projector's name in today's words."""
+        return "linear" if self.vis_proj == "baseline" else self.vis_proj
+
+    @property
+    def attention_name(self) -> str:
+        """The attention that the flags ask for together; as in 2023, plain causal where none does."""
+        return self.attention or ("mmca" if self.enable_mmca_attention else "causal")
+
+    @property
+    def images_go_through(self) -> str:
+        """The layers' parts that image tokens go through: full, no_mlp or none."""
+        return self.image_layers or "full"
+
+    @property
+    def gate(self) -> str:
+        """The factor on what text reads of images: none or head."""
+        return self.image_gate or "none"
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Which conversations to train on."""
+
+    data_path: str = flag("./data/", "Folder of the datasets; your own files may be elsewhere.")
+    data_cache_path: str | None = flag(
+        None, "Folder for converted data files (default: $VISUALCHAT_CACHE, or ~/.cache/visualchat)."
+    )
+    cache_vision_features: bool = flag(
+        False,
+        "Compute the frozen encoder's features of each image once, before training, and keep them in"
+        " --data_cache_path; the disk space needed is reported first.",
+    )
+    data_debug_path: str | None = flag(None, "Folder to write a page with 10 samples to, images and text.")
+    data_train_split_ratio: float = flag(0.9, "Share of the data to train on; the rest is for evaluation.")
+    dataset_names: list[str] = flag(
+        ["minigpt4"],
+        "Published datasets by name, your own data by path: .json, .jsonl, .parquet or a folder.",
+    )
+    dataset_samples: list[str] = flag(
+        ["all"],
+        "Records to use of each dataset, a number or all: one value for all datasets, or one for each.",
+    )
+    dataset_concatenate_samples: list[int] = flag(
+        [1], "Concatenate up to this many records into one conversation: one value, or one for each dataset."
+    )
+    dataset_weights: list[float] = flag(
+        [1.0],
+        "How often a record comes in an epoch (2: twice; 0.5: every other epoch): one value, or one for"
+        " each dataset.",
+    )
+    image_folder: str | None = flag(
+        None, "Folder that image paths in your own data start from (default: the folder of each file)."
+    )
+    max_num_image_per_sample: int = flag(8, "Maximum number of images in a conversation.")
+    max_seq_len: int = flag(
+        4096,
+        "Maximum length in tokens, image tokens included: of a conversation or, with --packing, of a row.",
+    )
+    packing: bool = flag(
+        False,
+        "Pack whole conversations into rows; they do not attend to each other. Batch sizes then count rows.",
+    )
+    max_images_per_row: int = flag(
+        0, "Maximum number of images in a packed row; 0: twice --max_num_image_per_sample."
+    )
+    max_bad_fraction: float = flag(
+        0.001,
+        "Stop if more than this share of all records is bad. Otherwise bad records are left out and listed in"
+        " {output_dir}/bad_samples.jsonl. One bad record is always allowed, unless this is 0.",
+    )
+    strict: bool = flag(False, "Stop at the first bad record.")
+
+    def __post_init__(self) -> None:
+        from utils.data.registry import DATASETS  # seconds to import: plans of memory do without
+
+        # Data of one's own may lie anywhere, and are looked for one by one.
+        if any(name in DATASETS for name in self.dataset_names) and not Path(self.data_path).is_dir():
+            raise UsageError(
+                f"--data_path {self.data_path}: no such folder; give the folder that holds the datasets"
+            )
+        if not 0 < self.data_train_split_ratio <= 1:
+            raise UsageError(
+                f"--data_train_split_ratio {self.data_train_split_ratio}: give a share in (0, 1]"
+            )
+        for name in ("dataset_samples", "dataset_concatenate_samples", "dataset_weights"):
+            given = len(getattr(self, name))
+            if given not in (1, len(self.dataset_names)):
+                raise UsageError(
+                    f"--{name} has {given} values for {len(self.dataset_names)} datasets:"
+                    " give one, or one for each"
+                )
+        for value in self.dataset_samples:
+            if value != "all" and not (value.isdigit() and int(value) > 0):
+                raise UsageError(f"--dataset_samples {value}: give a positive number, or all")
+        for name in ("max_num_image_per_sample", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: give a positive number")
+        if self.max_images_per_row and not self.packing:
+            raise UsageError("--max_images_per_row is for packed rows: add --packing")
+        if 0 != self.max_images_per_row < self.max_num_image_per_sample:
+            raise UsageError(
+                f"--max_images_per_row {self.max_images_per_row} is less than one conversation may have: give at"
+                f" least --max_num_image_per_sample {self.max_num_image_per_sample}"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UsageError(f"--max_bad_fraction {self.max_bad_fraction}: give a share from 0 to 1")
+        if min(self.dataset_concatenate_samples) < 1:
+            raise UsageError("--dataset_concatenate_samples: give positive numbers")
+        if not all(0 < weight < math.inf for weight in self.dataset_weights):
+            raise UsageError("--dataset_weights: give positive numbers")
+
+    @property
+    def image_budget(self) -> int:
+        """Images in a packed row at most."""
+        return self.max_images_per_row or 2 * self.max_num_image_per_sample
+
+    @property
+    def samples(self) -> list[int | str]:
+        """`dataset_samples` with its numbers as numbers."""
+        return [value if value == "all" else int(value) for value in self.dataset_samples]
+
+
+def _check_model(flag: str, name: str) -> None:
+    described_by = ("config.json",)
+    if flag.startswith("vision"):
+        described_by += ("open_clip_config.json",)
+        name = name.removeprefix("local-dir:").removeprefix("hf-hub:")  # open_clip's ways to say what follows
+    if os.path.isdir(name):
+        if not any(Path(name, each).is_file() for each in described_by):
+            raise UsageError(
+                f"--{flag} {name}: no {' or '.join(described_by)} in this folder; give a model's folder"
+            )
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise UsageError(
+            f"--{flag} {name}: no such folder; give a model folder, or a hub name (meta-llama/Llama-2-7b-hf)"
+        )

@@ -1,0 +1,125 @@
+"""The flags of sharding: ZeRO's stage and sizes, what is kept outside the GPU, a configuration of one's own."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from training.ds_configs import Offload, zero_config
+from training.ds_configs.own_config import read_own_config
+from utils.commands import UsageError
+
+
+def flag(default: object, text: str) -> Any:
+    """A flag's default and its text in --help."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ZeroArguments:
+    """How the training is spread over devices; a part of the training arguments."""
+
+    zero_stage: Literal[0, 1, 2, 3] = flag(0, "ZeRO stage.")
+    stage3_param_persistence_threshold: int = flag(
+        10_000, "ZeRO-3 does not partition tensors with fewer elements than this."
+    )
+    stage3_max_live_parameters: int = flag(
+        30_000_000, "ZeRO-3 keeps at most this many gathered elements at a time."
+    )
+    stage3_gather_layers: bool = flag(
+        False,
+        "ZeRO-3 gathers whole layers instead of single matrices: fewer, larger transfers; faster for small models.",
+    )
+    offload_optimizer: Literal["none", "cpu"] = flag(
+        "none", "Keep the optimizer's states in main memory and update them on the CPU."
+    )
+    offload_param: Literal["none", "cpu", "nvme"] = flag(
+        "none", "Keep ZeRO-3's partitions of the weights off the GPU."
+    )
+    nvme_path: str | None = flag(None, "Folder on a fast local disk for weights offloaded to nvme.")
+    deepspeed_config: str | None = flag(
+        None,
+        "Your own DeepSpeed configuration (JSON), in place of the ZeRO flags; every key is checked.",
+    )
+    dry_run_worst_batch: bool = flag(
+        False,
+        "Before the first step, run a whole step on the largest batch that the settings allow and compare its peak"
+        " memory with the plan; the weights stay as they are.",
+    )
+
+    def deepspeed_settings(self, given: str | dict[str, Any] | None) -> dict[str, Any]:
+        """DeepSpeed's configuration from the flags; `given` is what --deepspeed says.
+
+        Raises `UsageError` for flags that contradict each other or the machine.
+        """
+        if self.deepspeed_config and given:
+            raise UsageError("--deepspeed_config and --deepspeed: give one of the two")
+        if isinstance(given, dict):
+            return given
+        if path := self.deepspeed_config or given:
+            return self._own(path, "--deepspeed_config" if self.deepspeed_config else "--deepspeed")
+        self._check_offload()
+        return zero_config(
+            self.zero_stage,
+            self.stage3_param_persistence_threshold,
+            self.stage3_max_live_parameters,
+            Offload(self.offload_optimizer, self.offload_param, self.nvme_path),
+        )
+
+    def _own(self, path: str, flag: str) -> dict[str, Any]:
+        config = read_own_config(path, flag)
+        for name in ("offload_optimizer", "offload_param"):
+            if getattr(self, name) != "none":
+                raise UsageError(f"--{name} has no effect beside {flag} {path}: set it in the file")
+        zero = config.get("zero_optimization") or {}
+        optimizer, weights = (
+            (zero.get(f"offload_{what}") or {}).get("device") for what in ("optimizer", "param")
+        )
+        if optimizer == "nvme":
+            raise UsageError(
+                f"{flag} {path}: a run with its optimizer on nvme cannot be resumed, since DeepSpeed leaves what"
+                ' is there out of its checkpoints: set the device of offload_optimizer to "cpu"'
+            )
+        if weights == "nvme":
+            _share_nvme_store()
+        stage = zero.get("stage", 0)
+        if self.zero_stage not in (0, stage):
+            raise UsageError(
+                f"--zero_stage {self.zero_stage} contradicts {flag} {path}, which has stage {stage}: give one"
+            )
+        self.zero_stage = stage
+        return config
+
+    def _check_offload(self) -> None:
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise UsageError("--offload_optimizer needs ZeRO: add --zero_stage 1, 2 or 3")
+        if self.offload_param != "none" and self.zero_stage != 3:
+            raise UsageError(f"--offload_param {self.offload_param} needs --zero_stage 3")
+        if self.offload_param != "nvme":
+            if self.nvme_path:
+                raise UsageError("--nvme_path is for what is offloaded to nvme: add --offload_param nvme")
+            return
+        if not self.nvme_path or not os.access(self.nvme_path, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"--nvme_path {self.nvme_path or '(not given)'}: give a folder on a local disk to write to"
+            )
+        if not has_async_io():
+            raise UsageError(
+                "offloading to nvme needs DeepSpeed's async_io, which needs libaio and a compiler: apt install"
+                " libaio-dev, or offload to cpu"
+            )
+        _share_nvme_store()
+
+
+def _share_nvme_store() -> None:
+    from training.ds_configs.nvme_store import share_nvme_store  # here: it imports torch
+
+    share_nvme_store()
+
+
+def has_async_io() -> bool:
+    """Whether DeepSpeed's library for files on NVMe is built already, or can be built here."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder  # here: importing it chooses the device
+
+    return AsyncIOBuilder().is_compatible(verbose=False)

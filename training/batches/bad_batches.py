@@ -1,0 +1,78 @@
+"""Bad records that turn up while batches are read: taken out of them, and made known to all processes.
+
+They travel inside the batches, so what is known after a step depends on the batches up to it alone: not on how
+far a loader's workers have read ahead, nor on how the batches are spread over processes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training.checkpointing.best_effort import BestEffort
+from utils.data.bad_data import BadRecord, BadRecords
+from utils.distributed import get_logger, is_main_process, world_size
+
+logger = get_logger(__name__)
+
+_SHOWN = 10  # bad records that get a line of their own; further ones are only counted, and listed in the file
+
+
+class BadBatches:
+    """Collects what the batches of this process bring, and brings all processes to the same list."""
+
+    def __init__(self, records: BadRecords) -> None:
+        self.records = records
+        self._new: list[list[BadRecord]] = []  # of each batch since the last exchange
+        self._list = BestEffort()
+
+    @property
+    def strict(self) -> bool:
+        """Whether the first bad record ends the run: then an exchange is due after every step."""
+        return self.records.strict
+
+    def take(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Take the bad records out of batches, which then hold tensors only."""
+        self._new += [batch.pop("bad", []) for batch in batches]
+
+    def exchange(self, device: torch.device) -> None:
+        """Add everybody's to the list, and write it where it has changed; all processes call.
+
+        Raises `BadDataError` in all of them alike, where `BadRecords` does.
+        """
+        found = self._everybodys(device)
+        if not found:
+            if self._list.is_due:
+                self._write()
+            return
+        known = len(self.records)
+        try:
+            for bad in found:
+                if bad.place not in self.records and len(self.records) < _SHOWN:
+                    logger.info("left out: %s: %s", bad.place, bad.reason)
+                self.records.add(bad)
+        finally:
+            if is_main_process():
+                self._write()
+        if len(self.records) > max(known, _SHOWN):
+            logger.info("left out so far: %s", self.records.summary())
+        self.records.check()
+
+    def _everybodys(self, device: torch.device) -> list[BadRecord]:
+        """What all processes have found since the last time, in the order of the global batches."""
+        new, self._new = self._new, []
+        if world_size() > 1:
+            count = torch.tensor(sum(map(len, new)), device=device)
+            dist.all_reduce(count)
+            if count == 0:
+                return []
+            gathered: list[list[list[BadRecord]]] = [[] for _ in range(world_size())]
+            dist.all_gather_object(gathered, new)
+            # Micro-steps, and in each the processes.
+            new = [batch for micro_step in zip(*gathered, strict=True) for batch in micro_step]
+        return [bad for batch in new for bad in batch]
+
+    def _write(self) -> None:
+        with self._list.writing(self.records.path):
+            self.records.write()

@@ -1,0 +1,218 @@
+"""`--cache_vision_features`: what the frozen encoder makes of each picture, computed once, before training.
+
+The encoder always gives the same for a picture, and training reads each picture in every epoch. So its last
+hidden states are computed beforehand, each distinct picture once over all processes, and are kept exactly, in
+the encoder's own type. Training then reads them in place of pixels: it neither decodes a picture nor enters the
+encoder, on any process. They are known by the picture's bytes and by the encoder, its preprocessing included,
+and serve any later run with the same.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from utils.commands import UsageError
+from utils.conversation import ConversationError, ImageError
+from utils.data import Mixture
+from utils.data.all_cores import each_item
+from utils.data.cache import cache_folder, in_units
+from utils.data.picture_features import FeatureStore, FeatureWriter, picture_key
+from utils.data.shielded_workers import shielded
+from utils.distributed import barrier, decided_by_main, everyone, get_logger, rank, world_size
+from utils.model.decoder import gathered
+from utils.model.vision import encode_images, vision_family
+
+logger = get_logger(__name__)
+
+_BATCH = 32  # pictures that go through the encoder together
+_FORM = 2  # of what is stored, and of the preprocessing's own code
+
+
+def store_features(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    parts: Sequence[Mixture],
+    device: torch.device,
+    workers: int = 0,
+) -> FeatureStore:
+    """The features of all pictures in `parts`, those computed that are not stored yet; all processes call.
+
+    The model then takes features in place of pixels, and its encoder is entered no more. Pictures that cannot be
+    read are left to training, which names them. Raises `UsageError` where the encoder learns, or where the disk
+    has no room for what is missing.
+    """
+    tower = model.model.vision_tower
+    if any(parameter.requires_grad for parameter in tower.parameters()):
+        raise UsageError(
+            "--cache_vision_features needs an encoder that stays as it is: leave out --vis_lora_dim"
+        )
+    with gathered(*tower.parameters()):
+        folder = cache_folder() / "vision_features" / _fingerprint(tower, processor)
+        folder.mkdir(parents=True, exist_ok=True)
+        store = FeatureStore(folder)
+        missing = [picture for picture in _pictures(parts) if picture.key not in store]
+        _foretell(model.config.vision_config, tower.dtype, folder, len(store), len(missing))
+        sharers = _sharers(folder)
+        mine = [each for each in missing if sharers[each.key[0] % len(sharers)] == rank()]
+        _compute(tower, processor, parts, mine, folder, device, workers)
+    barrier()
+    model.model.encoder_is_cached = True
+    return FeatureStore(folder)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Where a picture is: the part, its record there, and its number among the record's pictures."""
+
+    part: int
+    record: int
+    number: int
+    key: bytes
+
+
+class _Keys(Dataset):
+    """The keys of each record's pictures; None for one that cannot be read."""
+
+    def __init__(self, part: Mixture) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return self.part.num_sources
+
+    def __getitem__(self, record: int) -> list[bytes | None]:
+        try:
+            return [self._key(image) for image in self.part.source(record).images]
+        except ConversationError:
+            return []
+
+    @staticmethod
+    def _key(image: Any) -> bytes | None:
+        try:
+            return picture_key(image)
+        except ImageError:
+            return None
+
+
+class _Pixels(Dataset):
+    """Pictures as the encoder takes them, with their keys; None for one that cannot be decoded."""
+
+    def __init__(
+        self, parts: Sequence[Mixture], pictures: Sequence[_Picture], processor: ProcessorMixin
+    ) -> None:
+        self.parts, self.pictures, self.processor = parts, pictures, processor
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[bytes, torch.Tensor] | None:
+        picture = self.pictures[index]
+        image = self.parts[picture.part].source(picture.record).images[picture.number]
+        try:
+            return picture.key, self.processor.pixel_values([image])[0]
+        except ImageError:
+            return None
+
+
+def _pictures(parts: Sequence[Mixture]) -> list[_Picture]:
+    """All distinct pictures, the same list in all processes, each of which reads its share of the records."""
+    found: dict[bytes, _Picture] = {}
+    for number, part in enumerate(parts):
+        records = range(rank(), part.num_sources, world_size())
+        keys = each_item(Subset(_Keys(part), records), "looking for pictures")
+        for record, of_record in zip(records, keys, strict=True):
+            for place, key in enumerate(of_record):
+                if key is not None:
+                    found.setdefault(key, _Picture(number, record, place, key))
+    together: dict[bytes, _Picture] = {}
+    for pictures in everyone(list(found.values())):
+        for picture in pictures:
+            together.setdefault(picture.key, picture)
+    return list(together.values())
+
+
+def _sharers(folder: Path) -> list[int]:
+    """The processes that see this folder's files: all, or those of this machine where each has its own disk."""
+    mark = decided_by_main(lambda: _marked(folder))
+    disk = "the main process's" if (folder / mark).exists() else socket.gethostname()
+    disks = everyone(disk)
+    (folder / mark).unlink(missing_ok=True)
+    return [process for process, each in enumerate(disks) if each == disk]
+
+
+def _marked(folder: Path) -> str:
+    name = f".{uuid.uuid4().hex}"
+    (folder / name).touch()
+    return name
+
+
+def _foretell(config: Any, dtype: torch.dtype, folder: Path, stored: int, missing: int) -> None:
+    """Say how much room the features take before any is computed; refuse in all processes where one has too
+    little.
+    """
+    family = vision_family(config)
+    each = family.sequence_length(config) * family.width(config) * dtype.itemsize
+    free = shutil.disk_usage(folder).free
+    logger.info(
+        "vision features: %s pictures of %s are stored in %s; %s more take %s, of %s that are free",
+        *(f"{stored:,}", in_units(each), folder, f"{missing:,}", in_units(missing * each), in_units(free)),
+    )
+    refusal = (
+        f"--cache_vision_features would take {in_units(missing * each)} in {folder}, where {in_units(free)} are"
+        " free: name a larger disk by --data_cache_path, or leave the flag out"
+    )
+    for refused in everyone(refusal if missing * each > free else None):
+        if refused:
+            raise UsageError(refused)
+
+
+def _compute(
+    tower: PreTrainedModel,
+    processor: ProcessorMixin,
+    parts: Sequence[Mixture],
+    mine: Sequence[_Picture],
+    folder: Path,
+    device: torch.device,
+    workers: int,
+) -> None:
+    if not mine:
+        return
+    tower.to(device).eval()
+    writer = FeatureWriter(folder)
+    batches, start = math.ceil(len(mine) / _BATCH), time.perf_counter()
+    for number, (keys, pixels) in enumerate(_batches(_Pixels(parts, mine, processor), workers), start=1):
+        writer.add(keys, encode_images(tower, pixels.to(device)))
+        if number * 10 // batches > (number - 1) * 10 // batches:  # each tenth
+            seconds = time.perf_counter() - start
+            logger.info("vision features: %.0f %% computed in %.0f s", 100 * number / batches, seconds)
+    writer.close()
+
+
+def _batches(pictures: _Pixels, workers: int) -> Iterator[tuple[list[bytes], torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)  # the global one stays in step with other processes
+    for batch in DataLoader(pictures, _BATCH, generator=generator, **shielded(workers, list)):
+        if read := [pair for pair in batch if pair is not None]:
+            keys, pixels = zip(*read, strict=True)
+            yield list(keys), torch.stack(pixels)
+
+
+def _fingerprint(tower: PreTrainedModel, processor: ProcessorMixin) -> str:
+    """The same for the same weights, whole, their type, and preprocessing."""
+    known = hashlib.blake2b(digest_size=16)
+    settings = [_FORM, tower.config.to_dict(), processor.image_processor.to_dict(), str(tower.dtype)]
+    known.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        known.update(name.encode())
+        known.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return known.hexdigest()

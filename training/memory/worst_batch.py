@@ -1,0 +1,228 @@
+"""`--dry_run_worst_batch`: before the first step, the largest batches go through a whole step on the real device.
+
+Rows of full length, with the most images and with none, forward, backward and through the optimizer, at a
+learning rate of zero. Its peak of memory stands in the log beside the plan's. Afterwards everything is as it
+was: weights, moments, random generators, DeepSpeed's counters; the training that follows is the same, bit by
+bit, as without it.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import ProcessorMixin, TrainerCallback
+
+from training.arguments import DataArguments
+from training.arguments.parser import VisualChatTrainingArguments
+from training.fault_tolerance.rng_state import RandomState
+from training.memory.batch import BatchShape, largest_batches, make_batch
+from training.memory.foretell import foretell
+from training.memory.live import LiveMemory, tensors_alive
+from training.memory.plan import MemoryPlan, Training
+from training.memory.report import GIB
+from training.memory.states import Sharding
+from utils.commands import UsageError
+from utils.distributed import everyone, get_logger, is_main_process
+from utils.model.lora import LoraSettings
+
+if TYPE_CHECKING:
+    from training.trainer import VisualChatTrainer
+
+logger = get_logger(__name__)
+
+_COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")  # of DeepSpeed's engine
+_SHORT = 64  # tokens
+_SCALERS = ("loss_scaler", "loss_scale_config")  # of its optimizers, for fp16
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Bytes at the peak of the largest batch's step, on the process that needed the most."""
+
+    predicted: int
+    measured: int
+
+    def describe(self, plan: MemoryPlan, available: int | None) -> str:
+        """The line in the log."""
+        batch = plan.batch
+        room = f", of {available / GIB:.2f} GiB" if available else ""
+        return (
+            f"largest batch ({batch.rows} x {batch.length} tokens, {batch.images} images a row): predicted"
+            f" {self.predicted / GIB:.3f} GiB, measured {self.measured / GIB:.3f} GiB"
+            f" ({100 * (self.predicted / self.measured - 1):+.1f} %){room}"
+        )
+
+
+def largest_of(
+    data: DataArguments, arguments: VisualChatTrainingArguments, processor: ProcessorMixin
+) -> tuple[BatchShape, ...]:
+    """The largest batches that a training's arguments allow."""
+    most = data.image_budget if data.packing else data.max_num_image_per_sample
+    return largest_batches(
+        arguments.per_device_train_batch_size,
+        data.max_seq_len,
+        most,
+        processor.image_seq_length,
+        packed=data.packing,
+    )
+
+
+class WorstBatch(TrainerCallback):
+    """Rehearses a step with the largest batches when training begins; `rehearsal` is what came out."""
+
+    def __init__(self, trainer: "VisualChatTrainer", batches: Sequence[BatchShape]) -> None:
+        self.trainer, self.batches = trainer, tuple(batches)
+        self.rehearsal: Rehearsal | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with self.trainer.survival.rehearsing():
+            plan = everyone(foretell(self._training()) if is_main_process() else None)[0]
+            meter = _Meter(args.device)  # before copies are made of what is to be put back
+            with _as_before(self.trainer):
+                try:
+                    with meter:
+                        self._steps()
+                except torch.OutOfMemoryError as error:
+                    raise UsageError(
+                        f"the largest batch does not fit: {plan.batch.rows} x {plan.batch.length} tokens,"
+                        f" {plan.batch.images} images a row, predicted {plan.peak / GIB:.2f} GiB; python -m"
+                        " helper.plan_memory says what fits"
+                    ) from error
+        device = args.device
+        available = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+        offloaded = 0 if available else plan.states.host  # a CPU holds that as well
+        self.rehearsal = Rehearsal(plan.peak + offloaded, max(everyone(meter.peak)))
+        logger.info("%s", self.rehearsal.describe(plan, available))
+
+    def _training(self) -> Training:
+        args, config = self.trainer.args, self.trainer.model.config
+        return Training(
+            config=config,
+            dtype=args.dtype,
+            batches=self.batches,
+            sharding=Sharding.of(args.hf_deepspeed_config.config, args.world_size),
+            lora=LoraSettings(**config.lora) if config.lora else None,
+            gradient_checkpointing=args.gradient_checkpointing,
+            accumulation=args.gradient_accumulation_steps,
+        )
+
+    def _steps(self) -> None:
+        """A step in which every batch meets the gradients of another; without accumulation a step for each.
+
+        A short one comes first, after which the optimizer has its states, as it will have from then on.
+        """
+        self._step([replace(self.batches[-1], rows=1, length=_SHORT, images=0)])
+        if self.trainer.args.gradient_accumulation_steps == 1:
+            for batch in self.batches:
+                self._step([batch])
+        else:
+            self._step([*self.batches, self.batches[0]])
+
+    def _step(self, batches: Sequence[BatchShape]) -> None:
+        engine = self.trainer.deepspeed
+        for number, batch in enumerate(batches, 1):
+            inputs = self._batch(batch)
+            engine.set_gradient_accumulation_boundary(number == len(batches))
+            engine.backward(engine(**inputs, num_items_in_batch=batch.learned).loss, scale_wrt_gas=False)
+            del inputs
+        engine.step()
+
+    def _batch(self, shape: BatchShape) -> dict[str, torch.Tensor]:
+        config, device = self.trainer.model.config, self.trainer.args.device
+        side = config.vision_config.image_size
+        batch = make_batch(shape, config.image_token_id, _text_token(self.trainer), side, device="cpu")
+        return {name: values.to(device) for name, values in batch.items()}
+
+
+class _Meter:
+    """The peak of tensors' memory over a block: as CUDA's allocator counts it, on a CPU by their storages."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak = 0
+        self._live = LiveMemory("cpu")
+        if device.type != "cuda":
+            for tensor in tensors_alive("cpu"):
+                self._live.enter(tensor)
+
+    def __enter__(self) -> "_Meter":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)  # those that are logged begin with the training
+        else:
+            self._live.__exit__(*error)
+            self.peak = self._live.peak
+
+
+def _text_token(trainer: "VisualChatTrainer") -> int:
+    tokenizer = trainer.processing_class.tokenizer
+    return next(iter(tokenizer("a", add_special_tokens=False).input_ids))
+
+
+@contextmanager
+def _as_before(trainer: "VisualChatTrainer") -> Iterator[None]:
+    """Put back everything that a step at a learning rate of zero changes.
+
+    Raises `UsageError` for an optimizer whose first step does not begin with zeros.
+    """
+    engine = trainer.deepspeed
+    sharded, optimizer = engine.optimizer, engine.basic_optimizer
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        raise UsageError(
+            f"--dry_run_worst_batch knows how to put Adam back as it was, not {type(optimizer).__name__}: leave it out"
+        )
+    random = RandomState.now()
+    counters = {name: getattr(engine, name) for name in _COUNTERS}
+    scalers = {
+        name: copy.deepcopy(vars(getattr(sharded, name))) for name in _SCALERS if hasattr(sharded, name)
+    }
+    rates = [group["lr"] for group in optimizer.param_groups]
+    states = {parameter: _copied(state) for parameter, state in optimizer.state.items()}
+    weights = [
+        (each, each.detach().cpu().clone()) for group in optimizer.param_groups for each in group["params"]
+    ]
+    for group in optimizer.param_groups:
+        group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for parameter, state in optimizer.state.items():
+            _put_back(state, states.get(parameter, {}))
+        for name, values in scalers.items():
+            vars(getattr(sharded, name)).update(values)
+        for name, value in counters.items():
+            setattr(engine, name, value)
+        random.restore()
+    if not all(torch.equal(each.detach().cpu(), before) for each, before in weights):
+        raise UsageError(
+            "the largest batch gave gradients that are no numbers, and its step spoilt the weights: try a smaller"
+            " --per_device_train_batch_size, or leave out --dry_run_worst_batch"
+        )
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }
+
+
+def _put_back(state: dict[str, Any], before: dict[str, Any]) -> None:
+    """In place, since DeepSpeed refers to the tensors; what was not there before begins with zeros."""
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            value.zero_() if name not in before else value.copy_(before[name])
+        else:
+            state[name] = before.get(name, 0)

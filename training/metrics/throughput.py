@@ -1,0 +1,122 @@
+"""How fast training goes, and what it uses: rates over all processes, waiting, memory, share of the peak."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training.metrics.flops import visible_pairs
+from training.metrics.mfu import Efficiency
+from training.metrics.peak_memory import peak_memory
+from utils.data.encode import IGNORED_LABEL
+
+_RATES = ("tokens", "supervised_tokens", "images")
+_GIB = 2**30
+
+
+class ThroughputMeter:
+    """Counts what the batches hold, on the batches' device and without waiting for it, and the time in
+    between.
+    """
+
+    def __init__(self, efficiency: Efficiency | None = None) -> None:
+        """Without `efficiency` the share of the peak is not told."""
+        self.efficiency = efficiency
+        self._counts: torch.Tensor | None = (
+            None  # of _RATES, encoded images, pairs of attention, image tokens
+        )
+        self._steps = 0
+        self._since: float | None = None  # nothing is measured before the first batch is asked for
+        self._paused = self._waited = 0.0
+
+    def step(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Add the batches of an optimizer step; padding is not counted as tokens."""
+        self._steps += 1
+        for batch in batches:
+            counts = self._counted(batch)
+            self._counts = counts if self._counts is None else self._counts + counts
+
+    def waiting_for(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the time that it takes to get them is taken down."""
+        if self._since is None:
+            self._since = time.perf_counter()
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - start
+            yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside the block (evaluating, saving) out of the account."""
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._paused += time.perf_counter() - start
+
+    def read(self, device: torch.device) -> dict[str, float]:
+        """Measures since the last reading over all processes, which all call; empty before the first step.
+
+        Rates are those of all processes together; of waiting and memory the largest of a process is told.
+        """
+        if self._counts is None:
+            return {}
+        counts = self._counts.to(device, torch.float64)
+        largest = torch.tensor([self._waited, peak_memory(device)], dtype=torch.float64, device=device)
+        processes = 1
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            processes = dist.get_world_size()
+            dist.all_reduce(counts)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        totals, (waited, memory) = counts.tolist(), largest.tolist()  # waits for the device
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._paused, 1e-9)
+        measures = {
+            f"{name}_per_second": round(total / seconds, 2)
+            for name, total in zip(_RATES, totals, strict=False)
+        }
+        measures["step_seconds"] = round(seconds / self._steps, 4)
+        measures["data_wait_share"] = round(min(waited / seconds, 1.0), 4)
+        measures["peak_memory_gib"] = round(memory / _GIB, 3)
+        if self.efficiency is not None:
+            tokens, supervised, _, encoded, pairs, image_tokens = totals
+            needed = self.efficiency.flops.total(tokens, pairs, encoded, supervised, image_tokens)
+            measures["mfu"] = round(self.efficiency.utilisation(needed, seconds * processes), 4)
+        self._counts, self._steps = None, 0
+        self._since, self._paused, self._waited = now, 0.0, 0.0
+        return measures
+
+    def _counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        positions, real = _positions(batch)
+        pixels = batch.get("pixel_values")
+        tokens = real.sum()
+        images = torch.full_like(tokens, 0 if pixels is None else len(pixels))
+        encoded = (
+            images if pixels is not None and pixels.ndim == 4 else torch.zeros_like(tokens)
+        )  # or features
+        pairs = image_tokens = torch.zeros_like(tokens)
+        if self.efficiency is not None:
+            kinds = batch["mm_token_type_ids"]
+            pairs = visible_pairs(self.efficiency.attention, positions, kinds, real)
+            image_tokens = (real & (kinds == 1)).sum()
+        supervised = batch["labels"].ne(IGNORED_LABEL).sum()
+        return torch.stack([tokens, supervised, images, encoded, pairs, image_tokens])
+
+
+def _positions(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each token's position in its conversation [B, S], and whether it is one [B, S], not padding."""
+    if "attention_mask" in batch:
+        mask = batch["attention_mask"]
+        return mask.cumsum(dim=1) - 1, mask.bool()
+    # Packed: positions count up in a conversation; padding stays at 0.
+    positions = batch["position_ids"]
+    begins = torch.zeros_like(positions, dtype=torch.bool)
+    begins[:, :-1] = positions[:, :-1].eq(0) & positions[:, 1:].eq(1)
+    return positions, positions.gt(0) | begins
