@@ -9,13 +9,16 @@ PYTEST_ARGS ?=
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test compare lint format chat clean
+.PHONY: demo test house compare lint format chat clean
 
 demo: $(READY)  ## train the miniature model with DeepSpeed ZeRO-3, evaluate it, and talk to it
 	$(RUN) -m helper.demo
 
 test: $(READY) lint  ## the quick tests; those of minutes too with TESTS="not long", all with TESTS=
 	$(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
+
+house:  ## measures of the structure: lines, the core and its wings, imports
+	$(PYTHON) -m tests.house
 
 compare: $(READY)  ## train every form of attention on pretrained parts; hours, goes on after an interruption
 	$(RUN) -m helper.compare
