@@ -1,7 +1,7 @@
 """The main job on the miniature world, end to end: `python -m helper.demo` (or `make demo`).
 
 Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
-checkpoint on held-out scenes, and holds a dialogue over three pictures and four rounds with it. Values of the training
+checkpoint on new images, and holds a dialogue over three pictures and four rounds with it. Values of the training
 script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`. Further options go to
 `helper.make_tiny_world`.
 """
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             again = ("--overwrite_output_dir", "true") if _is_own(arguments.output) else ()
             script = ROOT / "training" / "training_scripts" / "run_tiny.sh"
             _run("bash", script, *again, environment=given)
-        with _step("3/4  Evaluate on held-out scenes: several pictures, several rounds"):
+        with _step("3/4  Evaluate on other images: several of them, several rounds"):
             questions, results = arguments.data / "eval" / "miniature.json", arguments.output / "evaluation"
             of_what = ("--checkpoint_path", final, "--eval_data", questions, "--output_filename", results)
             _module("eval.batch_generation", *of_what, "--batch_size", "50", "--max_new_tokens", "8")
@@ -79,26 +79,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def hold_dialogue(checkpoint: Path, folder: Path) -> None:
-    """Prints a dialogue over three held-out pictures and four rounds, each answer beside the right one."""
+    """Prints a dialogue over three new pictures and four rounds, each answer beside the right one."""
     # Imported here: the steps before it run in processes of their own, and torch takes seconds to import.
-    import numpy as np
-
     from chat.session import ChatSession
-    from helper.miniature.dialogues import make_dialogue
-    from helper.miniature.scenes import draw, sample_scene
+    from helper.miniature.album import Album
 
-    rng = np.random.default_rng(DIALOGUE_SEED)
-    scenes = [sample_scene(rng, held_out=True) for _ in range(3)]
+    album = Album([DIALOGUE_SEED])
     session = ChatSession.from_pretrained(checkpoint, max_new_tokens=8)
     folder.mkdir(parents=True, exist_ok=True)
     shown = 0
-    for turn in make_dialogue(rng, scenes, 4):
+    for turn in album.dialogue([album.thing() for _ in range(3)], rounds=4):
         pictures = []
-        for scene in turn.new_scenes:
+        for thing in turn.new:
             shown += 1
             pictures.append(folder / f"image-{shown}.png")
-            draw(scene, rng).save(pictures[-1])
-            console.print(f"  [dim]image {shown}: {_shown(pictures[-1])} ({scene.in_words()})[/dim]")
+            album.draw(thing, pictures[-1])
+            console.print(f"  [dim]image {shown}: {_shown(pictures[-1])} ({thing})[/dim]")
         answer = "".join(session.ask(turn.question, pictures))
         verdict = "[green]right[/green]" if answer == turn.answer else f"[red]wrong: {turn.answer}[/red]"
         console.print(
@@ -118,20 +114,16 @@ def _is_own(output: Path) -> bool:
 
 
 def write_examples(folder: Path) -> None:
-    """Questions about held-out scenes, with the right answers: the web page offers them on its cards."""
-    import numpy as np
-
+    """Questions about new images, with the right answers: the web page offers them on its cards."""
     from chat.saved_dialogues import save_dialogue
-    from helper.miniature.dialogues import make_dialogue
-    from helper.miniature.scenes import draw, sample_scene
+    from helper.miniature.album import Album
     from utils.conversation import Image, Turn
 
-    rng = np.random.default_rng(EXAMPLES_SEED)
+    album = Album([EXAMPLES_SEED])
     folder.mkdir(exist_ok=True)
-    for images, kind in ((1, "color"), (2, "more"), (3, "position")):
-        scenes = [sample_scene(rng, held_out=True) for _ in range(images)]
-        (asked,) = make_dialogue(rng, scenes, 1, kinds=[kind], at_once=True)
-        shown = tuple(Image(draw(scene, rng), f"{n}.png") for n, scene in enumerate(scenes, start=1))
+    for images in (1, 2, 3):
+        [asked] = album.dialogue([album.thing() for _ in range(images)])
+        shown = tuple(Image(album.image(thing), f"{n}.png") for n, thing in enumerate(asked.new, start=1))
         save_dialogue(folder / f"{images}.json", [Turn(asked.question, asked.answer, shown)], None)
 
 

@@ -46,7 +46,7 @@ NOT_RUN = {
     "apt install": "changes the system",
     "wandb": "needs an account",
 }
-WORLD = "--descriptions 120 --reasoning 4 --conversations 40 --eval_dialogues 2"
+WORLD = "--records 20"
 SMALL_EVALUATION = (
     "eval.batch_generation --checkpoint_path output/tiny/final --eval_data data/miniature/eval/miniature.json"
     " --output_filename output/evaluation/shared"
@@ -56,13 +56,13 @@ STAND_INS = {
     "/runs/7b/": "output/tiny/",
     "--lm_model_name_or_path meta-llama/Llama-2-7b-hf --data_path /data": (
         "--lm_model_name_or_path assets/tiny_llama --vision_model_name_or_path assets/tiny_clip"
-        " --data_path data/layouts"
+        " --data_path data/miniature"
     ),
     "/runs/check": "output/check",
     "--eval_data eval_comprehensive": "--eval_data data/miniature/eval/miniature.json --output_filename output/readme",
     "eval/results/eval_comprehensive.json": "output/readme.json",
     "OUTPUT_DIR=/runs/": "OUTPUT_DIR=output/",
-    "=/data": "=data/layouts",
+    "=/data": "=data/miniature",
     "/local_ssd": "output",
     "MASTER_ADDR=node1": "MASTER_ADDR=localhost",
     "~/.cache/visualchat": "output/cache",
@@ -142,7 +142,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.json").write_text('{"zero_optimization": {"stage": 2}, "train_batch_size": "auto"}')
     (folder / "my_hosts").write_text("node1 slots=8\nnode2 slots=8\n")
     run(folder, f"python -m helper.make_tiny_world --output data/miniature {WORLD}")
-    run(folder, "python -m helper.make_tiny_world --layouts all --output data/layouts --records 4")
     few = "MAX_STEPS=2 NUM_GPUS=1 BATCH=2 GLOBAL_BATCH=2 LANG_LORA_DIM=4"
     run(
         folder,
@@ -233,7 +232,7 @@ def test_command(page: str, command: str, place: Path):
         return
     models = {"LM_MODEL": "assets/tiny_llama", "VISION_MODEL": "assets/tiny_clip"}
     processes = "1" if "LAUNCHER=accelerate" in command else "2"  # it starts one on CPUs
-    values = {"DATA_PATH": "data/layouts", "NUM_GPUS": processes, "OUTPUT_DIR": "output/tiny", **models}
+    values = {"DATA_PATH": "data/miniature", "NUM_GPUS": processes, "OUTPUT_DIR": "output/tiny", **models}
     said = run(
         place,
         command,

@@ -1,4 +1,1 @@
-"""The miniature world: small pictures of coloured shapes, and dialogues that can only be answered by looking at them.
-
-`scenes` draws the pictures, `dialogues` asks about them, `world` writes both in the published datasets' file formats.
-"""
+"""The miniature world, for tests: small images of coloured shapes, and questions about them, in published formats."""

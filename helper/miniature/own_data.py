@@ -17,9 +17,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
-from helper.miniature.album import Album
-from helper.miniature.dialogues import Round
-from helper.miniature.scenes import Scene
+from helper.miniature.album import Album, Round, caption
 
 SYSTEM = "you are a powerful vision-language assistant."
 _TAG = "<image>\n"
@@ -38,60 +36,56 @@ def write_own_data(root: Path, records: int, album: Album) -> None:
     _saved(records, album).save_to_disk(own / "saved")
 
 
-def _dialogue(album: Album, count: int) -> tuple[list[Scene], list[Round]]:
-    scenes = [album.scene() for _ in range(count)]
-    return scenes, album.dialogue(*scenes, rounds=2)
+def _dialogue(album: Album, count: int) -> tuple[list[str], list[Round]]:
+    things = [album.thing() for _ in range(count)]
+    return things, album.dialogue(things, rounds=2)
+
+
+def _messages(said: list[tuple[str, str]], roles: tuple[str, str], keys: tuple[str, str]) -> list[dict]:
+    """Questions and answers as messages: `keys` of role and text, `roles` of who asks and who answers."""
+    return [
+        dict(zip(keys, message, strict=True)) for pair in said for message in zip(roles, pair, strict=True)
+    ]
 
 
 def _tagged(rounds: list[Round]) -> list[tuple[str, str]]:
-    return [(_TAG * len(turn.new_scenes) + turn.question, turn.answer) for turn in rounds]
+    return [(_TAG * len(turn.new) + turn.question, turn.answer) for turn in rounds]
 
 
-def _drawn(scenes: list[Scene], name: str, album: Album, folder: Path) -> list[str]:
-    names = [f"{name}-{place}.jpg" for place in range(len(scenes))]
-    for scene, file in zip(scenes, names, strict=True):
-        album.draw(scene, folder / file)
+def _drawn(things: list[str], name: str, album: Album, folder: Path) -> list[str]:
+    names = [f"{name}-{place}.jpg" for place in range(len(things))]
+    for thing, file in zip(things, names, strict=True):
+        album.draw(thing, folder / file)
     return names
 
 
 def _llava(number: int, album: Album, folder: Path) -> dict:
+    names: list[str] = []
     if number % 4 == 3:
-        scene = album.scene()
-        said = [
-            (f"this is what you know. {scene.in_words()}. how many objects?", scene.in_words().split()[0])
-        ]
-        names = []
+        thing = album.thing()
+        said = [(f"this is what you know. {caption(thing)}. what shape is it?", thing.split()[1])]
     else:
-        scenes, rounds = _dialogue(album, 1 + number % 2)
-        names, said = _drawn(scenes, f"llava-{number}", album, folder), _tagged(rounds)
-    messages = [
-        {"from": role, "value": text}
-        for pair in said
-        for role, text in zip(("human", "gpt"), pair, strict=True)
-    ]
-    record = {"id": str(number), "conversations": messages}
+        things, rounds = _dialogue(album, 1 + number % 2)
+        names, said = _drawn(things, f"llava-{number}", album, folder), _tagged(rounds)
+    record = {"id": str(number), "conversations": _messages(said, ("human", "gpt"), ("from", "value"))}
     return record | ({"image": names[0] if len(names) == 1 else names} if names else {})
 
 
 def _sharegpt(name: str, album: Album, folder: Path) -> dict:
-    scenes, rounds = _dialogue(album, 2)
-    messages = [
-        {"from": role, "value": text}
-        for pair in _tagged(rounds)
-        for role, text in zip(("human", "gpt"), pair, strict=True)
-    ]
-    return {"conversations": messages, "images": _drawn(scenes, name, album, folder), "system": SYSTEM}
+    things, rounds = _dialogue(album, 2)
+    messages = _messages(_tagged(rounds), ("human", "gpt"), ("from", "value"))
+    return {"conversations": messages, "images": _drawn(things, name, album, folder), "system": SYSTEM}
 
 
 def _openai(number: int, album: Album, folder: Path) -> dict:
-    scenes, rounds = _dialogue(album, 1)
+    things, rounds = _dialogue(album, 1)
     if number % 2:
-        url = "data:image/jpeg;base64," + base64.b64encode(album.encoded(scenes[0])).decode()
+        url = "data:image/jpeg;base64," + base64.b64encode(album.encoded(things[0])).decode()
     else:
-        url = _drawn(scenes, f"openai-{number}", album, folder)[0]
+        url = _drawn(things, f"openai-{number}", album, folder)[0]
     messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
     for turn in rounds:
-        picture = [{"type": "image_url", "image_url": {"url": url}}] if turn.new_scenes else []
+        picture = [{"type": "image_url", "image_url": {"url": url}}] if turn.new else []
         question = [*picture, {"type": "text", "text": turn.question}]
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
@@ -101,19 +95,12 @@ def _openai(number: int, album: Album, folder: Path) -> dict:
 def _saved(records: int, album: Album) -> datasets.Dataset:
     rows = []
     for _ in range(records):
-        scenes, rounds = _dialogue(album, 2)
-        messages = [
-            {"role": role, "content": text}
-            for pair in _tagged(rounds)
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        pictures = [{"bytes": album.encoded(scene), "path": None} for scene in scenes]
-        rows.append({"messages": messages, "images": pictures})
+        things, rounds = _dialogue(album, 2)
+        messages = _messages(_tagged(rounds), ("user", "assistant"), ("role", "content"))
+        images = [{"bytes": album.encoded(thing), "path": None} for thing in things]
+        rows.append({"messages": messages, "images": images})
     text = datasets.Value("string")
     features = datasets.Features(
-        {
-            "messages": [{"role": text, "content": text}],
-            "images": [datasets.Image()],
-        }
+        {"messages": [{"role": text, "content": text}], "images": [datasets.Image()]}
     )
     return datasets.Dataset.from_list(rows, features=features)

@@ -4,32 +4,26 @@ Each dataset's files stand where, and look as, its publishers have them; `helper
 What the published files are known for is there too, once each: a book cover of one pixel (OCR-VQA), an image
 id without a picture and a record with none at all (TVC), a record with more pictures than are taken (VST), a
 dialogue that ends with a question (SparklesDialogueCC), a pair whose first picture LLaVA does not know (CGD).
+eval/miniature.json is an evaluation set: dialogues of two and three images, with reference answers and kinds.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
 import PIL.Image
 
-from helper.miniature.album import Album
-from helper.miniature.dialogues import DESCRIPTION, SINGLE_IMAGE_KINDS, Round
-from helper.miniature.files import write_json, write_once
+from helper.miniature.album import CHOICES, DESCRIBE, Album, Round, caption
 from helper.miniature.own_data import write_own_data
-from helper.miniature.scenes import COLORS, NUMBERS, POSITIONS, SHAPES, Scene
+from utils.atomic import atomic_directory
 
+_MANIFEST = "layouts.json"
 _TOO_MANY_IMAGES = 9
 _SPARKLES_TAG = "<Img><ImageHere></Img>"
-_CHOICES = {
-    "color": tuple(COLORS),
-    "shape": SHAPES,
-    "position": POSITIONS,
-    "count": NUMBERS[1:],
-    "exist": ("yes", "no"),
-}
 
 
 def write_layouts(root: Path, records: int = 12, seed: int = 1234) -> bool:
@@ -40,51 +34,57 @@ def write_layouts(root: Path, records: int = 12, seed: int = 1234) -> bool:
     """
     if records < 4:
         raise ValueError(f"{records} records are too few to show every case: ask for at least 4")
-    wanted = {"records": records, "seed": seed}
-
-    def write(folder: Path) -> None:
+    wanted, known = {"records": records, "seed": seed}, root / _MANIFEST
+    if known.exists() and json.loads(known.read_text()) == wanted:
+        return False
+    if root.exists() and not known.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} is not empty and holds no layouts: name another folder")
+    with atomic_directory(root) as folder:
         for layout in (*_WRITERS, write_own_data):
             # Seeded by name: a layout stays as it is when others are added.
             layout(folder, records, Album([seed, crc32(layout.__name__.encode())]))
+        _write_json(folder / _MANIFEST, wanted)
+    return True
 
-    return write_once(root, "layouts.json", wanted, "layouts", write)
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
 
 
 def _llava_and_cgd(root: Path, records: int, album: Album) -> None:
     """LLaVA's three files about the same COCO pictures, and CGD's pairs of those pictures."""
-    known = {f"{number:012d}": album.scene() for number in range(1, records + 1)}
-    unknown = {f"{number:012d}": album.scene() for number in range(records + 1, records + 3)}
-    for name, scene in (known | unknown).items():
-        album.draw(scene, root / "coco" / "train2017" / f"{name}.jpg")
+    known = {f"{number:012d}": album.thing() for number in range(1, records + 1)}
+    unknown = {f"{number:012d}": album.thing() for number in range(records + 1, records + 3)}
+    for name, thing in (known | unknown).items():
+        album.draw(thing, root / "coco" / "train2017" / f"{name}.jpg")
 
     def record(name: str, rounds: list[Round]) -> dict:
         conversations = []
         for turn in rounds:
             # The publishers put the tag before some questions and after others.
             first, last = ("<image>\n", "") if album.rng.random() < 0.5 else ("", "\n<image>")
-            tagged = f"{first}{turn.question}{last}" if turn.new_scenes else turn.question
+            tagged = f"{first}{turn.question}{last}" if turn.new else turn.question
             conversations += [{"from": "human", "value": tagged}, {"from": "gpt", "value": turn.answer}]
         return {"id": name, "image": f"{name}.jpg", "conversations": conversations}
 
-    def file(dialogue: Callable[[Scene], list[Round]]) -> list[dict]:
-        return [record(name, dialogue(scene)) for name, scene in known.items()]
+    def file(dialogue: Callable[[str], list[Round]]) -> list[dict]:
+        return [record(name, dialogue(thing)) for name, thing in known.items()]
 
-    def one(kinds: tuple[str, ...]) -> Callable[[Scene], list[Round]]:
-        return lambda scene: [album.question(scene, kinds=kinds, numbered=False)]
-
-    write_json(root / "llava" / "detail_23k.json", file(one((DESCRIPTION,))))
-    write_json(root / "llava" / "complex_reasoning_77k.json", file(one(SINGLE_IMAGE_KINDS)))
-    talks = file(lambda scene: album.dialogue(scene, rounds=3, numbered=False))
-    write_json(root / "llava" / "conversation_58k.json", talks)
+    described = file(lambda thing: [Round(DESCRIBE, caption(thing), "description", (thing,))])
+    _write_json(root / "llava" / "detail_23k.json", described)
+    _write_json(root / "llava" / "complex_reasoning_77k.json", file(lambda thing: album.dialogue([thing])))
+    talks = file(lambda thing: album.dialogue([thing], rounds=3))
+    _write_json(root / "llava" / "conversation_58k.json", talks)
 
     names, strangers = list(known), list(unknown)
     pairs = [(names[number], names[number - 1]) for number in range(records - 2)]
     pairs += [(names[0], strangers[0]), (strangers[1], names[0])]
     data = {}
     for number, pair in enumerate(pairs):
-        scenes = [(known | unknown)[name] for name in pair]
-        _add_instructions(data, "CGD", number, [f"CGD_IMG_{name}" for name in pair], scenes, album)
-    write_json(root / "MIMIC-IT" / "CGD_instructions.json", {"meta": {"author": "miniature"}, "data": data})
+        things = [(known | unknown)[name] for name in pair]
+        _add_instructions(data, "CGD", number, [f"CGD_IMG_{name}" for name in pair], things, album)
+    _write_json(root / "MIMIC-IT" / "CGD_instructions.json", {"meta": {"author": "miniature"}, "data": data})
 
 
 def _mimic_it(root: Path, records: int, album: Album) -> None:
@@ -93,24 +93,24 @@ def _mimic_it(root: Path, records: int, album: Album) -> None:
         store, data = {}, {}
         counts = [count] * records + [_TOO_MANY_IMAGES] * (letters == "VST")
         for number, images in enumerate(counts):
-            scenes = {f"{letters}_IMG_{len(store) + place:06d}": album.scene() for place in range(images)}
-            store |= {name: base64.b64encode(album.encoded(each)).decode() for name, each in scenes.items()}
-            _add_instructions(data, letters, number, list(scenes), list(scenes.values()), album)
+            things = {f"{letters}_IMG_{len(store) + place:06d}": album.thing() for place in range(images)}
+            store |= {name: base64.b64encode(album.encoded(each)).decode() for name, each in things.items()}
+            _add_instructions(data, letters, number, list(things), list(things.values()), album)
         if letters == "TVC":
             del store["TVC_IMG_000001"]
             data["TVC_INS_lost"] = data["TVC_INS_000000_0"] | {"image_ids": ["TVC_IMG_lost"]}
-        write_json(root / "MIMIC-IT" / f"{letters}.json", store)
+        _write_json(root / "MIMIC-IT" / f"{letters}.json", store)
         content = {"meta": {"author": "miniature"}, "data": data}
-        write_json(root / "MIMIC-IT" / f"{letters}_instructions.json", content)
+        _write_json(root / "MIMIC-IT" / f"{letters}_instructions.json", content)
 
 
 def _add_instructions(
-    data: dict, letters: str, number: int, image_ids: list[str], scenes: list[Scene], album: Album
+    data: dict, letters: str, number: int, image_ids: list[str], things: list[str], album: Album
 ) -> None:
     """One or two instructions about the same pictures, related to each other where they are two."""
     ids = [f"{letters}_INS_{number:06d}_{place}" for place in range(1 + number % 2)]
     for name in ids:
-        asked = album.question(*scenes)
+        [asked] = album.dialogue(things)
         data[name] = {
             "instruction": asked.question,
             "answer": asked.answer,
@@ -122,10 +122,10 @@ def _add_instructions(
 def _aokvqa(root: Path, records: int, album: Album) -> None:
     annotations = []
     for number in range(1, records + 1):
-        scene, image_id = album.scene(), 500_000 + number
-        album.draw(scene, root / "coco" / "train2017" / f"{image_id:012d}.jpg")
-        asked = album.question(scene, kinds=SINGLE_IMAGE_KINDS, numbered=False)
-        options = [each for each in _CHOICES[asked.kind] if each != asked.answer][:3]
+        thing, image_id = album.thing(), 500_000 + number
+        album.draw(thing, root / "coco" / "train2017" / f"{image_id:012d}.jpg")
+        [asked] = album.dialogue([thing])
+        options = [each for each in CHOICES[asked.kind] if each != asked.answer][:3]
         choices = [*options, asked.answer]
         choices = [choices[place] for place in album.rng.permutation(len(choices))]
         annotations.append(
@@ -137,65 +137,65 @@ def _aokvqa(root: Path, records: int, album: Album) -> None:
                 "choices": choices,
                 "correct_choice_idx": choices.index(asked.answer),
                 "direct_answers": [asked.answer] * 3,
-                "rationales": [scene.in_words(), f"the number of things is {NUMBERS[len(scene.things)]}"],
+                "rationales": [caption(thing), f"a picture of a {thing}"],
             }
         )
-    write_json(root / "aokvqa" / "annotations" / "aokvqa_v1p0_train.json", annotations)
+    _write_json(root / "aokvqa" / "annotations" / "aokvqa_v1p0_train.json", annotations)
 
 
 def _coco_caption(root: Path, records: int, album: Album) -> None:
     images = []
     for number in range(1, records + 1):
-        scene, part = album.scene(), "val2014" if number % 3 == 0 else "train2014"
+        thing, part = album.thing(), "val2014" if number % 3 == 0 else "train2014"
         name = f"COCO_{part}_{number:012d}.jpg"
-        album.draw(scene, root / "coco" / "2014" / name)
-        captions = (scene.in_words(), f"a picture of {scene.in_words()}")
+        album.draw(thing, root / "coco" / "2014" / name)
+        captions = (caption(thing), f"a picture of {caption(thing)}")
         sentences = [{"raw": caption, "tokens": caption.split(), "imgid": number} for caption in captions]
         images.append({"filename": name, "filepath": part, "split": "train", "sentences": sentences})
-    write_json(root / "coco_caption" / "dataset.json", {"dataset": "coco", "images": images})
+    _write_json(root / "coco_caption" / "dataset.json", {"dataset": "coco", "images": images})
 
 
 def _minigpt4(root: Path, records: int, album: Album) -> None:
     annotations = []
     for number in range(2, records + 2):
-        scene = album.scene()
-        album.draw(scene, root / "cc_sbu_align" / "image" / f"{number}.jpg")
-        annotations.append({"image_id": str(number), "caption": scene.in_words()})
-    write_json(root / "cc_sbu_align" / "filter_cap.json", {"annotations": annotations})
+        thing = album.thing()
+        album.draw(thing, root / "cc_sbu_align" / "image" / f"{number}.jpg")
+        annotations.append({"image_id": str(number), "caption": caption(thing)})
+    _write_json(root / "cc_sbu_align" / "filter_cap.json", {"annotations": annotations})
 
 
 def _ocr_vqa(root: Path, records: int, album: Album) -> None:
     covers, images = {}, root / "OCR_VQA" / "images"
     for number in range(1, records + 1):
-        scene, ending = album.scene(), (".jpg", ".png", ".gif")[number % 3]
+        thing, ending = album.thing(), (".jpg", ".png", ".gif")[number % 3]
         name = f"{number:010d}"
-        album.draw(scene, images / f"{name}{ending}")
-        asked = [album.question(scene, kinds=SINGLE_IMAGE_KINDS, numbered=False) for _ in range(3)]
+        album.draw(thing, images / f"{name}{ending}")
+        asked = album.dialogue([thing], rounds=3)
         covers[name] = {
             "imageURL": f"http://images.example/I/{number}-cover{ending}",
             "questions": [each.question for each in asked],
             "answers": [each.answer for each in asked],
-            "title": scene.in_words(),
+            "title": caption(thing),
             "split": 1,
         }
     PIL.Image.new("RGB", (1, 1)).save(images / "lost.gif")
     covers["lost"] = covers["0000000001"] | {"imageURL": "http://images.example/I/lost.gif"}
-    write_json(root / "OCR_VQA" / "dataset.json", covers)
+    _write_json(root / "OCR_VQA" / "dataset.json", covers)
 
 
 def _sparkles(root: Path, records: int, album: Album) -> None:
     for part in ("CC", "VG"):
         folder, dialogues, image_id = root / f"SparklesDialogue{part}", [], 0
         for _ in range(records // 2):
-            scenes = [album.scene() for _ in range(int(album.rng.integers(2, 4)))]
-            image_ids = [image_id + place for place in range(1, len(scenes) + 1)]
+            things = [album.thing() for _ in range(int(album.rng.integers(2, 4)))]
+            image_ids = [image_id + place for place in range(1, len(things) + 1)]
             image_id = image_ids[-1]
-            for name, scene in zip(image_ids, scenes, strict=True):
-                album.draw(scene, folder / "images" / f"{name}.jpg")
-            dialogues.append({"dialogue": _spoken(album.dialogue(*scenes, rounds=3), image_ids)})
+            for name, thing in zip(image_ids, things, strict=True):
+                album.draw(thing, folder / "images" / f"{name}.jpg")
+            dialogues.append({"dialogue": _spoken(album.dialogue(things, rounds=3), image_ids)})
         if part == "CC":
             dialogues.append({"dialogue": dialogues[0]["dialogue"][:-1]})
-        write_json(folder / "annotations" / f"SparklesDialogue{part}.json", dialogues)
+        _write_json(folder / "annotations" / f"SparklesDialogue{part}.json", dialogues)
 
 
 def _spoken(rounds: list[Round], image_ids: list[int]) -> list[dict]:
@@ -208,7 +208,7 @@ def _spoken(rounds: list[Round], image_ids: list[int]) -> list[dict]:
 
     messages, shown = [], 0
     for turn in rounds:
-        new = image_ids[shown : shown + len(turn.new_scenes)]
+        new = image_ids[shown : shown + len(turn.new)]
         shown += len(new)
         here = "".join(f"here is IMAGE#{image_id}{_SPARKLES_TAG}. " for image_id in new)
         question = {"role": "user", "content": here + named(turn.question)}
@@ -216,6 +216,21 @@ def _spoken(rounds: list[Round], image_ids: list[int]) -> list[dict]:
             question["images"] = [{"image_id": image_id} for image_id in new]
         messages += [question, {"role": "assistant", "content": named(turn.answer)}]
     return messages
+
+
+def _evaluation(root: Path, records: int, album: Album) -> None:
+    dialogues, drawn = {}, 0
+    for number in range(records):
+        turns = []
+        for turn in album.dialogue([album.thing() for _ in range(2 + number % 2)], rounds=4):
+            names = []
+            for thing in turn.new:
+                drawn += 1
+                names.append(f"image/{drawn:012d}.jpg")
+                album.draw(thing, root / "eval" / names[-1])
+            turns.append([turn.question, " ".join(names), turn.answer, turn.kind])
+        dialogues[f"miniature-{number + 1:03d}"] = turns
+    _write_json(root / "eval" / "miniature.json", dialogues)
 
 
 _WRITERS: tuple[Callable[[Path, int, Album], None], ...] = (
@@ -226,4 +241,5 @@ _WRITERS: tuple[Callable[[Path, int, Album], None], ...] = (
     _minigpt4,
     _ocr_vqa,
     _sparkles,
+    _evaluation,
 )

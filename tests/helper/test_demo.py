@@ -20,11 +20,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
     world, output = tmp_path / "world", tmp_path / "output"
-    sizes = {"descriptions": 120, "reasoning": 4, "conversations": 24, "eval_dialogues": 3}
-    options = [word for name, count in sizes.items() for word in (f"--{name}", str(count))]
     environment = {**os.environ, "MAX_STEPS": "2", "GLOBAL_BATCH": "8", "BATCH": "4", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, "-m", "helper.demo", "--data", world, "--output", output, *options],
+        [sys.executable, "-m", "helper.demo", "--data", world, "--output", output, "--records", "40"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

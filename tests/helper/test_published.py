@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from helper.make_tiny_world import main as make_world
+from helper.miniature.album import COLORS, SHAPES, SIDE, Album
 from helper.miniature.published import write_layouts
-from helper.miniature.scenes import PICTURE_SIZE
 from utils.conversation import Conversation
 from utils.data.adapters.captions import coco_caption, minigpt4
 from utils.data.adapters.custom import custom
@@ -61,12 +61,14 @@ def files_in(root: Path) -> dict[str, bytes]:
 def opened(conversation: Conversation | LeftOut) -> Conversation:
     """The conversation, all of whose pictures could be read."""
     assert isinstance(conversation, Conversation), conversation
-    assert {image.open().size for image in conversation.images} <= {(PICTURE_SIZE, PICTURE_SIZE)}
+    assert {image.open().size for image in conversation.images} <= {(SIDE, SIDE)}
     return conversation
 
 
 def test_files_are_where_their_publishers_have_them(root: Path) -> None:
-    written = {name for name in files_in(root) if name.endswith(".json") and not name.startswith("own/")}
+    written = {
+        name for name in files_in(root) if name.endswith(".json") and not name.startswith(("own/", "eval/"))
+    }
     assert written == FILES | {"layouts.json"}
 
 
@@ -120,7 +122,7 @@ def test_pictures_of_mimic_it_stand_in_one_object(root: Path, letters: str, imag
     data = read(root / f"MIMIC-IT/{letters}_instructions.json")["data"]
     for encoded in store.values():
         with PIL.Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as picture:
-            assert picture.format == "JPEG" and picture.size == (PICTURE_SIZE, PICTURE_SIZE)
+            assert picture.format == "JPEG" and picture.size == (SIDE, SIDE)
     named = {name for fields in data.values() for name in fields["image_ids"]}
     missing = {"TVC_IMG_000001", "TVC_IMG_lost"} if letters == "TVC" else set()
     assert named - set(store) == missing and set(store) <= named
@@ -174,6 +176,43 @@ def test_own_data(root: Path, name: str, counts: set[int]) -> None:
     assert {len(conversation.images) for conversation in made} == counts
 
 
+def test_the_evaluation_set_shows_several_images_and_has_references(root: Path) -> None:
+    dialogues = read(root / "eval/miniature.json")
+    assert len(dialogues) == RECORDS
+    for turns in dialogues.values():
+        names = [name for _, shown, _, _ in turns for name in shown.split()]
+        assert len(names) in (2, 3) and all((root / "eval" / name).exists() for name in names)
+        assert all(answer and kind in ("color", "shape", "exist") for _, _, answer, kind in turns)
+
+
+def test_questions_have_the_answer_that_the_image_shows() -> None:
+    album = Album([0])
+    things = ["red circle", "blue square"]
+    answers: dict[str, set[str]] = {}
+    for _ in range(200):
+        first, second = album.dialogue(things, rounds=2)
+        assert (first.new, second.new) == (
+            ("red circle",),
+            ("blue square",),
+        ) and "image 2" not in first.question
+        for turn in (first, second):
+            answers.setdefault(turn.question, set()).add(turn.answer)
+    assert all(len(given) == 1 for given in answers.values())
+    assert answers["what color is the circle in image 1?"] == {"red"}
+    assert answers["what shape is in image 2?"] == {"square"}
+    assert answers["is there a blue square in image 2?"] == {"yes"}
+    assert answers["is there a blue square in image 1?"] == {"no"}
+    [alone] = album.dialogue(["red circle"])
+    assert "the image" in alone.question and alone.new == ("red circle",)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_images_show_a_shape_of_their_color(shape: str) -> None:
+    for color, level in COLORS.items():
+        pixels = set(Album([0]).image(f"{color} {shape}").get_flattened_data())
+        assert len(pixels) == 2 and level in pixels
+
+
 def test_the_same_seed_writes_the_same_files(root: Path, tmp_path: Path) -> None:
     assert write_layouts(tmp_path / "again", RECORDS, seed=3)
     assert files_in(tmp_path / "again").keys() == files_in(root).keys()
@@ -186,14 +225,14 @@ def test_the_same_seed_writes_the_same_files(root: Path, tmp_path: Path) -> None
 
 
 def test_the_command_writes_keeps_and_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    command = ["--layouts", "all", "--records", "4", "--output", str(tmp_path / "data")]
+    command = ["--records", "4", "--output", str(tmp_path / "data")]
     make_world(command)
     assert "data: drawn" in capsys.readouterr().out
     make_world(command)
     assert "already there, kept" in capsys.readouterr().out
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    assert make_world(["--layouts", "all", "--output", str(tmp_path / "mine")]) == 2
+    assert make_world(["--output", str(tmp_path / "mine")]) == 2
     assert "name another folder" in capsys.readouterr().err
-    assert make_world(["--layouts", "all", "--records", "3", "--output", str(tmp_path / "few")]) == 2
+    assert make_world(["--records", "3", "--output", str(tmp_path / "few")]) == 2
     assert "ask for at least 4" in capsys.readouterr().err

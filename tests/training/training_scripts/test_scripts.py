@@ -159,8 +159,7 @@ def test_names_of_datasets_may_hold_spaces(dry_run, tmp_path):
 def test_run_tiny_can_start_where_its_data_are(dry_run, tmp_path):
     from helper.make_tiny_world import main as draw
 
-    few = ["--descriptions", "4", "--reasoning", "4", "--conversations", "4", "--eval_dialogues", "1"]
-    draw(["--output", str(tmp_path / "data"), *few])
+    draw(["--output", str(tmp_path / "data"), "--records", "4"])
     printed = dry_run("run_tiny.sh", DATA_PATH="data", GPU_MEMORY=2.5)
     assert printed.code == 0 and "missing" not in printed.text
     assert printed.flags.stage3_gather_layers and printed.launcher[1:3] == ["-m", "deepspeed.launcher.runner"]
