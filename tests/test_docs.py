@@ -10,11 +10,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 import visualchat
 from training.recipe import flags_of
+from utils.data import build_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
@@ -45,6 +48,7 @@ NOT_RUN = {
     "pip install": "changes the environment",
     "apt install": "changes the system",
     "wandb": "needs an account",
+    "digits": "needs scikit-learn and the demonstration's parts",
 }
 WORLD = "--records 20"
 SMALL_EVALUATION = (
@@ -240,3 +244,19 @@ def test_command(page: str, command: str, place: Path):
         **{name: value for name, value in values.items() if f"{name}=" not in command},
     )
     assert "training.main" in said
+
+
+def test_the_script_for_digits_writes_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = SimpleNamespace(images=np.full((20, 8, 8), 16.0), target=np.arange(20) % 10)
+    monkeypatch.setitem(sys.modules, "sklearn", ModuleType("sklearn"))
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", SimpleNamespace(load_digits=lambda: drawn))
+    monkeypatch.chdir(tmp_path)
+    [script] = [code for kind, code in FENCE.findall(FILES["own-data"].read_text()) if kind == "python"]
+    exec(script, {})
+    parts = [
+        build_dataset([str(tmp_path / "data" / "digits" / f"{name}.jsonl")], tmp_path)
+        for name in ("learn", "held_out")
+    ]
+    assert [len(part) for part in parts] == [16, 4]
+    assert {each.turns[0].answer for each in parts[1]} == {"zero", "six", "two", "eight"}
+    assert parts[1][0].images[0].open().getpixel((0, 0)) == (240, 240, 240)

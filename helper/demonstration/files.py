@@ -1,11 +1,12 @@
-"""Writes what the demonstration trains on and is asked, in published formats.
+"""Writes what the demonstration learns from and is asked: data of one's own, in LLaVA's shape (docs/own-data.md).
 
-{data}/coco/train2017/*.png, llava/conversation_58k.json     one to three images, several rounds: `llava_dial`
-{data}/eval/held_out.json, eval/image/*.png                  the held-out style, with answers and kinds
+{data}/learn.jsonl       dialogues about images in the styles to learn from
+{data}/held_out.jsonl    dialogues in the style that is held out
+{data}/image/*.png       their images; each comes in several dialogues, so that its features are computed once
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,110 +16,91 @@ from helper.demonstration.models import make_decoder, make_encoder
 from helper.demonstration.things import HELD_OUT_STYLE, LEARNT_STYLES, THINGS, Artist
 from utils.atomic import atomic_directory
 
-TRAINING = "llava/conversation_58k.json"
-IMAGES = "coco/train2017"
+SINGLES = 0.2
+"""The share of dialogues with one image and one question; two thirds of the others have three images, a third two."""
+ROUNDS = 4
+"""Of a dialogue about several images, at most."""
+IMAGES = {"learn": 60, "held_out": 20}
+"""Of each thing."""
 
-
-@dataclass(frozen=True)
-class Size:
-    """How many dialogues are written, and of how many images and rounds at most."""
-
-    dialogues: int = 4000
-    held_out: int = 150
-    images: int = 3
-    rounds: int = 4
-    seed: int = 1234
+_Dialogue = list[tuple[Round, list[str]]]
+"""Questions, each with the paths of the images that it brings."""
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Where everything lies."""
+    """Where decoder and encoder, the data to learn from, and the dialogues to be asked lie."""
 
     decoder: Path
     encoder: Path
     data: Path
-
-    @property
-    def training(self) -> Path:
-        """The annotations to learn from, in LLaVA's form."""
-        return self.data / TRAINING
-
-    @property
-    def images(self) -> Path:
-        """The folder of their images."""
-        return self.data / IMAGES
-
-    @property
-    def held_out(self) -> Path:
-        """The evaluation set in the style that is not learnt from."""
-        return self.data / "eval" / "held_out.json"
+    held_out: Path
+    script: str
+    """The training script that has the settings."""
 
 
-def make_demonstration(folder: Path, size: Size = Size()) -> Demonstration:
+def make_demonstration(folder: Path, dialogues: int, held_out: int, seed: int) -> Demonstration:
     """Decoder, encoder and dialogues in `folder`; what is there already is kept.
 
     Raises `UsageError` where a package of requirements-demo.txt is missing.
     """
-    name = "dialogues-" + "-".join(str(value) for value in asdict(size).values())
-    data = folder / name
     decoder, encoder = make_decoder(folder / "decoder"), make_encoder(folder / "encoder")
+    data = folder / f"dialogues-{dialogues}-{held_out}-{seed}"
     if not data.exists():
         with atomic_directory(data) as aside:
-            _write_training(aside, size)
-            _write_held_out(aside, size)
-    return Demonstration(decoder, encoder, data)
+            _write(aside, "learn", LEARNT_STYLES, dialogues, seed)
+            _write(aside, "held_out", (HELD_OUT_STYLE,), held_out, seed)
+    return Demonstration(decoder, encoder, data, data / "held_out.json", "run_demo.sh")
 
 
-def draw_dialogue(rng: np.random.Generator, size: Size) -> list[Round]:
-    """A dialogue about one to `size.images` images, more often about several."""
-    images = int(rng.choice(size.images, p=_shares(size.images))) + 1
-    return make_dialogue(rng, tuple(THINGS), images, size.rounds)
+def draw_dialogue(rng: np.random.Generator) -> list[Round]:
+    """One of the mixture that the demonstration consists of."""
+    if rng.random() < SINGLES:
+        return make_dialogue(rng, tuple(THINGS), 1, 1)
+    return make_dialogue(rng, tuple(THINGS), 3 if rng.random() < 2 / 3 else 2, ROUNDS)
 
 
-def _shares(images: int) -> np.ndarray:
-    weights = np.arange(2, images + 2, dtype=float)
-    return weights / weights.sum()
+def _write(root: Path, part: str, styles: tuple[str, ...], count: int, seed: int) -> None:
+    rng = np.random.default_rng([seed, *part.encode()])
+    artist, images = Artist(rng, styles), IMAGES[part]
+    (root / "image").mkdir(exist_ok=True)
+    for thing in THINGS:
+        for number in range(images):
+            artist.image(thing).save(root / _path(part, thing, number))
+    dialogues = [
+        [
+            (each, [_path(part, thing, rng.integers(images)) for thing in each.new])
+            for each in draw_dialogue(rng)
+        ]
+        for _ in range(count)
+    ]
+    content = _records(dialogues) if part == "learn" else _questions(dialogues)
+    (root / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _write_training(root: Path, size: Size) -> None:
-    rng = np.random.default_rng([size.seed, 0])
-    artist = Artist(rng, LEARNT_STYLES)
-    (root / IMAGES).mkdir(parents=True)
-    records, drawn = [], 0
-    for number in range(size.dialogues):
-        names, messages = [], []
-        for each in draw_dialogue(rng, size):
-            for thing in each.new:
-                drawn += 1
-                names.append(f"{drawn:012d}.png")
-                artist.image(thing).save(root / IMAGES / names[-1], compress_level=1)
-            messages += [
-                {"from": "human", "value": "<image>\n" * len(each.new) + each.question},
-                {"from": "gpt", "value": each.answer},
-            ]
-        records.append({"id": str(number), "image": names, "conversations": messages})
-    _write_json(root / TRAINING, records)
+def _records(dialogues: list[_Dialogue]) -> list[dict]:
+    """As training reads them, in LLaVA's shape."""
+    records = []
+    for dialogue in dialogues:
+        messages = []
+        for each, shown in dialogue:
+            question = "<image>\n" * len(shown) + each.question
+            messages += [{"from": "human", "value": question}, {"from": "gpt", "value": each.answer}]
+        records.append(
+            {"image": [path for _, shown in dialogue for path in shown], "conversations": messages}
+        )
+    return records
 
 
-def _write_held_out(root: Path, size: Size) -> None:
-    rng = np.random.default_rng([size.seed, 1])
-    artist = Artist(rng, (HELD_OUT_STYLE,))
-    folder = root / "eval" / "image"
-    folder.mkdir(parents=True)
-    dialogues, drawn = {}, 0
-    for number in range(size.held_out):
-        turns = []
-        for each in draw_dialogue(rng, size):
-            names = []
-            for thing in each.new:
-                drawn += 1
-                names.append(f"{drawn}-{thing}.png")
-                artist.image(thing).save(folder / names[-1])
-            turns.append([each.question, " ".join(names), each.answer, each.kind])
-        dialogues[f"dialogue {number + 1}"] = turns
-    _write_json(root / "eval" / "held_out.json", dialogues)
+def _questions(dialogues: list[_Dialogue]) -> dict[str, list]:
+    """As evaluation reads them, with answers and kinds."""
+    return {
+        f"dialogue {number}": [
+            [each.question, " ".join(shown), each.answer, each.kind] for each, shown in dialogue
+        ]
+        for number, dialogue in enumerate(dialogues, start=1)
+    }
 
 
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+def _path(part: str, thing: str, number: int) -> str:
+    return f"image/{part}-{thing}-{number}.png"

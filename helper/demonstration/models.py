@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from helper.demonstration.packages import INSTALL, file_of
+from helper.demonstration import INSTALL, file_of
 from utils.atomic import atomic_directory
 from utils.commands import UsageError
 

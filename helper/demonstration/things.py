@@ -8,15 +8,15 @@ The things are those of about 120 candidates of which a ridge regression on the 
 all images in the third: what the frozen encoder cannot tell, no projection can learn.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 
 import numpy as np
 import PIL.Image
 
+from helper.demonstration import INSTALL, file_of
 from helper.demonstration.models import SIDE
-from helper.demonstration.packages import INSTALL, file_of
 from utils.commands import UsageError
 
 THINGS = {
@@ -60,7 +60,6 @@ class Artist:
 
     rng: np.random.Generator
     styles: tuple[str, ...]
-    things: tuple[str, ...] = field(default=tuple(THINGS))
 
     def image(self, thing: str) -> PIL.Image.Image:
         """An image of `thing`, `SIDE` x `SIDE` pixels, in a style that is drawn. Raises `UsageError` as `file_of`."""

