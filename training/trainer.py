@@ -143,6 +143,7 @@ class VisualChatTrainer(Trainer):
             self.args.learning_rate_pretraining_components,
             self.args.weight_decay,
             self.args.image_gate_learning_rate,
+            self.args.lora_learning_rate,
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -52,6 +52,15 @@ def test_a_gate_has_a_rate_of_its_own_and_no_decay():
     assert {name: rate for name, rate in rates.items() if "gate" not in name} == found(Tiny())
 
 
+def test_adapters_may_have_a_rate_of_their_own():
+    model = Tiny()
+    model.layer = nn.ModuleDict({"lora_A": nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})})
+    assert found(model)["layer.lora_A.default.weight"] == (1e-3, 0.1)
+    rates = found(model, lora_learning_rate=1e-4)
+    assert rates.pop("layer.lora_A.default.weight") == (1e-4, 0.1)
+    assert rates == found(Tiny())
+
+
 def test_nothing_to_train():
     with pytest.raises(ValueError, match="nothing"):
         parameter_groups(Tiny().requires_grad_(False), 1e-3, 0, 0)
