@@ -26,10 +26,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from training.batches.sampler import GlobalBatchSampler
 from utils.conversation import Conversation, Image
-from utils.data import Collator, EncodedDataset, Mixture, TolerantDataset, build_dataset
+from utils.data import Collator, EncodedDataset, Mixture, build_dataset
+from utils.data.batching.lengths import Lengths, measure
+from utils.data.batching.packing import pack
 from utils.data.cache import use_cache_folder
-from utils.data.lengths import Lengths, measure
-from utils.data.packing import pack
 from utils.model.image_preprocessing import Framing, normalised, preprocess
 from utils.model.processing_visual_chat import VisualChatProcessor
 
@@ -119,11 +119,11 @@ def texts(processor: VisualChatProcessor, mixture: Mixture, rounds: int) -> None
 
 def whole(processor: VisualChatProcessor, mixture: Mixture, rounds: int) -> None:
     """Records on the disk to rows, and through the loader to batches, as training takes them."""
-    encoded = EncodedDataset(mixture, processor, _LENGTH)
+    encoded = EncodedDataset(mixture, processor, _LENGTH, on_bad="skip")
     count = min(len(encoded), 100)
     shown = np.mean([len(mixture[index].images) for index in range(count)])
     loader = DataLoader(
-        Subset(TolerantDataset(encoded), range(count)),
+        Subset(encoded, range(count)),
         _BATCH,
         collate_fn=Collator(processor.tokenizer.eos_token_id),
     )
@@ -142,8 +142,8 @@ def whole(processor: VisualChatProcessor, mixture: Mixture, rounds: int) -> None
 
 def batches(processor: VisualChatProcessor, mixture: Mixture) -> None:
     """What of a batch is padding; packing a million conversations."""
-    dataset = TolerantDataset(EncodedDataset(mixture, processor, _LENGTH))
-    lengths = measure(dataset.sketch(0))
+    dataset = EncodedDataset(mixture, processor, _LENGTH)
+    lengths = measure(dataset.without_pixels(0))
     print(f"\nbatches of {_BATCH} out of {len(dataset)} conversations: padding")
     for name, known in (("at random", None), ("grouped by length", lambda epoch: lengths.tokens)):
         sampler = GlobalBatchSampler(len(dataset), _BATCH, seed=1, lengths=known)

@@ -21,7 +21,7 @@ from eval.generation import DialogueRunner, GenerationSettings
 from tests.chat.conftest import base_models, build, model_and_processor, pictures  # noqa: F401
 from tests.chat.serving.conftest import Server, assistant, data_url, serve, user  # noqa: F401
 from utils.data import EncodedDataset, build_dataset
-from utils.data.encode import IGNORED_LABEL
+from utils.data.batching.sample import IGNORED_LABEL
 
 ANSWER = "red\n\nand  blue"
 QUESTIONS = (

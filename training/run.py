@@ -54,9 +54,9 @@ from utils.data import (
     Collator,
     CutCount,
     DataError,
+    EncodedDataset,
     Mixture,
     PackedDataset,
-    TolerantDataset,
 )
 from utils.data.shared_memory import require_shared_memory
 from utils.distributed import (
@@ -180,7 +180,7 @@ def train(
         features = store_features(model, processor, parts, arguments.device, workers)
     longest = longest_conversation(data_arguments, model.config)
 
-    def rows(part: Mixture) -> TolerantDataset | PackedDataset:
+    def rows(part: Mixture) -> EncodedDataset | PackedDataset:
         return make_rows(part, processor, data_arguments, arguments.seed, features, longest)
 
     learned = rows(training_part)
@@ -321,13 +321,13 @@ def load_model(
         raise UsageError(f"the model cannot be built: {error}") from error
 
 
-def cut_by_all(learned: TolerantDataset | PackedDataset) -> CutCount:
+def cut_by_all(learned: EncodedDataset | PackedDataset) -> CutCount:
     """What `--max_seq_len` took away in all processes, each of which reads its own share; all call."""
     counts = everyone((learned.cut.conversations, learned.cut.turns))
     return CutCount(*(sum(each) for each in zip(*counts, strict=True)))
 
 
-def summarise(trainer: VisualChatTrainer, learned: TolerantDataset | PackedDataset) -> None:
+def summarise(trainer: VisualChatTrainer, learned: EncodedDataset | PackedDataset) -> None:
     """The last lines: what was left out, what was cut, and where the checkpoints are; all processes call."""
     if trainer.bad.records:
         logger.info("left out: %s", trainer.bad.records.summary())

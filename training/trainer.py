@@ -6,8 +6,10 @@ flags are transformers'.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ from training.metrics.throughput import ThroughputMeter
 from training.metrics.trackers import TensorBoard
 from training.parameter_groups import parameter_groups
 from utils.commands import UsageError
+from utils.data import IGNORED_LABEL, Batch
 from utils.data.bad_data import BadRecords
-from utils.data.encode import IGNORED_LABEL
 from utils.distributed import get_logger, is_main_process
 
 logger = get_logger(__name__)
@@ -89,6 +91,8 @@ class VisualChatTrainer(Trainer):
             gather_by_layer(model)
         self.checkpoints = CheckpointWriter(self, run)
         self._failed_saves = 0  # in a row
+        self._batches: deque[Batch] = deque()  # of the step, those that are not trained on yet
+        self._batch = Batch({})  # that is trained on
         self.survival = Survival(self, stop_request or StopRequest())
         self.add_callback(self.survival)
 
@@ -107,12 +111,16 @@ class VisualChatTrainer(Trainer):
     ) -> tuple[list, Any]:
         """The micro-batches of an optimizer step and their supervised tokens on all processes."""
         waited_for = self.throughput.waiting_for(self.survival.reading(epoch_iterator))
-        batches, supervised = super().get_batch_samples(waited_for, num_batches, device)
+        batches = list(islice(waited_for, num_batches))
+        inputs, supervised = super().get_batch_samples(
+            iter([batch.inputs for batch in batches]), num_batches, device
+        )
         self.bad.take(batches)
         if self.bad.strict:
             self.bad.exchange(device)
         self.throughput.step(batches)
-        return batches, supervised.clamp(min=1)  # none at all: a loss of 0, not of 0 / 0
+        self._batches = deque(batches)
+        return inputs, supervised.clamp(min=1)  # none at all: a loss of 0, not of 0 / 0
 
     # Optimisation
 
@@ -158,7 +166,7 @@ class VisualChatTrainer(Trainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """As transformers'; whose tokens cost how much is taken down."""
-        origins = inputs.pop("origins", [])
+        origins = self._batch.origins
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.survival.note(loss, outputs.token_losses, origins)
         self.losses.add(origins, outputs.token_losses)
@@ -168,7 +176,8 @@ class VisualChatTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
         """As transformers'; a loss that is no number, whose step is dropped, does not count."""
-        self.survival.enter(inputs)
+        self._batch = self._batches.popleft()
+        self.survival.enter(self._batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
         return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # without waiting for the device to know
 
@@ -198,10 +207,9 @@ class VisualChatTrainer(Trainer):
                 self.bad.take([batch])
                 if self.bad.strict:
                     self.bad.exchange(self.args.device)
-                origins = batch.pop("origins", [])
-                inputs = self._prepare_inputs(batch)
+                inputs = self._prepare_inputs(batch.inputs)
                 outputs = model(**inputs, num_items_in_batch=1)
-                losses.add(origins, outputs.token_losses)
+                losses.add(batch.origins, outputs.token_losses)
                 totals[0] += outputs.loss.double()
                 totals[1] += inputs["labels"].ne(IGNORED_LABEL).sum()
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

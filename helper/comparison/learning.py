@@ -14,8 +14,8 @@ from helper.comparison.cells import Form, Plan, Row
 from helper.comparison.task import Sample, Task
 from training.metrics.flops import StepFlops, visible_pairs
 from training.parameter_groups import parameter_groups
-from utils.data.collator import Collator
-from utils.data.encode import Encoded, EncodedDataset
+from utils.data import Collator, EncodedDataset
+from utils.data import Sample as EncodedSample
 from utils.model.building import LoraSettings, build_visual_chat
 from utils.model.supervised_loss import Supervised
 
@@ -42,7 +42,6 @@ class Learner:
         if form.attention == "causal":
             # torch's fused attention for the CPU takes four times as long as this at so few tokens.
             self.model.model.language_model.config._attn_implementation = "eager"
-        self.model.model.encoder_is_cached = True
         self.learning = [each for each in self.model.parameters() if each.requires_grad]
         for parameter in self.learning:  # the frozen weights stay in bfloat16
             parameter.data = parameter.data.float()
@@ -59,11 +58,11 @@ class Learner:
 
     def learn(self, samples: Sequence[Sample]) -> None:
         """One step of the optimizer."""
-        batch = self._batch(samples)
+        inputs = self._inputs(self._encoded(samples))
         started = time.process_time()
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self.model(**batch).loss
+            loss = self.model(**inputs).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.learning, 1.0)
         self.optimizer.step()
@@ -71,7 +70,7 @@ class Learner:
         self.optimizer.zero_grad()
         self.seconds += time.process_time() - started
         self.losses.append(loss.item())
-        self.operations += self._operations(batch)
+        self.operations += self._operations(inputs)
 
     @torch.no_grad()
     def right(self, samples: Sequence[Sample]) -> list[list[bool]]:
@@ -85,37 +84,34 @@ class Learner:
         for start in range(0, len(order), _ASKED_TOGETHER):
             asked = order[start : start + _ASKED_TOGETHER]
             encoded = self._encoded([samples[number] for number in asked])
-            batch = self._batch_of(encoded)
-            wanted = Supervised.of(batch.pop("labels"))
+            inputs = self._inputs(encoded)
+            wanted = Supervised.of(inputs.pop("labels"))
             with torch.autocast("cpu", torch.bfloat16):
-                hidden = self.model.model(**batch, wanted_rows=wanted.rows).last_hidden_state
+                hidden = self.model.model(**inputs, wanted_rows=wanted.rows).last_hidden_state
                 likeliest = self.model.lm_head(hidden.flatten(0, 1)[wanted.rows]).argmax(dim=-1)
             hits = (likeliest == wanted.targets).numpy()
-            rows, columns = np.divmod(wanted.rows.numpy(), batch["input_ids"].shape[1])
+            rows, columns = np.divmod(wanted.rows.numpy(), inputs["input_ids"].shape[1])
             for row, number in enumerate(asked):
                 turns = np.searchsorted(encoded[row].turn_ends, columns[rows == row] + 1, side="right")
                 right = hits[rows == row]
                 answers[number] = [bool(right[turns == turn].all()) for turn in np.unique(turns)]
         return answers
 
-    def _encoded(self, samples: Sequence[Sample]) -> list[Encoded]:
+    def _encoded(self, samples: Sequence[Sample]) -> list[EncodedSample]:
         conversations = [sample.conversation for sample in samples]
         dataset = EncodedDataset(conversations, self.processor, _LONGEST, features=self.task.features)
         return [dataset[number] for number in range(len(dataset))]
 
-    def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        return self._batch_of(self._encoded(samples))
+    def _inputs(self, encoded: Sequence[EncodedSample]) -> dict[str, Any]:
+        inputs = self.collator(encoded).inputs
+        inputs.pop("supervised_tokens")
+        return inputs
 
-    def _batch_of(self, encoded: Sequence[Encoded]) -> dict[str, Any]:
-        batch = self.collator(encoded)
-        batch.pop("supervised_tokens")
-        return batch
-
-    def _operations(self, batch: dict[str, Any]) -> float:
-        real, kinds = batch["attention_mask"].bool(), batch["mm_token_type_ids"]
+    def _operations(self, inputs: dict[str, Any]) -> float:
+        real, kinds = inputs["attention_mask"].bool(), inputs["mm_token_type_ids"]
         positions = torch.arange(real.shape[1]).expand_as(real)
         pairs = float(visible_pairs(self.form.attention, positions, kinds, real))
-        supervised = int((batch["labels"][:, 1:] >= 0).sum())
+        supervised = int((inputs["labels"][:, 1:] >= 0).sum())
         return self.flops.total(float(real.sum()), pairs, 0, supervised, float(kinds.sum()))
 
 

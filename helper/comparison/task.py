@@ -13,7 +13,7 @@ from helper.demonstration.models import make_decoder, make_encoder
 from helper.demonstration.things import HELD_OUT_STYLE, LEARNT_STYLES, THINGS, Artist
 from utils.atomic import atomic_directory
 from utils.conversation import Conversation, Image, Turn
-from utils.data.encode import PictureFeatures
+from utils.data.batching.encode import ImageFeatures
 from utils.data.picture_features import FeatureStore, FeatureWriter, picture_key
 from utils.model.building import build_processor
 from utils.model.vision import encode_images, load_vision_tower
@@ -53,7 +53,7 @@ class Task:
 
     decoder: Path
     encoder: Path
-    features: PictureFeatures
+    features: ImageFeatures
     learnt: Images
     held_out: Images
 

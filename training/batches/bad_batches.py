@@ -1,16 +1,16 @@
-"""Bad records that turn up while batches are read: taken out of them, and made known to all processes.
+"""Bad records that turn up while batches are read: made known to all processes.
 
 They travel inside the batches, so what is known after a step depends on the batches up to it alone: not on how
 far a loader's workers have read ahead, nor on how the batches are spread over processes.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from training.checkpointing.best_effort import BestEffort
+from utils.data import Batch
 from utils.data.bad_data import BadRecord, BadRecords
 from utils.distributed import get_logger, is_main_process, world_size
 
@@ -24,7 +24,7 @@ class BadBatches:
 
     def __init__(self, records: BadRecords) -> None:
         self.records = records
-        self._new: list[list[BadRecord]] = []  # of each batch since the last exchange
+        self._new: list[Sequence[BadRecord]] = []  # of each batch since the last exchange
         self._list = BestEffort()
 
     @property
@@ -32,9 +32,9 @@ class BadBatches:
         """Whether the first bad record ends the run: then an exchange is due after every step."""
         return self.records.strict
 
-    def take(self, batches: Sequence[dict[str, Any]]) -> None:
-        """Take the bad records out of batches, which then hold tensors only."""
-        self._new += [batch.pop("bad", []) for batch in batches]
+    def take(self, batches: Sequence[Batch]) -> None:
+        """Take up the bad records that were found in making batches."""
+        self._new += [batch.bad for batch in batches]
 
     def exchange(self, device: torch.device) -> None:
         """Add everybody's to the list, and write it where it has changed; all processes call.
@@ -67,7 +67,7 @@ class BadBatches:
             dist.all_reduce(count)
             if count == 0:
                 return []
-            gathered: list[list[list[BadRecord]]] = [[] for _ in range(world_size())]
+            gathered: list[list[Sequence[BadRecord]]] = [[] for _ in range(world_size())]
             dist.all_gather_object(gathered, new)
             # Micro-steps, and in each the processes.
             new = [batch for micro_step in zip(*gathered, strict=True) for batch in micro_step]

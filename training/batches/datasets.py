@@ -10,13 +10,12 @@ from utils.data import (
     EncodedDataset,
     Mixture,
     PackedDataset,
-    TolerantDataset,
     build_dataset,
     split_dataset,
 )
 from utils.data.bad_data import BAD_SAMPLES
+from utils.data.batching.encode import ImageFeatures
 from utils.data.cache import use_cache_folder
-from utils.data.encode import PictureFeatures
 from utils.distributed import get_logger
 from utils.model.decoder import longest_dialogue
 
@@ -67,16 +66,16 @@ def make_rows(
     processor: ProcessorMixin,
     arguments: DataArguments,
     seed: int,
-    features: PictureFeatures | None = None,
+    features: ImageFeatures | None = None,
     longest: int | None = None,
-) -> TolerantDataset | PackedDataset:
+) -> EncodedDataset | PackedDataset:
     """What a batch is made of: a conversation a row, or with `--packing` several side by side.
 
     `features` of pictures stand in the place of their pixels; `longest` is `longest_conversation`, without which
     conversations have `--max_seq_len` tokens at most.
     """
-    encoded = EncodedDataset(part, processor, longest or arguments.max_seq_len, features=features)
-    conversations = TolerantDataset(encoded)
+    longest = longest or arguments.max_seq_len
+    conversations = EncodedDataset(part, processor, longest, features=features, on_bad="skip")
     if not arguments.packing:
         return conversations
     rows = PackedDataset(conversations, arguments.max_seq_len, arguments.image_budget, seed)

@@ -10,10 +10,9 @@ from transformers import TrainerCallback
 
 from training.arguments.parser import VisualChatTrainingArguments
 from training.batches.sampler import GlobalBatchSampler, PaddedDataset
-from utils.data.lengths import measure
-from utils.data.packed import PackedDataset
+from utils.data import EncodedDataset, PackedDataset
+from utils.data.batching.lengths import measure
 from utils.data.shielded_workers import shielded
-from utils.data.tolerant import TolerantDataset
 
 
 class Loaders:
@@ -23,7 +22,7 @@ class Loaders:
         self.args = args
         self.collator = collator
 
-    def training(self, dataset: TolerantDataset | PackedDataset, batch_size: int) -> DataLoader:
+    def training(self, dataset: EncodedDataset | PackedDataset, batch_size: int) -> DataLoader:
         """Training batches, shuffled unless `train_sampling_strategy` is sequential.
 
         Of packed rows every epoch of this training gets as many.
@@ -43,7 +42,7 @@ class Loaders:
                     dataset.reserve(epochs)
         return loader()
 
-    def evaluation(self, dataset: TolerantDataset | PackedDataset) -> DataLoader:
+    def evaluation(self, dataset: EncodedDataset | PackedDataset) -> DataLoader:
         """Evaluation batches, in the order of the data."""
         return self._loader(dataset, self.args.eval_batch_size)
 
@@ -85,5 +84,5 @@ class EpochSetter(TrainerCallback):
         train_dataloader.dataset.set_epoch(epoch)
 
 
-def _tokens(dataset: TolerantDataset, epoch: int) -> np.ndarray:
-    return measure(dataset.sketch(epoch)).tokens
+def _tokens(dataset: EncodedDataset, epoch: int) -> np.ndarray:
+    return measure(dataset.without_pixels(epoch)).tokens

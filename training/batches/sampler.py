@@ -10,10 +10,11 @@ is which are together, and in which order the batches come.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
+
+from utils.data import EncodedDataset, PackedDataset, Sample
 
 PADDING = -1
 """The index of a conversation without supervised tokens, which evens out the last blocks of an epoch."""
@@ -101,21 +102,10 @@ def grouped_by_length(lengths: np.ndarray, step: int, rng: np.random.Generator |
     return np.concatenate([steps.ravel(), rest[np.argsort(-lengths[rest], kind="stable")]])
 
 
-class RowsAndNothing(Protocol):
-    """Rows for the collator, and one in which nothing is learned (`TolerantDataset`)."""
-
-    @property
-    def nothing(self) -> Any: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
-
-
 class PaddedDataset(Dataset):
-    """A dataset of encoded conversations, and at `PADDING` a row with nothing to learn in it."""
+    """Samples for the collator, and at `PADDING` one with nothing to learn in it."""
 
-    def __init__(self, encoded: RowsAndNothing) -> None:
+    def __init__(self, encoded: EncodedDataset | PackedDataset) -> None:
         self.encoded = encoded
 
     def __len__(self) -> int:
@@ -123,8 +113,7 @@ class PaddedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to data that differ between epochs."""
-        if hasattr(self.encoded, "set_epoch"):
-            self.encoded.set_epoch(epoch)
+        self.encoded.set_epoch(epoch)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.encoded.nothing if index == PADDING else self.encoded[index]
+    def __getitem__(self, index: int) -> Sample:
+        return self.encoded.empty_sample if index == PADDING else self.encoded[index]

@@ -49,9 +49,8 @@ def store_features(
 ) -> FeatureStore:
     """The features of all pictures in `parts`, those computed that are not stored yet; all processes call.
 
-    The model then takes features in place of pixels, and its encoder is entered no more. Pictures that cannot be
-    read are left to training, which names them. Raises `UsageError` where the encoder learns, or where the disk
-    has no room for what is missing.
+    Pictures that cannot be read are left to training, which names them. Raises `UsageError` where the encoder learns,
+    or where the disk has no room for what is missing.
     """
     tower = model.model.vision_tower
     if any(parameter.requires_grad for parameter in tower.parameters()):
@@ -68,7 +67,6 @@ def store_features(
         mine = [each for each in missing if sharers[each.key[0] % len(sharers)] == rank()]
         _compute(tower, processor, parts, mine, folder, device, workers)
     barrier()
-    model.model.encoder_is_cached = True
     return FeatureStore(folder)
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from training.data_report import Report, draw_samples, write_report
-from utils.data import PackedDataset, TolerantDataset
+from utils.data import EncodedDataset, PackedDataset
 
 PAGE = "index.html"
 _SAMPLES = 10
 
 
-def dump_samples(rows: TolerantDataset | PackedDataset, folder: str | Path, seed: int) -> None:
+def dump_samples(rows: EncodedDataset | PackedDataset, folder: str | Path, seed: int) -> None:
     """Write 10 conversations, or packed rows with at least as many: a page that shows them token by token, and of
     each conversation sample_N.txt, as the template renders it, and sample_N_image_M.png.
     """

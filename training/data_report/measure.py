@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.conversation import Conversation, ImageError
 from utils.data import DataError, EncodedDataset, Mixture
 from utils.data.bad_data import BadRecord
-from utils.data.encode import ConversationEncoder
+from utils.data.batching.encode import ConversationEncoder
 from utils.data.grouping import join
 from utils.data.progress import progress
 
@@ -53,7 +53,7 @@ class _Measured(Dataset):
                 records += member.records
             except DataError:
                 raise
-            except ValueError as error:  # as in TolerantDataset
+            except ValueError as error:  # as in EncodedDataset
                 bad.append(BadRecord.of(member.place, error))
         if not sound:
             return Facts(dataset, 0, 0, 0, 0, 0, 0, tuple(bad))

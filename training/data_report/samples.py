@@ -9,7 +9,7 @@ import PIL.Image
 from transformers import ProcessorMixin
 
 from utils.conversation import Conversation, Image
-from utils.data import DataError, EncodedDataset, PackedDataset, TolerantDataset
+from utils.data import DataError, EncodedDataset, PackedDataset
 from utils.data.grouping import join
 
 _THUMBNAIL = 320  # pixels of the longer side
@@ -94,7 +94,7 @@ class SampledRow:
         return sum(sample.images for sample in self.samples)
 
 
-def draw_samples(rows: TolerantDataset | PackedDataset, count: int, seed: int) -> list[SampledRow]:
+def draw_samples(rows: EncodedDataset | PackedDataset, count: int, seed: int) -> list[SampledRow]:
     """Rows with at least `count` conversations, the same for the same seed; fewer where there are no more.
 
     Conversations in which something is bad are passed over: the list of bad records tells of them. Without
@@ -104,7 +104,7 @@ def draw_samples(rows: TolerantDataset | PackedDataset, count: int, seed: int) -
     order = rng.permutation(len(rows))[:_LOOKED_AT].tolist()
     if isinstance(rows, PackedDataset):
         return _packed_rows(rows, order, count)
-    return _conversations(rows.encoded, order, count)
+    return _conversations(rows, order, count)
 
 
 def _packed_rows(rows: PackedDataset, order: list[int], count: int) -> list[SampledRow]:
@@ -112,7 +112,7 @@ def _packed_rows(rows: PackedDataset, order: list[int], count: int) -> list[Samp
     for row in order:
         if sum(len(each.samples) for each in drawn) >= count:
             break
-        samples = (_sample(rows.conversations.encoded, index) for index in rows.members(row))
+        samples = (_sample(rows.conversations, index) for index in rows.members(row))
         sound = tuple(sample for sample in samples if sample is not None)
         if sound:
             drawn.append(SampledRow(sound, rows.max_tokens))

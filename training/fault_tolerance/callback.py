@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,7 @@ from training.fault_tolerance.nan_guard import LossGuard
 from training.fault_tolerance.rng_state import RandomState
 from training.fault_tolerance.signals import CTRL_C, StopRequest
 from training.fault_tolerance.watchdog import StallWatch, last_stall, record_stall
+from utils.data import Batch
 from utils.data.origins import Origin
 from utils.distributed import decided_by_main, everyone, is_main_process, rank, world_size
 
@@ -61,10 +62,9 @@ class Survival(TrainerCallback):
                 return
             yield batch
 
-    def enter(self, batch: Mapping[str, Any], evaluating: bool = False) -> None:
+    def enter(self, batch: Batch, evaluating: bool = False) -> None:
         """A batch begins; in evaluation, also the place to stop at."""
-        images = len(batch["pixel_values"]) if "pixel_values" in batch else 0
-        kind = f"a batch with {images} images" if images else "a text-only batch"
+        kind = f"a batch with {batch.images} images" if batch.images else "a text-only batch"
         if not evaluating:
             self.stalls.mark(f"in step {self._step}, training on {kind}")
             return

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from utils.model.supervised_loss import IGNORED_LABEL
+from utils.model.configuration_visual_chat import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from training.metrics.flops import visible_pairs
 from training.metrics.mfu import Efficiency
 from training.metrics.peak_memory import peak_memory
-from utils.data.encode import IGNORED_LABEL
+from utils.data import IGNORED_LABEL, Batch
 
 _RATES = ("tokens", "supervised_tokens", "images")
 _GIB = 2**30
@@ -32,7 +32,7 @@ class ThroughputMeter:
         self._since: float | None = None  # nothing is measured before the first batch is asked for
         self._paused = self._waited = 0.0
 
-    def step(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    def step(self, batches: Sequence[Batch]) -> None:
         """Add the batches of an optimizer step; padding is not counted as tokens."""
         self._steps += 1
         for batch in batches:
@@ -93,30 +93,28 @@ class ThroughputMeter:
         self._since, self._paused, self._waited = now, 0.0, 0.0
         return measures
 
-    def _counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        positions, real = _positions(batch)
-        pixels = batch.get("pixel_values")
+    def _counted(self, batch: Batch) -> torch.Tensor:
+        inputs = batch.inputs
+        positions, real = _positions(inputs)
         tokens = real.sum()
-        images = torch.full_like(tokens, 0 if pixels is None else len(pixels))
-        encoded = (
-            images if pixels is not None and pixels.ndim == 4 else torch.zeros_like(tokens)
-        )  # or features
+        images = torch.full_like(tokens, batch.images)
+        encoded = images if "pixel_values" in inputs else torch.zeros_like(tokens)
         pairs = image_tokens = torch.zeros_like(tokens)
         if self.efficiency is not None:
-            kinds = batch["mm_token_type_ids"]
+            kinds = inputs["mm_token_type_ids"]
             pairs = visible_pairs(self.efficiency.attention, positions, kinds, real)
             image_tokens = (real & (kinds == 1)).sum()
-        supervised = batch["labels"].ne(IGNORED_LABEL).sum()
+        supervised = inputs["labels"].ne(IGNORED_LABEL).sum()
         return torch.stack([tokens, supervised, images, encoded, pairs, image_tokens])
 
 
-def _positions(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _positions(inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Each token's position in its conversation [B, S], and whether it is one [B, S], not padding."""
-    if "attention_mask" in batch:
-        mask = batch["attention_mask"]
+    if "attention_mask" in inputs:
+        mask = inputs["attention_mask"]
         return mask.cumsum(dim=1) - 1, mask.bool()
     # Packed: positions count up in a conversation; padding stays at 0.
-    positions = batch["position_ids"]
+    positions = inputs["position_ids"]
     begins = torch.zeros_like(positions, dtype=torch.bool)
     begins[:, :-1] = positions[:, :-1].eq(0) & positions[:, 1:].eq(1)
     return positions, positions.gt(0) | begins

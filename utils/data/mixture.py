@@ -41,8 +41,12 @@ class Mixture(Sequence[Conversation]):
     def __iter__(self) -> Iterator[Conversation]:
         return (self[index] for index in range(len(self)))
 
+    def places(self, index: int) -> list[RecordPlace]:
+        """Where the records are that conversation `index` is joined of."""
+        return [self._place(each) for each in self._grouping[index].tolist()]
+
     def members(self, index: int) -> list[Member]:
-        """The records that conversation `index` is joined of."""
+        """These records."""
         return [
             Member(self._place(each), partial(self._recipe.read, each, self._epoch), self._records(each))
             for each in self._grouping[index].tolist()

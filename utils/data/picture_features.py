@@ -64,11 +64,11 @@ class FeatureStore:
         return key in self._places
 
     def of(self, images: Sequence[Image]) -> torch.Tensor:
-        """Features [n, S, D] of pictures, at least one.
+        """Features [n, S, D] of pictures; of none, a tensor of length 0.
 
         Raises `ImageError` for a picture that cannot be read, and `DataError` for one that is not here.
         """
-        return torch.stack([self._features(image) for image in images])
+        return torch.stack([self._features(image) for image in images]) if images else torch.empty(0)
 
     def _features(self, image: Image) -> torch.Tensor:
         place = self._places.get(picture_key(image))

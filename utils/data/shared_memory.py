@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -68,6 +68,8 @@ def _share(batch: Any) -> None:
     elif isinstance(batch, dict):
         for value in batch.values():
             _share(value)
+    elif is_dataclass(batch):
+        _share(vars(batch))
     elif isinstance(batch, list | tuple):
         for value in batch:
             _share(value)

@@ -11,6 +11,9 @@ PROJECTOR_TYPES = ("linear", "vit", "perceiver")
 IMAGE_LAYERS = ("full", "no_mlp", "none")
 IMAGE_GATES = ("none", "head")
 
+IGNORED_LABEL = -100
+"""The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
+
 
 class VisualChatConfig(PreTrainedConfig):
     """Shapes and choices of a VisualChat model.

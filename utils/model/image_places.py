@@ -78,12 +78,27 @@ def pixels_of_new_tokens(
     return torch.cat([images[first:] for images, first in rows])
 
 
-def encoded_features(outputs: dict[str, BaseModelOutputWithPooling] | None) -> torch.Tensor | None:
-    """The images' features in `mm_encoder_outputs`, [N, S, D]; rows [n, D] and lists become one of [1, n, D]."""
+def refuse_both(
+    pixel_values: torch.Tensor | None, outputs: dict[str, BaseModelOutputWithPooling] | None
+) -> None:
+    """Raises `ValueError` where images are given as pixels and as `mm_encoder_outputs`."""
+    if pixel_values is not None and (outputs or {}).get("image") is not None:
+        raise ValueError("pass either pixel_values or mm_encoder_outputs")
+
+
+def encoded_features(
+    outputs: dict[str, BaseModelOutputWithPooling] | None, project: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor | None:
+    """The images' features in `mm_encoder_outputs`, [N, S, D]; rows [n, D] and lists become one of [1, n, D].
+
+    `project` makes them of the encoder's, [N, S', Dv], where there are no others. None for no image.
+    """
     image = (outputs or {}).get("image")
     if image is None:
         return None
     features = image.pooler_output
+    if features is None:
+        return project(image.last_hidden_state) if len(image.last_hidden_state) else None
     if isinstance(features, torch.Tensor) and features.ndim == 3:
         return features
     parts = [features] if isinstance(features, torch.Tensor) else features

@@ -33,6 +33,7 @@ from .image_places import (
     kinds_of_keys,
     pixels_of_new_tokens,
     place_features,
+    refuse_both,
 )
 from .lora import LoraSettings, merge_lora
 from .mmca import IMPLEMENTATIONS, OWN, ImageGate, attention_of_parts, check_decoder
@@ -128,9 +129,6 @@ class VisualChatModel(VisualChatPreTrainedModel):
 
     def __init__(self, config: VisualChatConfig) -> None:
         super().__init__(config)
-        self.encoder_is_cached = (
-            False  # True: pixel_values are the encoder's features, and it is never entered
-        )
         _choose_attention(config)
         self.vision_tower = vision_family(config.vision_config).model._from_config(config.vision_config)
         self.multi_modal_projector = build_projector(
@@ -156,7 +154,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pixels [N, 3, H, W] through encoder and projector, or the encoder's features [N, S', Dv] through the latter.
+        """Pixels [N, 3, H, W] through encoder and projector.
 
         `last_hidden_state` is the encoder's [N, S', Dv], `pooler_output` what the decoder reads, in its width
         [N, S, D]. `output_hidden_states` and `output_attentions` ask for the encoder's too.
@@ -166,9 +164,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
             wanted = kwargs.get(name)
             if getattr(vision, name, False) if wanted is None else wanted:
                 asked[name] = True
-        if pixel_values.ndim == 3:
-            outputs = BaseModelOutputWithPooling(last_hidden_state=pixel_values)
-        elif asked:
+        if asked:
             outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **asked)
         else:
             outputs = BaseModelOutputWithPooling(last_hidden_state=encode(self.vision_tower, pixel_values))
@@ -206,16 +202,14 @@ class VisualChatModel(VisualChatPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
-        encoded = encoded_features(mm_encoder_outputs)
-        if pixel_values is not None and encoded is not None:
-            raise ValueError("pass either pixel_values or mm_encoder_outputs")
+        refuse_both(pixel_values, mm_encoder_outputs)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         cache = past_key_values if cache is None else cache
         cached = cache.get_seq_length() if cache is not None else 0
         mm_token_type_ids = kinds_of_keys(self.config, input_ids, inputs_embeds, mm_token_type_ids, cached)
         inputs_embeds, features = self._place_images(
-            inputs_embeds, mm_token_type_ids, pixel_values, encoded, image_tokens
+            inputs_embeds, mm_token_type_ids, pixel_values, mm_encoder_outputs, image_tokens
         )
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
@@ -298,11 +292,12 @@ class VisualChatModel(VisualChatPreTrainedModel):
         inputs_embeds: torch.Tensor,
         kinds: torch.Tensor,
         pixel_values: torch.Tensor | None,
-        encoded: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
         image_tokens: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Image features on the placeholders, in order of appearance; embeddings stay [B, Q, D]."""
         queries = inputs_embeds.shape[1]
+        encoded = encoded_features(mm_encoder_outputs, self._projected)  # [N, S, D]
         without_images = pixel_values is None and encoded is None
         if without_images and queries == 1:
             return inputs_embeds, None  # a step of generation
@@ -312,18 +307,18 @@ class VisualChatModel(VisualChatPreTrainedModel):
         if without_images:
             if image_tokens:
                 raise ValueError(f"there are {image_tokens} image tokens, but no pixel_values")
-            blank = self._blank_image(inputs_embeds.device)
-            return enter_encoder_anyway(inputs_embeds, self._features, blank, self.training), None
+            vision = self.config.vision_config
+            encode_image, shape = self._features, (1, 3, vision.image_size, vision.image_size)
+            if mm_encoder_outputs is not None:  # other processes have the encoder's features ready
+                family = vision_family(vision)
+                encode_image, shape = (
+                    self._projected,
+                    (1, family.sequence_length(vision), family.width(vision)),
+                )
+            blank = torch.zeros(shape, device=inputs_embeds.device)
+            return enter_encoder_anyway(inputs_embeds, encode_image, blank, self.training), None
         features = self._features(pixel_values) if encoded is None else encoded  # [N, S, D]
         return place_features(inputs_embeds, places, features, image_tokens), features
-
-    def _blank_image(self, device: torch.device) -> torch.Tensor:
-        """One, as `pixel_values` has them."""
-        vision = self.config.vision_config
-        if self.encoder_is_cached:
-            family = vision_family(vision)
-            return torch.zeros(1, family.sequence_length(vision), family.width(vision), device=device)
-        return torch.zeros(1, 3, vision.image_size, vision.image_size, device=device)
 
 
 class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMixin):
@@ -410,7 +405,8 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         collator counts them; without them a GPU is waited for to count them.
 
         mm_encoder_outputs: in place of pixel_values, {"image": what `get_image_features` returned}; its
-        `pooler_output` [N, S, D], or rows [n, D], or a list of either, has one row per placeholder among the Q.
+        `pooler_output` [N, S, D], or rows [n, D], or a list of either, has one row per placeholder among the Q. With
+        `last_hidden_state` [N, S', Dv] alone, the projector is still to come; N may be 0.
 
         cache: keys and values of earlier calls, `past_key_values` in transformers before 5.24; either name serves.
 
@@ -549,8 +545,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         is_first_iteration = is_first_iteration or not cached  # a draft model's first step
         pixel_values = model_kwargs.pop("pixel_values", None)
         if pixel_values is not None and is_first_iteration:
-            if encoded_features(model_kwargs.get("mm_encoder_outputs")) is not None:
-                raise ValueError("pass either pixel_values or mm_encoder_outputs")
+            refuse_both(pixel_values, model_kwargs.get("mm_encoder_outputs"))
             if cached and kinds is not None:
                 pixel_values = pixels_of_new_tokens(kinds, cached, pixel_values, self.config.image_seq_length)
             if pixel_values is not None:

@@ -8,23 +8,20 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from tokenizers import Encoding
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE
+from .configuration_visual_chat import IGNORED_LABEL
 from .image_preprocessing import OpensToPicture, preprocess
 from .rendering import Messages, Rendered, Renderer, TemplateError
-
-IGNORED_LABEL = -100
-"""The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
 
 
 class RendersToMessages(Protocol):
@@ -38,22 +35,6 @@ class RendersToMessages(Protocol):
     def messages(self, load_images: bool = True) -> list[dict[str, Any]]: ...
 
     def error(self, message: str) -> Exception: ...
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedConversation:
-    """A conversation as the model takes it; S tokens, n images in order of appearance, T turns.
-
-    `labels` repeat the ids of answers and of the EOS that closes each, and are -100 elsewhere.
-    `mm_token_type_ids` are 0 for text and 1 for image tokens. `turn_ends[t]` is the number of tokens up to
-    the end of turn t: cut there, the ids are those of the conversation of t + 1 turns.
-    """
-
-    input_ids: np.ndarray  # [S] int64
-    labels: np.ndarray  # [S] int64
-    mm_token_type_ids: np.ndarray  # [S] int64
-    turn_ends: np.ndarray  # [T] int64
-    pixel_values: torch.Tensor | None  # [n, 3, H, W]; None without images, or where they were not asked for
 
 
 class VisualChatProcessorKwargs(ProcessingKwargs, total=False):
@@ -137,9 +118,14 @@ class VisualChatProcessor(ProcessorMixin):
             )
         super().validate_inputs(images=images, text=text, **kwargs)
 
-    def encode(self, conversation: RendersToMessages, load_images: bool = True) -> EncodedConversation:
+    def encode(self, conversation: RendersToMessages, load_images: bool = True) -> BatchFeature:
         """Render, tokenise and label a conversation; one whose last answer is None becomes an inference
         prompt.
+
+        Returns arrays of its S tokens [S] int64: `input_ids`, `labels` (the ids of answers and of the EOS that closes
+        each, -100 elsewhere), `mm_token_type_ids` (0 text, 1 image); `turn_ends` [T], of each turn the number of
+        tokens up to its end: cut there, the ids are those of the conversation of so many turns; and `pixel_values`
+        [n, 3, H, W] of its images in order, None without any or where they were not asked for.
 
         Raises the conversation's own error where a text contains a special token, and `ValueError` where the
         chat template or the tokenizer would make a training prefix differ from the inference prompt.
@@ -166,12 +152,14 @@ class VisualChatProcessor(ProcessorMixin):
         repeats = np.where(is_image, self.image_seq_length, 1)  # one id per image token
         lengths = np.concatenate([[0], repeats.cumsum()])
         answered = messages[-1]["role"] == "assistant"
-        return EncodedConversation(
-            input_ids=ids.repeat(repeats),
-            labels=labels.repeat(repeats),
-            mm_token_type_ids=is_image.astype(np.int64).repeat(repeats),
-            turn_ends=lengths[ends if answered else np.append(ends, len(ids))],
-            pixel_values=self.pixel_values(conversation.images) if load_images else None,
+        return BatchFeature(
+            {
+                "input_ids": ids.repeat(repeats),
+                "labels": labels.repeat(repeats),
+                "mm_token_type_ids": is_image.astype(np.int64).repeat(repeats),
+                "turn_ends": lengths[ends if answered else np.append(ends, len(ids))],
+                "pixel_values": self.pixel_values(conversation.images) if load_images else None,
+            }
         )
 
     def pixel_values(self, images: Sequence[OpensToPicture]) -> torch.Tensor | None:

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .configuration_visual_chat import IGNORED_LABEL
 from .head import Head
-
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,14 @@ import json
 import torch
 
 from training.batches.bad_batches import BadBatches
+from utils.data import Batch
 from utils.data.bad_data import BadRecord, BadRecords, RecordPlace
 
 
-def batch(index: int) -> dict:
+def batch(index: int) -> Batch:
     """A batch from which one bad record was left out."""
     place = RecordPlace("llava", "llava/detail_23k.json", index)
-    return {"bad": [BadRecord(place, "the answer of turn 1 is empty")]}
+    return Batch({}, bad=(BadRecord(place, "the answer of turn 1 is empty"),))
 
 
 def test_a_disk_that_takes_no_list_is_named_once_and_stops_nothing(tmp_path, caplog):

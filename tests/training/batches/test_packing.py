@@ -10,9 +10,9 @@ import torch
 
 from training.batches.sampler import GlobalBatchSampler
 from training.metrics.throughput import ThroughputMeter
-from utils.data import Collator, EncodedDataset, TolerantDataset, build_dataset
-from utils.data.lengths import measure
-from utils.data.packed import PackedDataset
+from utils.data import Batch, Collator, EncodedDataset, build_dataset
+from utils.data.batching.lengths import measure
+from utils.data.batching.packing import PackedDataset
 from utils.model.building import build_visual_chat
 
 LENGTH = 256
@@ -23,14 +23,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "cache"))
 
 
-def gradients(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def gradients(model: torch.nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
     """The loss over all batches, a mean over supervised tokens, and what it teaches."""
     model.zero_grad()
-    supervised = sum(int(batch["labels"].ne(-100).sum()) for batch in batches)
+    supervised = sum(int(batch.inputs["labels"].ne(-100).sum()) for batch in batches)
     losses = []
     for batch in batches:
-        tensors = {name: value for name, value in batch.items() if name != "origins"}
-        loss = model(**tensors, num_items_in_batch=supervised).loss
+        loss = model(**batch.inputs, num_items_in_batch=supervised).loss
         loss.backward()
         losses.append(loss.detach())
     learned = {
@@ -49,7 +48,7 @@ def test_losses_and_gradients_are_those_of_unpacked_batches(world, attention):
     )
     model.train()
     mixture = build_dataset(["llava", "llava_dial"], world.data, concatenate=2, samples=10)
-    encoded = TolerantDataset(EncodedDataset(mixture, processor, LENGTH))
+    encoded = EncodedDataset(mixture, processor, LENGTH, on_bad="skip")
     packed = PackedDataset(encoded, LENGTH, max_images=8, seed=3)
     assert len(packed) < 0.7 * len(encoded)
     collator = Collator(processor.tokenizer.pad_token_id)
@@ -70,7 +69,7 @@ def test_losses_and_gradients_are_those_of_unpacked_batches(world, attention):
 def test_tokens_are_counted_without_padding(world):
     _, processor = build_visual_chat(str(world.language_model), str(world.vision_model))
     mixture = build_dataset(["llava_dial"], world.data)
-    encoded = TolerantDataset(EncodedDataset(mixture, processor, LENGTH))
+    encoded = EncodedDataset(mixture, processor, LENGTH, on_bad="skip")
     packed = PackedDataset(encoded, LENGTH, max_images=8, seed=3)
     collator = Collator(processor.tokenizer.pad_token_id, pad_to_multiple_of=64)
     counts = []
@@ -133,13 +132,13 @@ def test_groups_of_like_length_learn_and_resume_too(trainings, tmp_path):
 def test_like_lengths_waste_less(world):
     _, processor = build_visual_chat(str(world.language_model), str(world.vision_model))
     mixture = build_dataset(["llava", "llava_dial"], world.data, concatenate=3)
-    dataset = TolerantDataset(EncodedDataset(mixture, processor, 512))
-    tokens = measure(dataset.sketch(0)).tokens
+    dataset = EncodedDataset(mixture, processor, 512, on_bad="skip")
+    tokens = measure(dataset.without_pixels(0)).tokens
     collator = Collator(processor.tokenizer.pad_token_id)
 
     def padding(lengths):
         sampler = GlobalBatchSampler(len(dataset), 4, seed=1, lengths=lengths)
-        masks = [collator([dataset[index] for index in batch])["attention_mask"] for batch in sampler]
+        masks = [collator([dataset[index] for index in batch]).inputs["attention_mask"] for batch in sampler]
         return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
     assert padding(lambda epoch: tokens) < 0.5 * padding(None)

@@ -45,8 +45,7 @@ def test_trains_on_the_same_numbers_without_the_encoder(world, parts, packing):
 
     def loss_and_gradients(batch):
         model.zero_grad()
-        batch.pop("origins", None)
-        loss = model(**batch).loss
+        loss = model(**batch.inputs).loss
         loss.backward()
         return loss.detach(), [each.grad.clone() for each in model.parameters() if each.grad is not None]
 
@@ -56,8 +55,9 @@ def test_trains_on_the_same_numbers_without_the_encoder(world, parts, packing):
         features = store_features(model, processor, parts, CPU)
         assert len(features) == PICTURES
         cached = batch_of(make_rows(part, processor, arguments, seed=1, features=features))
-        assert cached["pixel_values"].shape == (len(pixels["pixel_values"]), 5, 32)
-        assert torch.equal(cached["input_ids"], pixels["input_ids"])
+        outputs = cached.inputs["mm_encoder_outputs"]["image"]
+        assert outputs.last_hidden_state.shape == (pixels.images, 5, 32) and cached.images == pixels.images
+        assert torch.equal(cached.inputs["input_ids"], pixels.inputs["input_ids"])
         model.model.vision_tower.forward = None  # not to be entered
         found, ours = loss_and_gradients(cached)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
@@ -129,16 +129,25 @@ def test_a_full_disk_is_refused_before_anything_is_computed(world, parts, featur
     assert not list(features_folder.rglob("*.safetensors"))
 
 
-def test_the_blank_image_of_a_text_only_batch_enters_the_projector_alone(world, features_folder):
-    """Under several processes one stands in where a process has no image: see `enter_encoder_anyway`."""
+def test_a_text_only_batch_enters_the_projector_alone(world, features_folder, monkeypatch):
+    """Under several processes a blank image stands in where a process has none: see `enter_encoder_anyway`."""
     model, processor = build(world)
     parts = split_dataset(build_dataset(["llava"], world.data), 1.0, seed=1)
     assert len(parts[1]) == 0  # nothing to evaluate on
-    store_features(model, processor, parts, CPU)
-    model.model.vision_tower.forward = None
-    blank = model.model._blank_image(CPU)
-    assert blank.shape == (1, 5, 32)
-    assert model.get_image_features(blank).pooler_output.shape == (1, 5, 32)
+    features = store_features(model, processor, parts, CPU)
+    rows = make_rows(parts[0], processor, Arguments(256, False, 8), seed=1, features=features)
+    batch = Collator(processor.tokenizer.pad_token_id)([rows.empty_sample])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    entered = []
+    model.model.vision_tower.register_forward_pre_hook(lambda *_: entered.append("encoder"))
+    model.model.multi_modal_projector.register_forward_hook(lambda *args: entered.append(args[2].shape))
+    model.train()
+    model(**batch.inputs).loss.backward()
+    assert entered == [(1, 5, 32)]
+    batch.inputs.pop("mm_encoder_outputs")
+    model(**batch.inputs)
+    assert entered[1:] == ["encoder", (1, 5, 32)]
 
 
 @pytest.mark.slow

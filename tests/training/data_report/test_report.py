@@ -7,7 +7,7 @@ import pytest
 
 from training.data_report import Report, draw_samples, measure, write_report
 from training.data_report.debug import dump_samples
-from utils.data import BadRecords, EncodedDataset, PackedDataset, TolerantDataset, build_dataset
+from utils.data import BadRecords, EncodedDataset, PackedDataset, build_dataset
 from utils.model import build_processor
 
 
@@ -67,10 +67,9 @@ def test_related_records_are_counted_one_by_one(world, processor, tmp_path, monk
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("max_seq_len", [512, 100])
 def test_samples_show_each_token_and_what_is_learned(mixture, processor, packed, max_seq_len) -> None:
-    encoded = EncodedDataset(mixture, processor, max_seq_len)
-    rows = TolerantDataset(encoded)
+    rows = encoded = EncodedDataset(mixture, processor, max_seq_len, on_bad="skip")
     if packed:
-        rows = PackedDataset(rows, max_seq_len, 16, seed=3)
+        rows = PackedDataset(encoded, max_seq_len, 16, seed=3)
     drawn = draw_samples(rows, 8, seed=1)
     samples = [sample for row in drawn for sample in row.samples]
     assert len(samples) >= 8 and {sample.dataset for sample in samples} == {"llava", "llava_dial"}
@@ -92,7 +91,7 @@ def test_samples_show_each_token_and_what_is_learned(mixture, processor, packed,
 
 
 def test_bytes_of_one_character_are_one_piece(processor, world, mixture) -> None:
-    sample = draw_samples(TolerantDataset(EncodedDataset(mixture, processor, 512)), 1, seed=1)[0].samples[0]
+    sample = draw_samples(EncodedDataset(mixture, processor, 512, on_bad="skip"), 1, seed=1)[0].samples[0]
     assert all(piece.text for piece in sample.pieces)
     newlines = [piece for piece in sample.pieces if piece.text == "\n"]
     assert newlines and all(len(piece.ids) == 1 for piece in newlines)
@@ -105,9 +104,9 @@ def test_damaged_records_are_not_shown(world, processor, mixture, tmp_path) -> N
                 raise conversation.error("damaged")
             return super().encode_text(conversation)
 
-    [row] = draw_samples(TolerantDataset(Damaged(mixture, processor, 512)), 5, seed=0)
+    [row] = draw_samples(Damaged(mixture, processor, 512), 5, seed=0)
     assert row.samples[0].sources == ("llava/conversation_58k.json#7",)
-    dump_samples(TolerantDataset(Damaged(mixture, processor, 512)), tmp_path, seed=0)
+    dump_samples(Damaged(mixture, processor, 512), tmp_path, seed=0)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "index.html",
         "sample_0.txt",

@@ -1,5 +1,6 @@
 """Measures of a step: rates, waiting, memory and the share of the peak, against hand-made batches and clocks."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,18 +11,19 @@ from training.metrics.flops import StepFlops, visible_pairs
 from training.metrics.mfu import Efficiency
 from training.metrics.peak_memory import peak_memory
 from training.metrics.throughput import ThroughputMeter
+from utils.data import Batch
 
 CPU = torch.device("cpu")
 
 
-def batch(images: int) -> dict[str, torch.Tensor]:
+def batch(images: int) -> Batch:
     """Two rows of a text token, an image token, a text token and padding."""
     made = {
         "attention_mask": torch.tensor([[1, 1, 1, 0]] * 2),
         "mm_token_type_ids": torch.tensor([[0, 1, 0, 0]] * 2),
         "labels": torch.tensor([[-100, 5, 6, -100]] * 2),
     }
-    return made | ({"pixel_values": torch.zeros(images, 3, 2, 2)} if images else {})
+    return Batch(made | ({"pixel_values": torch.zeros(images, 3, 2, 2)} if images else {}), images=images)
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_without_a_peak_there_is_no_share_of_it(clock: SimpleNamespace) -> None:
 def test_an_image_that_was_encoded_earlier_costs_no_encoder(clock: SimpleNamespace) -> None:
     flops = StepFlops(0.0, 0.0, per_pair=0.0, per_image=100.0, per_supervised_token=0.0)
     meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
-    features = batch(0) | {"pixel_values": torch.zeros(2, 5, 8)}  # of 5 tokens, in the place of pixels
+    features = replace(batch(0), images=2)
     for each in meter.waiting_for(iter([features, batch(1)])):
         clock.now += 1
         meter.step([each])
@@ -87,7 +89,7 @@ def test_an_image_that_was_encoded_earlier_costs_no_encoder(clock: SimpleNamespa
 @pytest.mark.parametrize(("attention", "pairs"), [("mmca", 8), ("cross", 10), ("causal", 12)])
 def test_keys_that_queries_see(attention: str, pairs: int) -> None:
     """As a padded batch and packed, with padding at position 0 in both."""
-    padded = batch(2)
+    padded = batch(2).inputs
     packed = {
         "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 0, 0]]),
         "mm_token_type_ids": torch.tensor([[0, 1, 0, 0, 1, 0, 0, 0]]),

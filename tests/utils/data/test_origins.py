@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.data import Collator, EncodedDataset, TolerantDataset, build_dataset
+from utils.data import Collator, EncodedDataset, build_dataset
 from utils.data.bad_data import RecordPlace
+from utils.data.batching.packing import PackedDataset
 from utils.data.origins import Origin, origin_at
-from utils.data.packed import PackedDataset
 from utils.model.processing_visual_chat import VisualChatProcessor
 
 
@@ -29,14 +29,15 @@ def test_origins_follow_the_supervised_tokens(
         for number in (3, 17):
             (root / "coco" / "train2017" / f"{number:06d}-0.png").write_bytes(b"no picture")
     mixture = build_dataset(["llava", "llava_dial"], root, concatenate=3)
-    rows = TolerantDataset(EncodedDataset(mixture, processor, 500))
+    rows = EncodedDataset(mixture, processor, 500, on_bad="skip")
     if packing:
         rows = PackedDataset(rows, 700, max_images=8, seed=1)
     batch = Collator(0)([rows[index] for index in range(len(rows))])
-    assert sum(origin.supervised for origin in batch["origins"]) == batch["labels"][:, 1:].ge(0).sum()
-    taught = batch["labels"][batch["labels"] >= 0].tolist()
+    labels = batch.inputs["labels"]
+    assert sum(origin.supervised for origin in batch.origins) == labels[:, 1:].ge(0).sum()
+    taught = labels[labels >= 0].tolist()
     seen = set()
-    for origin in batch["origins"]:
+    for origin in batch.origins:
         ids, taught = taught[: origin.supervised], taught[origin.supervised :]
         text = processor.tokenizer.decode(ids)
         for place in origin.places:

@@ -12,10 +12,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from transformers import AutoProcessor, BertTokenizerLegacy, PreTrainedTokenizerFast, SiglipImageProcessor
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    BertTokenizerLegacy,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessor,
+)
 
 from utils.conversation import Conversation, ConversationError, Image, Turn
-from utils.model.processing_visual_chat import IGNORED_LABEL, EncodedConversation, VisualChatProcessor
+from utils.model.configuration_visual_chat import IGNORED_LABEL
+from utils.model.processing_visual_chat import VisualChatProcessor
 
 CHATML = (
     "{%- for message in messages -%}{{- '<|im_start|>' ~ message.role ~ '\n' -}}"
@@ -35,7 +42,7 @@ DIALOGUE = Conversation(
 )
 
 
-def answers_of(processor: VisualChatProcessor, encoded: EncodedConversation) -> list[str]:
+def answers_of(processor: VisualChatProcessor, encoded: BatchFeature) -> list[str]:
     """The text of each run of supervised tokens."""
     supervised = np.concatenate([[0], encoded.labels != IGNORED_LABEL, [0]]).astype(int)
     starts, ends = np.flatnonzero(np.diff(supervised) == 1), np.flatnonzero(np.diff(supervised) == -1)

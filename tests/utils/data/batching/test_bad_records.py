@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from utils.data import BadRecords, Collator, EncodedDataset, TolerantDataset, build_dataset
-from utils.model.processing_visual_chat import IGNORED_LABEL, VisualChatProcessor
+from utils.data import IGNORED_LABEL, BadRecords, Collator, EncodedDataset, build_dataset
+from utils.model.processing_visual_chat import VisualChatProcessor
 
 MakeRecord = Callable[..., dict]
 WriteRoot = Callable[..., Path]
@@ -23,15 +23,15 @@ def damage(root: Path, numbers: list[int]) -> None:
 
 
 @pytest.fixture
-def make(processor: VisualChatProcessor) -> Callable[..., TolerantDataset]:
-    def tolerant(root: Path, concatenate: int = 1, max_seq_len: int = 1000) -> TolerantDataset:
+def make(processor: VisualChatProcessor) -> Callable[..., EncodedDataset]:
+    def tolerant(root: Path, concatenate: int = 1, max_seq_len: int = 1000) -> EncodedDataset:
         conversations = build_dataset(["llava_dial"], root, concatenate=concatenate, bad=BadRecords(1))
-        return TolerantDataset(EncodedDataset(conversations, processor, max_seq_len))
+        return EncodedDataset(conversations, processor, max_seq_len, on_bad="skip")
 
     return tolerant
 
 
-def learned_texts(dataset: TolerantDataset, processor: VisualChatProcessor) -> list[str]:
+def learned_texts(dataset: EncodedDataset, processor: VisualChatProcessor) -> list[str]:
     texts = []
     for index in range(len(dataset)):
         row = dataset[index]
@@ -100,21 +100,22 @@ def test_batches_with_workers_carry_what_was_found_and_stay_tensors(
     root = write_root([], [], [record(number) for number in range(8)])
     damage(root, [0, 1, 2, 3, 6])
     batches = list(DataLoader(make(root), 4, num_workers=1, collate_fn=Collator(0), pin_memory=False))
-    found = [[found.place.index for found in batch.pop("bad", [])] for batch in batches]
+    found = [[found.place.index for found in batch.bad] for batch in batches]
     assert sorted(number for batch in found for number in batch) == [0, 1, 2, 3, 6]
-    origins = [origin for batch in batches for origin in batch.pop("origins", [])]
+    origins = [origin for batch in batches for origin in batch.origins]
     assert sorted(place.index for origin in origins for place in origin.places) == [4, 5, 7]
     for batch, bad in zip(batches, found, strict=True):
-        numbers = {name: batch.pop(name) for name in ("image_tokens", "supervised_tokens")}
-        assert all(isinstance(value, torch.Tensor) for value in batch.values())
-        assert numbers["image_tokens"] == (batch["mm_token_type_ids"] == 1).sum()
-        assert numbers["supervised_tokens"] == (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
-        assert (batch["labels"] == IGNORED_LABEL).all(dim=1).sum() == len(bad)
-        assert len(batch.get("pixel_values", ())) == 4 - len(bad)
+        inputs = batch.inputs
+        numbers = {name: inputs.pop(name) for name in ("image_tokens", "supervised_tokens")}
+        assert all(isinstance(value, torch.Tensor) for value in inputs.values())
+        assert numbers["image_tokens"] == (inputs["mm_token_type_ids"] == 1).sum()
+        assert numbers["supervised_tokens"] == (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
+        assert (inputs["labels"] == IGNORED_LABEL).all(dim=1).sum() == len(bad)
+        assert len(inputs.get("pixel_values", ())) == batch.images == 4 - len(bad)
 
 
 def test_it_can_be_sent_to_a_spawned_worker(make, write_root: WriteRoot, record: MakeRecord) -> None:
     dataset = make(write_root([], [], [record(1)]))
     copy = pickle.loads(ForkingPickler.dumps(dataset))
     assert np.array_equal(copy[0].input_ids, dataset[0].input_ids)
-    assert np.array_equal(copy.nothing.labels, dataset.nothing.labels)
+    assert np.array_equal(copy.empty_sample.labels, dataset.empty_sample.labels)

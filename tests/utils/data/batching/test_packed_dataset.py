@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from utils.data import Collator, EncodedDataset, TolerantDataset, build_dataset
+from utils.data import Collator, EncodedDataset, build_dataset
+from utils.data.batching.packing import PackedDataset
 from utils.data.mixture import Mixture
-from utils.data.packed import PackedDataset
 from utils.model.processing_visual_chat import VisualChatProcessor
 
 LENGTH, IMAGES = 700, 8
@@ -25,7 +25,7 @@ def mixture(write_root: Callable[..., Path], record: Callable[..., dict]) -> Mix
 def rows_of(
     mixture: Mixture, processor: VisualChatProcessor, length: int = LENGTH, **budget: int
 ) -> PackedDataset:
-    conversations = TolerantDataset(EncodedDataset(mixture, processor, length))
+    conversations = EncodedDataset(mixture, processor, length, on_bad="skip")
     return PackedDataset(conversations, length, budget.get("images", IMAGES), seed=5)
 
 
@@ -61,7 +61,7 @@ def test_rows_hold_all_conversations_once(
 
 def test_pixels_are_in_the_order_of_their_tokens(processor: VisualChatProcessor, mixture: Mixture) -> None:
     packed = rows_of(mixture, processor)
-    alone = TolerantDataset(EncodedDataset(mixture, processor, LENGTH))
+    alone = EncodedDataset(mixture, processor, LENGTH, on_bad="skip")
     by_ids = {tuple(alone[index].input_ids): alone[index].pixel_values for index in range(len(alone))}
     for number in range(len(packed)):
         row = packed[number]
@@ -121,7 +121,7 @@ def test_turns_that_come_in_for_a_damaged_record_do_not_burst_the_row(
         ),
     )
     first = mixture.members(0)[0].place.index
-    whole = TolerantDataset(EncodedDataset(mixture, processor, 10_000))[0]
+    whole = EncodedDataset(mixture, processor, 10_000, on_bad="skip")[0]
     length = int(whole.turn_ends[2 if first == 0 else 6])
     number = (1, 2)[first]
     packed = rows_of(mixture, processor, length)
@@ -135,6 +135,6 @@ def test_workers_give_the_same_batches(processor: VisualChatProcessor, mixture: 
     packed = rows_of(mixture, processor)
     alone, shared = (list(DataLoader(packed, 2, num_workers=n, collate_fn=Collator(0))) for n in (0, 2))
     for one, other in zip(alone, shared, strict=True):
-        assert one.keys() == other.keys() and "attention_mask" not in one
-        assert one.pop("origins") == other.pop("origins")
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        assert one.inputs.keys() == other.inputs.keys() and "attention_mask" not in one.inputs
+        assert one.origins == other.origins and one.images == other.images
+        torch.testing.assert_close(one.inputs, other.inputs, rtol=0, atol=0)

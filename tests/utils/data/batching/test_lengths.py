@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.data import EncodedDataset, TolerantDataset, all_cores, build_dataset, lengths
-from utils.data.lengths import measure
+from utils.data import EncodedDataset, all_cores, build_dataset
+from utils.data.batching import lengths
+from utils.data.batching.lengths import measure
 from utils.data.mixture import Mixture
 from utils.model.processing_visual_chat import VisualChatProcessor
 
@@ -29,8 +30,8 @@ def test_they_are_those_of_what_is_read(
 ) -> None:
     monkeypatch.setattr(all_cores, "_WORTH_WORKERS", 1 if workers else 10**9)
     monkeypatch.setattr(all_cores, "cores", lambda: workers)
-    dataset = TolerantDataset(EncodedDataset(mixture, processor, max_seq_len=150))
-    measured = measure(dataset.sketch(epoch))
+    dataset = EncodedDataset(mixture, processor, max_seq_len=150, on_bad="skip")
+    measured = measure(dataset.without_pixels(epoch))
     assert dataset.cut.turns == 0  # counting is not reading
     dataset.set_epoch(epoch)
     rows = [dataset[index] for index in range(len(dataset))]
@@ -46,14 +47,14 @@ def test_they_are_counted_once(
     count = lengths._count
     monkeypatch.setattr(lengths, "_count", lambda sketch: counted.append(1) or count(sketch))
 
-    def dataset(length: int = 150) -> TolerantDataset:
-        return TolerantDataset(EncodedDataset(mixture, processor, length))
+    def dataset(length: int = 150) -> EncodedDataset:
+        return EncodedDataset(mixture, processor, length, on_bad="skip")
 
-    first = measure(dataset().sketch(0))
-    again = measure(dataset().sketch(0))
+    first = measure(dataset().without_pixels(0))
+    again = measure(dataset().without_pixels(0))
     assert len(counted) == 1 and np.array_equal(first.tokens, again.tokens)
-    measure(dataset().sketch(1))
-    measure(dataset(200).sketch(0))
+    measure(dataset().without_pixels(1))
+    measure(dataset(200).without_pixels(0))
     assert len(counted) == 3
     assert len(list((cache / "lengths").glob("*/lengths.npz"))) == 3
 
@@ -61,7 +62,7 @@ def test_they_are_counted_once(
 def test_a_cache_that_cannot_be_written_is_named(
     processor: VisualChatProcessor, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sketch = TolerantDataset(EncodedDataset(mixture, processor, 150)).sketch(0)
+    sketch = EncodedDataset(mixture, processor, 150, on_bad="skip").without_pixels(0)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "file"))
     with pytest.raises(lengths.DataError, match="--data_cache_path"):

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.conversation import Conversation, ConversationError, Image, ImageError, Turn
-from utils.data import Collator, CutCount, EncodedDataset, build_dataset
-from utils.model.processing_visual_chat import IGNORED_LABEL, VisualChatProcessor
+from utils.data import IGNORED_LABEL, Batch, Collator, CutCount, EncodedDataset, build_dataset
+from utils.model.processing_visual_chat import VisualChatProcessor
 
 MakeRecord = Callable[..., dict]
 WriteRoot = Callable[..., Path]
@@ -94,7 +94,7 @@ def test_workers_give_the_same_batches_and_count_what_they_cut(
     conversations = build_dataset(["llava_dial"], root, concatenate=2)
     length = int(np.median([processor.encode(each, False).turn_ends[-1] for each in conversations]))
 
-    def batches(workers: int) -> tuple[list[dict[str, torch.Tensor]], CutCount]:
+    def batches(workers: int) -> tuple[list[Batch], CutCount]:
         dataset = EncodedDataset(conversations, processor, length)
         loader = DataLoader(dataset, 3, num_workers=workers, collate_fn=Collator(0))
         return list(loader), dataset.cut
@@ -102,6 +102,7 @@ def test_workers_give_the_same_batches_and_count_what_they_cut(
     (alone, cut_alone), (shared, cut_shared) = batches(0), batches(2)
     assert cut_alone == cut_shared and cut_alone.turns > 0
     for one, other in zip(alone, shared, strict=True):
+        one, other = one.inputs, other.inputs
         assert one.keys() == other.keys()
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 

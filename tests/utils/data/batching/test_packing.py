@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.packing import pack
+from utils.data.batching.packing import pack
 from utils.data.spec import DataError
 
 

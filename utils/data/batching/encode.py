@@ -1,0 +1,218 @@
+"""Conversations to token ids, labels and pixels, within a maximal length."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from utils.conversation import Conversation, Image, ImageError, Turn
+from utils.data.bad_data import BadRecord, Member, RecordPlace
+from utils.data.batching.sample import IGNORED_LABEL, Sample
+from utils.data.grouping import join
+from utils.data.spec import DataError
+
+_MAX_WORKERS = 256
+_FEW = 8  # tokens
+
+
+class ImageFeatures(Protocol):
+    """Features of images, computed earlier; see `picture_features.FeatureStore`."""
+
+    def of(self, images: Sequence[Image]) -> torch.Tensor: ...
+
+
+class ConversationEncoder(Protocol):
+    """What is asked of the processor, which is handed in: data does not know the model."""
+
+    image_seq_length: int
+
+    @property
+    def text_fingerprint(self) -> str: ...
+
+    def encode(self, conversation: Conversation, load_images: bool = True) -> Mapping[str, Any]: ...
+
+    def pixel_values(self, images: Sequence[Image]) -> torch.Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class CutCount:
+    """What `max_seq_len` took away so far: conversations that lost turns, and the turns."""
+
+    conversations: int
+    turns: int
+
+
+class EncodedDataset(Dataset):
+    """Conversations encoded one at a time, in the loader's workers; none is longer than `max_seq_len` tokens.
+
+    A conversation that is too long loses whole turns from its end, never a part of an answer or of an image.
+
+    `on_bad` "skip" is for a mixture, and for training: ranks have to stay in step under ZeRO-3, and no record may
+    stand in for another. So a conversation keeps its place whatever is wrong with it: what is sound in it is learned,
+    where nothing is a few tokens without labels are (`empty_sample`), and `Sample.bad` names the bad records.
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        processor: ConversationEncoder,
+        max_seq_len: int,
+        load_images: bool = True,
+        features: ImageFeatures | None = None,
+        on_bad: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        """`load_images` False leaves the pixels out: no image is read, and nothing counted as cut.
+
+        `features`: read in the place of pixels; then no image is decoded.
+        """
+        self.conversations = conversations
+        self.processor = processor
+        self.max_seq_len = max_seq_len
+        self.load_images = load_images
+        self.features = features
+        self.on_bad = on_bad
+        # A row for this process and for each worker: they count without waiting for each other.
+        self._cut = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises `DataError` where the data cannot be read at all (a cache that is gone); see `encode` for the rest,
+        which is not raised where `on_bad` is "skip".
+        """
+        if self.on_bad == "raise":
+            return self.encode(self.conversations[index])
+        try:
+            return self.encode(self.conversations[index], self.conversations.places(index))
+        except DataError:
+            raise
+        except ValueError as error:  # ConversationError, ImageError, and the processor's about a text
+            return self._without_bad(self.conversations.members(index), error)
+
+    def encode(
+        self, conversation: Conversation, places: Sequence[RecordPlace] = (), count_cut: bool = True
+    ) -> Sample:
+        """What of a conversation, made of the records at `places`, fits.
+
+        Raises `ConversationError` and `ImageError` that name the record.
+        """
+        sample = self.encode_text(conversation).of(places)
+        if not self.load_images:
+            return sample
+        turns = len(sample.turn_ends)
+        images = [image for turn in conversation.turns[:turns] for image in turn.images]
+        try:
+            sample = self._with_images(sample, images)
+        except ImageError as error:
+            raise ImageError(f"{conversation.source}: {error}") from error
+        if count_cut:
+            self._count(len(conversation.turns) - turns)
+        return sample
+
+    def encode_text(self, conversation: Conversation) -> Sample:
+        """The same without pixels: no image is read. Raises `ConversationError` that names the record.
+
+        So for a conversation with no answer, or whose first turn alone is too long: both would teach nothing.
+        """
+        whole = Sample(**self.processor.encode(conversation, load_images=False))
+        turns = int((whole.turn_ends <= self.max_seq_len).sum())
+        if turns == 0:
+            raise conversation.error(
+                f"its first turn takes {whole.turn_ends[0]} tokens, more than --max_seq_len {self.max_seq_len}"
+                " (at most the decoder's positions); raise it, or remove the record"
+            )
+        sample = whole.first_turns(turns, self.tokens_per_image)
+        if (sample.labels < 0).all():
+            raise conversation.error("it has no answer to learn from; take the record out")
+        return sample
+
+    @cached_property
+    def empty_sample(self) -> Sample:
+        """A few tokens of which nothing is learned."""
+        conversation = Conversation((Turn("-", "-"),), source="nothing to learn")
+        encoded = self.processor.encode(conversation, load_images=False)
+        ids, kinds = encoded["input_ids"][:_FEW], encoded["mm_token_type_ids"][:_FEW]
+        return self._with_images(
+            Sample(ids, np.full_like(ids, IGNORED_LABEL), kinds, np.array([len(ids)])), []
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to conversations that are joined anew in each."""
+        if hasattr(self.conversations, "set_epoch"):
+            self.conversations.set_epoch(epoch)
+
+    def without_pixels(self, epoch: int) -> "EncodedDataset":
+        """The samples of an epoch, to measure: without images, and with those bad records that texts give away.
+
+        This dataset's epoch stays.
+        """
+        conversations = copy(self.conversations)
+        if hasattr(conversations, "set_epoch"):
+            conversations.set_epoch(epoch)
+        return EncodedDataset(conversations, self.processor, self.max_seq_len, False, on_bad=self.on_bad)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The same where the token ids of all samples are; None where the conversations have none."""
+        conversations = getattr(self.conversations, "fingerprint", None)
+        if conversations is None:
+            return None
+        parts = (conversations, self.processor.text_fingerprint, str(self.max_seq_len))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @property
+    def tokens_per_image(self) -> int:
+        """How many tokens stand for an image."""
+        return self.processor.image_seq_length
+
+    @property
+    def cut(self) -> CutCount:
+        """What was cut so far, in this process and in its loader's workers."""
+        conversations, turns = self._cut.sum(dim=0).tolist()
+        return CutCount(conversations, turns)
+
+    def _with_images(self, sample: Sample, images: Sequence[Image]) -> Sample:
+        if self.features is not None:
+            return replace(sample, image_features=self.features.of(images))
+        return replace(sample, pixel_values=self.processor.pixel_values(images))
+
+    def _without_bad(self, members: Sequence[Member], error: ValueError) -> Sample:
+        """Try the records one by one, and join those that are sound."""
+        sound, bad = self._sorted_out(members)
+        if not bad:  # sound alone, but not together: none of them can be blamed, so all are left out
+            bad = [BadRecord.of(member.place, error) for member in members]
+        elif sound:
+            named = {each.place for each in bad}
+            rest = [member.place for member in members if member.place not in named]
+            try:
+                return replace(self.encode(join(sound), rest), bad=tuple(bad))
+            except DataError:
+                raise
+            except ValueError as second:
+                bad += [BadRecord.of(place, second) for place in rest]
+        return replace(self.empty_sample, bad=tuple(bad))
+
+    def _sorted_out(self, members: Sequence[Member]) -> tuple[list[Conversation], list[BadRecord]]:
+        sound, bad = [], []
+        for member in members:
+            try:
+                conversation = member.read()
+                self.encode(conversation, count_cut=False)
+                sound.append(conversation)
+            except DataError:
+                raise
+            except ValueError as error:
+                bad.append(BadRecord.of(member.place, error))
+        return sound, bad
+
+    def _count(self, cut_turns: int) -> None:
+        if cut_turns:
+            worker = get_worker_info()
+            self._cut[worker.id + 1 if worker else 0] += torch.tensor([1, cut_turns])

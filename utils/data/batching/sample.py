@@ -1,0 +1,84 @@
+"""What goes from data to the trainer: `Sample`, encoded, and `Batch`, of several samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.data.bad_data import BadRecord, RecordPlace
+from utils.data.origins import Origin
+
+IGNORED_LABEL = -100
+"""The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a row of a batch is made of: an encoded conversation, or several packed; S tokens, n images, T turns.
+
+    `labels` repeat the ids of answers and of the EOS that closes each, and are `IGNORED_LABEL` elsewhere.
+    `turn_ends[t]` is the number of tokens up to the end of turn t. Images are in order of appearance, as pixels or as
+    the encoder's features; without pixels None, without any features of length 0.
+    """
+
+    input_ids: np.ndarray  # [S] int64
+    labels: np.ndarray  # [S] int64
+    mm_token_type_ids: np.ndarray  # [S] int64, 0 text, 1 image
+    turn_ends: np.ndarray  # [T] int64
+    pixel_values: torch.Tensor | None = None  # [n, 3, H, W]
+    image_features: torch.Tensor | None = None  # [n, S', D], ready in place of pixels
+    position_ids: np.ndarray | None = None  # [S], where packed: they restart with each conversation
+    origins: tuple[
+        Origin, ...
+    ] = ()  # of its conversations in which something is learned, where they are known
+    bad: tuple[BadRecord, ...] = ()  # found in making it
+
+    def of(self, places: Sequence[RecordPlace]) -> "Sample":
+        """The same, of a conversation that is known to be made of these records."""
+        supervised = int((self.labels != IGNORED_LABEL).sum())
+        return replace(self, origins=(Origin(tuple(places), supervised),) if places and supervised else ())
+
+    def first_turns(self, turns: int, tokens_per_image: int) -> "Sample":
+        """The first turns of a conversation, with their images."""
+        end = int(self.turn_ends[turns - 1]) if turns else 0
+        images = int(self.mm_token_type_ids[:end].sum()) // tokens_per_image
+        pixels, features = self.pixel_values, self.image_features
+        first = replace(
+            self,
+            input_ids=self.input_ids[:end],
+            labels=self.labels[:end],
+            mm_token_type_ids=self.mm_token_type_ids[:end],
+            turn_ends=self.turn_ends[:turns],
+            pixel_values=pixels[:images] if pixels is not None and images else None,
+            image_features=None if features is None else features[:images],
+        )
+        return first.of([place for origin in self.origins for place in origin.places])
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The keyword arguments that the model is called with, and what is known of them; see `Collator`."""
+
+    inputs: dict[str, Any]
+    origins: tuple[Origin, ...] = ()  # of all conversations in which something is learned, in order
+    bad: tuple[BadRecord, ...] = ()  # found in making it
+    images: int = 0
+
+    def pin_memory(self) -> "Batch":
+        """For data loaders: the same in memory from which a GPU copies while it computes."""
+        return replace(self, inputs=_pinned(self.inputs))
+
+
+def joined(images: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Pixels or features of several samples, one after the other; None where no sample has any."""
+    given = [each for each in images if each is not None]
+    filled = [each for each in given if len(each)]
+    return torch.cat(filled) if filled else next(iter(given), None)
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return type(value)({name: _pinned(each) for name, each in value.items()})
+    return value.pin_memory() if isinstance(value, torch.Tensor) else value
