@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from training.batches.sampler import GlobalBatchSampler
+from utils.commands import ROOT
 from utils.conversation import Conversation, Image
 from utils.data import Collator, EncodedDataset, Mixture, build_dataset
 from utils.data.batching.lengths import Lengths, measure
@@ -33,7 +34,6 @@ from utils.data.cache import use_cache_folder
 from utils.model.image_preprocessing import Framing, normalised, preprocess
 from utils.model.processing_visual_chat import VisualChatProcessor
 
-ROOT = Path(__file__).parent.parent
 _IMAGE_TOKENS = 257  # of CLIP ViT-L/14
 _LENGTH, _IMAGES, _BATCH = 4096, 16, 16
 _ENTRIES = 10**6

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.atomic import atomic_write
+from utils.commands import ROOT
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCUMENT = ROOT / "docs" / "performance.md"
 _BEGIN, _END = "<!-- measured by benchmarks.gpu: begin -->", "<!-- measured by benchmarks.gpu: end -->"
 _KILLED_AFTER = 5.0
 """Seconds that a part has to end after it was asked to."""

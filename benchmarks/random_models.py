@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -11,10 +10,10 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor, LlamaConfig, SiglipVisionConfig
 
 from benchmarks import two_softmaxes
+from utils.commands import ROOT
 from utils.conversation import Image
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
 
-ROOT = Path(__file__).parent.parent
 SIDE, PATCH = 224, 14
 IMAGE_TOKENS = (SIDE // PATCH) ** 2  # 256
 

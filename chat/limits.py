@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.commands import GIB
+
 MAX_IMAGES = 8
 MAX_SEQ_LEN = 4096
 MAX_NEW_TOKENS = 256
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from playwright.sync_api import Browser, Locator, expect, sync_playwright
 
 from eval import report
 from eval.results import ResultsError, Row, read_results
+from utils.commands import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 3
 WAIT = 300_000  # milliseconds; for machines that do much else at the same time
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from chat.image_paths import ImagePathError, local_path, split_image_paths
-from utils.commands import UsageError
+from utils.commands import ROOT, UsageError
 from utils.conversation import ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom
 from utils.data.bad_data import BadRecord
@@ -34,7 +34,6 @@ from utils.data.registry import find_specs
 from utils.data.spec import DataError
 from utils.image_bytes import shortened
 
-ROOT = Path(__file__).resolve().parent.parent
 EVAL_DATA = ROOT / "eval" / "eval_data"
 IMAGE_FOLDERS = ("", "image", "images")
 """Where, beside the JSON file, images are looked for; then come the working directory and the repository."""

@@ -17,9 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from helper.comparison.cells import FORMS, Cell, Plan, Results, Row, searches, trainings
-from utils.commands import Parser, command, end_process, writable_folder
+from utils.commands import ROOT, Parser, command, end_process, writable_folder
 
-ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (1, 2, 3, 4, 5)
 console = Console(highlight=False, soft_wrap=True)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.atomic import atomic_write
-from utils.commands import Parser, command, end_process
+from utils.commands import ROOT, Parser, command, end_process
 
 if TYPE_CHECKING:
     from utils.data.spec import DatasetSpec, Part
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 
 _BEGIN = "<!-- datasets: written by python -m helper.dataset_table -->\n"
 _END = "<!-- end of datasets -->"

@@ -22,9 +22,8 @@ from pathlib import Path
 from rich.console import Console
 
 from helper.demonstration.files import Demonstration, make_demonstration
-from utils.commands import INTERRUPTED, Parser, UsageError, command, end_process, writable_folder
+from utils.commands import INTERRUPTED, ROOT, Parser, UsageError, command, end_process, writable_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 OWN = ".demonstration"
 """A file that marks an output folder as written by this program."""
 console = Console(highlight=False)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from helper.plan_memory import add_flags, gpu_memory
 from training.arguments.command_line import read_flags
-from utils.commands import UsageError, command, end_process
+from utils.commands import GIB, UsageError, command, end_process
 
 if TYPE_CHECKING:
     from utils.data.spec import DatasetSpec, Part
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = read_flags(argv, "python -m helper.dry_run", __doc__, add_flags)
     from training.memory.from_flags import training_of
     from training.memory.plan import Planner
-    from training.memory.report import GIB, print_report
+    from training.memory.report import print_report
     from utils.data.registry import find_specs
 
     planner, memory = Planner(), gpu_memory(flags.gpu_memory)

@@ -16,7 +16,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 
 from training.arguments.command_line import read_flags
-from utils.commands import command, end_process
+from utils.commands import GIB, command, end_process
 
 
 @command
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = read_flags(argv, "python -m helper.plan_memory", __doc__, add_flags)
     from training.memory.from_flags import training_of
     from training.memory.plan import Planner
-    from training.memory.report import GIB, print_report
+    from training.memory.report import print_report
 
     training = training_of(flags, flags.gpus, flags.supervised_share)
     planner = Planner()
@@ -74,8 +74,6 @@ def _share(word: str) -> float:
 def gpu_memory(given: float | None) -> float:
     """Bytes of a GPU: as given in GiB, or of the one here, or 80 GiB."""
     import torch
-
-    from training.memory.report import GIB
 
     if given is not None:
         return given * GIB

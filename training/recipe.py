@@ -28,10 +28,9 @@ import yaml
 
 from training.arguments import DataArguments, ModelArguments, RunArguments
 from utils.atomic import atomic_write
-from utils.commands import UsageError
+from utils.commands import ROOT, UsageError
 from utils.distributed import cores, world_size
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 WRITTEN = "recipe.yaml"
 

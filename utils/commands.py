@@ -18,6 +18,11 @@ from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
 
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that the project is in."""
+GIB = 2**30
+"""Bytes; flags and messages about memory are in GiB."""
+
 FINISHED = 0
 MISTAKE = 2
 """The exit code of what the user can mend: a wrong flag, a missing file, a folder that cannot be written."""

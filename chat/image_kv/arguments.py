@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from chat.limits import GIB, Limits
-from utils.commands import writable_folder
+from chat.limits import Limits
+from utils.commands import GIB, writable_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,6 +10,7 @@ from typing import Any
 import PIL.Image
 
 from chat.saved_dialogues import DialogueFileError, load_dialogue
+from utils.commands import ROOT
 from utils.conversation import Image, ImageError
 from utils.distributed import get_logger
 
@@ -18,7 +19,7 @@ logger = get_logger(__name__)
 EXAMPLES = "examples"
 """The folder of a checkpoint that holds dialogues, as /save and "Download" write them."""
 
-IMAGES = Path(__file__).resolve().parents[2] / "eval" / "eval_data" / "image"
+IMAGES = ROOT / "eval" / "eval_data" / "image"
 GENERAL_EXAMPLES = (
     ("What is in this image?", ("cat.jpg",)),
     ("What is different between image 1 and image 2?", ("street_day.png", "street_evening.png")),

@@ -11,9 +11,9 @@ from pathlib import Path
 import PIL.Image
 
 from eval.pictures import documents, puzzles, scenes
-from utils.commands import Parser, command, end_process, writable_folder
+from utils.commands import ROOT, Parser, command, end_process, writable_folder
 
-FOLDER = Path(__file__).resolve().parent.parent / "eval_data" / "image"
+FOLDER = ROOT / "eval" / "eval_data" / "image"
 
 DRAWINGS: dict[str, Callable[[], PIL.Image.Image]] = {
     "street_day": lambda: scenes.street(evening=False),

@@ -7,11 +7,10 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 from training.memory.plan import MemoryPlan, Planner, Training
+from utils.commands import ROOT
 
-_ROOT = Path(__file__).resolve().parents[2]
 _LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -22,7 +21,7 @@ def foretell(training: Training) -> MemoryPlan:
         [sys.executable, "-m", "training.memory.foretell"],
         input=pickle.dumps(training),
         capture_output=True,
-        cwd=_ROOT,
+        cwd=ROOT,
         env={**environment, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
     )
     if done.returncode:

@@ -6,8 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training.memory.plan import HEADROOM, OUTSIDE, MemoryPlan, Planner, Training
-
-GIB = 2**30
+from utils.commands import GIB
 
 _KINDS = {
     "weights": "weights, as this process holds them",

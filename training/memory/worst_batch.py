@@ -22,9 +22,8 @@ from training.memory.batch import BatchShape, largest_batches, make_batch
 from training.memory.foretell import foretell
 from training.memory.live import LiveMemory, tensors_alive
 from training.memory.plan import MemoryPlan, Training
-from training.memory.report import GIB
 from training.memory.states import Sharding
-from utils.commands import UsageError
+from utils.commands import GIB, UsageError
 from utils.distributed import everyone, get_logger, is_main_process
 from utils.model.lora import LoraSettings
 

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from training.metrics.flops import visible_pairs
 from training.metrics.mfu import Efficiency
 from training.metrics.peak_memory import peak_memory
+from utils.commands import GIB
 from utils.data import IGNORED_LABEL, Batch
 
 _RATES = ("tokens", "supervised_tokens", "images")
-_GIB = 2**30
 
 
 class ThroughputMeter:
@@ -84,7 +84,7 @@ class ThroughputMeter:
         }
         measures["step_seconds"] = round(seconds / self._steps, 4)
         measures["data_wait_share"] = round(min(waited / seconds, 1.0), 4)
-        measures["peak_memory_gib"] = round(memory / _GIB, 3)
+        measures["peak_memory_gib"] = round(memory / GIB, 3)
         if self.efficiency is not None:
             tokens, supervised, _, encoded, pairs, image_tokens = totals
             needed = self.efficiency.flops.total(tokens, pairs, encoded, supervised, image_tokens)
