@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.data.cache import in_units, use_cache_folder
-from utils.data.image_store import ImageStore, open_image_store
+from utils.data.readers.conversion_cache import in_units, use_cache_folder
+from utils.data.readers.image_archive import ImageArchive, open_image_archive
 
 _SMALLEST, _LARGEST = 20_000, 60_000  # bytes of a picture, as JPEGs of 480 x 320 pixels have
 _READS = 20_000
@@ -75,7 +75,7 @@ def write(path: Path, size: int) -> int:
 def convert(path: Path) -> dict[str, float]:
     """The first opening of a store."""
     base, start, computing = _resident(), time.perf_counter(), time.process_time()
-    store = open_image_store(path)
+    store = open_image_archive(path)
     return {
         "seconds": time.perf_counter() - start,
         "computing": time.process_time() - computing,
@@ -87,7 +87,7 @@ def convert(path: Path) -> dict[str, float]:
 def read(path: Path) -> dict[str, float]:
     """A later opening, and pictures in random order."""
     base, start = _resident(), time.perf_counter()
-    store = open_image_store(path)
+    store = open_image_archive(path)
     opened = time.perf_counter() - start
     rng = random.Random(1)
     names = [f"SN_IMG_{rng.randrange(len(store)):08d}" for _ in range(_READS)]
@@ -112,7 +112,7 @@ def _in_a_process(part: str, path: Path) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def _sizes(store: ImageStore, names: list[str]) -> list[int]:
+def _sizes(store: ImageArchive, names: list[str]) -> list[int]:
     return [len(store[name]) for name in names]
 
 

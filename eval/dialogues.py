@@ -26,10 +26,10 @@ from chat.image_paths import ImagePathError, local_path, split_image_paths
 from utils.commands import ROOT, UsageError
 from utils.conversation import ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom
-from utils.data.bad_data import BadRecord
-from utils.data.file_kinds import REWRITE
-from utils.data.json_stream import JsonStream
-from utils.data.record_set import RecordSet
+from utils.data.bad_records import BadRecord
+from utils.data.mixing.dataset import DatasetRecords
+from utils.data.readers.file_signatures import REWRITE
+from utils.data.readers.json_stream import JsonStream
 from utils.data.registry import find_specs
 from utils.data.spec import DataError
 from utils.image_bytes import shortened
@@ -187,7 +187,7 @@ def _is_own_data(file: Path) -> bool:
 def _own_data(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialogue | BadDialogue]:
     """Records in the shapes of `utils.data.adapters.custom`; their answers are the references."""
     (spec,) = find_specs([str(file)], image_folder)
-    records = RecordSet(replace(spec, adapter=partial(custom, keep_unanswered=True)), Path())
+    records = DatasetRecords(replace(spec, adapter=partial(custom, keep_unanswered=True)), Path())
     for index in range(len(records)):
         record = records.record([index], np.random.default_rng(0))
         place = f"{file.name}#{index}"

@@ -18,8 +18,8 @@ WINGS = {  # the folders and files (without ending) of each
     "encoders": "utils/model/open_clip_files utils/model/open_clip_vision utils/model/qwen_vit"
     " utils/model/linear_attention",
     "image_kv": "chat/image_kv utils/model/image_states utils/model/images_beside utils/model/text_cache",
-    "archives": "utils/data/image_store utils/data/id_index utils/data/parquet utils/data/picture_tables",
-    "vision_feature_cache": "training/batches/vision_features utils/data/picture_features",
+    "archives": "utils/data/readers/image_archive utils/data/readers/parquet",
+    "vision_feature_cache": "training/batches/vision_features utils/data/batching/vision_feature_cache",
     "fault_tolerance": "training/fault_tolerance training/batches/bad_batches training/checkpointing/durable_engine"
     " training/checkpointing/output_lock",
     "memory_plan": "training/memory helper/plan_memory helper/dry_run",

@@ -58,7 +58,7 @@ from utils.data import (
     Mixture,
     PackedDataset,
 )
-from utils.data.shared_memory import require_shared_memory
+from utils.data.workers import require_shared_memory
 from utils.distributed import (
     configure_logging,
     decided_by_main,

@@ -43,7 +43,7 @@ from training.metrics.trackers import TensorBoard
 from training.parameter_groups import parameter_groups
 from utils.commands import UsageError
 from utils.data import IGNORED_LABEL, Batch
-from utils.data.bad_data import BadRecords
+from utils.data.bad_records import BadRecords
 from utils.distributed import get_logger, is_main_process
 
 logger = get_logger(__name__)

@@ -14,7 +14,7 @@ from helper.demonstration.things import HELD_OUT_STYLE, LEARNT_STYLES, THINGS, A
 from utils.atomic import atomic_directory
 from utils.conversation import Conversation, Image, Turn
 from utils.data.batching.encode import ImageFeatures
-from utils.data.picture_features import FeatureStore, FeatureWriter, picture_key
+from utils.data.batching.vision_feature_cache import FeatureStore, FeatureWriter, image_key
 from utils.model.building import build_processor
 from utils.model.vision import encode_images, load_vision_tower
 
@@ -135,7 +135,7 @@ def task_of(folder: Path, plan: Plan) -> Task:
     )
     store = FeatureStore(folder / "features")
     images = [image for part in (learnt, held_out) for of_thing in part.values() for image in of_thing]
-    missing = [image for image in images if picture_key(image) not in store]
+    missing = [image for image in images if image_key(image) not in store]
     if missing:
         _encode(missing, decoder, encoder, FeatureWriter(folder / "features"))
         store = FeatureStore(folder / "features")
@@ -149,5 +149,5 @@ def _encode(images: Sequence[Image], decoder: Path, encoder: Path, writer: Featu
         some = images[start : start + _ENCODED_TOGETHER]
         with torch.no_grad():
             features = encode_images(tower, processor.pixel_values(some))
-        writer.add([picture_key(image) for image in some], features)
+        writer.add([image_key(image) for image in some], features)
     writer.close()

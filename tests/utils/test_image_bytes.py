@@ -15,8 +15,8 @@ from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
 from utils.conversation import ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom
-from utils.data.bad_data import BadRecord, RecordPlace
-from utils.data.image_store import open_image_store
+from utils.data.bad_records import BadRecord, RecordPlace
+from utils.data.readers.image_archive import open_image_archive
 from utils.data.spec import RawRecord
 from utils.image_bytes import is_image_text, shortened
 
@@ -49,7 +49,7 @@ def own_data(text: str, tmp_path: Path) -> Image:
 
 def image_store(text: str, tmp_path: Path) -> Image:
     (tmp_path / "SD.json").write_text(json.dumps({"a": text}))
-    return Image(open_image_store(tmp_path / "SD.json")["a"])
+    return Image(open_image_archive(tmp_path / "SD.json")["a"])
 
 
 def server(text: str, tmp_path: Path) -> Image:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from training.checkpointing.best_effort import BestEffort
 from utils.data import Batch
-from utils.data.bad_data import BadRecord, BadRecords
+from utils.data.bad_records import BadRecord, BadRecords
 from utils.distributed import get_logger, is_main_process, world_size
 
 logger = get_logger(__name__)

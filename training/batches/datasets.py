@@ -13,9 +13,9 @@ from utils.data import (
     build_dataset,
     split_dataset,
 )
-from utils.data.bad_data import BAD_SAMPLES
+from utils.data.bad_records import BAD_SAMPLES
 from utils.data.batching.encode import ImageFeatures
-from utils.data.cache import use_cache_folder
+from utils.data.readers.conversion_cache import use_cache_folder
 from utils.distributed import get_logger
 from utils.model.decoder import longest_dialogue
 

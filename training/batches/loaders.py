@@ -12,7 +12,7 @@ from training.arguments.parser import VisualChatTrainingArguments
 from training.batches.sampler import GlobalBatchSampler, PaddedDataset
 from utils.data import EncodedDataset, PackedDataset
 from utils.data.batching.lengths import measure
-from utils.data.shielded_workers import shielded
+from utils.data.workers import signal_safe
 
 
 class Loaders:
@@ -67,7 +67,7 @@ class Loaders:
                 lengths,
                 self.args.gradient_accumulation_steps,
             ),
-            **shielded(workers, self.collator),  # never persistent: they would miss set_epoch
+            **signal_safe(workers, self.collator),  # never persistent: they would miss set_epoch
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )

@@ -26,10 +26,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from utils.commands import UsageError
 from utils.conversation import ConversationError, ImageError
 from utils.data import Mixture
-from utils.data.all_cores import each_item
-from utils.data.cache import cache_folder, in_units
-from utils.data.picture_features import FeatureStore, FeatureWriter, picture_key
-from utils.data.shielded_workers import shielded
+from utils.data.batching.vision_feature_cache import FeatureStore, FeatureWriter, image_key
+from utils.data.readers.conversion_cache import cache_folder, in_units
+from utils.data.workers import parallel_map, signal_safe
 from utils.distributed import barrier, decided_by_main, everyone, get_logger, rank, world_size
 from utils.model.decoder import gathered
 from utils.model.vision import encode_images, vision_family
@@ -98,7 +97,7 @@ class _Keys(Dataset):
     @staticmethod
     def _key(image: Any) -> bytes | None:
         try:
-            return picture_key(image)
+            return image_key(image)
         except ImageError:
             return None
 
@@ -128,7 +127,7 @@ def _pictures(parts: Sequence[Mixture]) -> list[_Picture]:
     found: dict[bytes, _Picture] = {}
     for number, part in enumerate(parts):
         records = range(rank(), part.num_sources, world_size())
-        keys = each_item(Subset(_Keys(part), records), "looking for pictures")
+        keys = parallel_map(Subset(_Keys(part), records), "looking for pictures")
         for record, of_record in zip(records, keys, strict=True):
             for place, key in enumerate(of_record):
                 if key is not None:
@@ -199,7 +198,7 @@ def _compute(
 
 def _batches(pictures: _Pixels, workers: int) -> Iterator[tuple[list[bytes], torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)  # the global one stays in step with other processes
-    for batch in DataLoader(pictures, _BATCH, generator=generator, **shielded(workers, list)):
+    for batch in DataLoader(pictures, _BATCH, generator=generator, **signal_safe(workers, list)):
         if read := [pair for pair in batch if pair is not None]:
             keys, pixels = zip(*read, strict=True)
             yield list(keys), torch.stack(pixels)

@@ -16,7 +16,7 @@ from training.arguments import DataArguments, ModelArguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.folders import RUN, ResumeError
 from utils.atomic import atomic_write
-from utils.data.mixture import Mixture, one_for_each
+from utils.data.mixing.mixture import Mixture, one_for_each
 from utils.distributed import decided_by_main, get_logger
 
 logger = get_logger(__name__)

@@ -15,7 +15,7 @@ from training.batches.datasets import longest_conversation, make_rows, read_part
 from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.commands import UsageError, writable_folder
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
-from utils.data.bad_data import BAD_SAMPLES
+from utils.data.bad_records import BAD_SAMPLES
 from utils.distributed import cores, get_logger
 from utils.model import build_processor
 
@@ -55,7 +55,7 @@ def check(flags: argparse.Namespace) -> int:
             bad=bad.sorted(),
             bad_file=str(bad.path),
             verdict=verdict,
-            accounts=parts[0].accounts if parts else {},
+            record_counts=parts[0].record_counts if parts else {},
             measured=measured,
             max_seq_len=longest,
             packed_rows=len(packed) if packed else None,

@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.conversation import Conversation, ImageError
 from utils.data import DataError, EncodedDataset, Mixture
-from utils.data.bad_data import BadRecord
+from utils.data.bad_records import BadRecord
 from utils.data.batching.encode import ConversationEncoder
-from utils.data.grouping import join
+from utils.data.mixing.epoch_plan import join
 from utils.data.progress import progress
 
 _CHUNK = 16  # conversations that a worker hands over at a time
@@ -42,7 +42,7 @@ class _Measured(Dataset):
 
     def __getitem__(self, index: int) -> Facts:
         sound, bad, encoded, records = [], [], None, 0
-        members = self._conversations.members(index)
+        members = self._conversations.records_of(index)
         dataset = members[0].place.dataset
         for member in members:
             try:

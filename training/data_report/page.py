@@ -12,8 +12,8 @@ from training.data_report.charts import Histogram, histogram
 from training.data_report.measure import Measurement
 from training.data_report.samples import SampledRow
 from utils.atomic import atomic_write
-from utils.data.bad_data import BadRecord
-from utils.data.selection import Account
+from utils.data.bad_records import BadRecord
+from utils.data.mixing.selection import RecordCounts
 
 _MOST_BAD = 1000  # listed on the page; all are in the file
 _TEMPLATE = "page.html.j2"
@@ -34,7 +34,7 @@ class Report:
     bad: Sequence[BadRecord] = ()
     bad_file: str = ""
     verdict: str | None = None
-    accounts: Mapping[str, Account] | None = None
+    record_counts: Mapping[str, RecordCounts] | None = None
     measured: Measurement | None = None
     max_seq_len: int | None = None
     packed_rows: int | None = None
@@ -88,11 +88,11 @@ def short_name(dataset: str) -> str:
 
 
 def _rows(report: Report) -> list[_Row]:
-    if report.measured is None or report.accounts is None:
+    if report.measured is None or report.record_counts is None:
         return []
     unread = Counter(each.place.dataset for each in report.bad if each.place.index is None)
     rows = []
-    for name, account in report.accounts.items():
+    for name, account in report.record_counts.items():
         mine = report.measured.only(name)
         tokens, used = int(mine.tokens.sum()), int(mine.records.sum())
         rows.append(
@@ -161,7 +161,7 @@ def _histograms(report: Report) -> list[Histogram]:
 def _left_out(report: Report) -> list[tuple[str, str, int]]:
     """Of each dataset, what is left out or mended, and how much of it."""
     listed = []
-    for name, account in (report.accounts or {}).items():
+    for name, account in (report.record_counts or {}).items():
         listed += [(name, rule, count) for rule, count in account.left_out.items() if count]
         listed += [
             (name, f"conversations used with {repair}", count) for repair, count in account.repairs.items()

@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 
 from utils.conversation import Conversation, Image
 from utils.data import DataError, EncodedDataset, PackedDataset
-from utils.data.grouping import join
+from utils.data.mixing.epoch_plan import join
 
 _THUMBNAIL = 320  # pixels of the longer side
 _QUALITY = 80
@@ -122,7 +122,7 @@ def _packed_rows(rows: PackedDataset, order: list[int], count: int) -> list[Samp
 def _conversations(encoded: EncodedDataset, order: list[int], count: int) -> list[SampledRow]:
     waiting: dict[str, list[int]] = {}
     for index in order:
-        waiting.setdefault(encoded.conversations.members(index)[0].place.dataset, []).append(index)
+        waiting.setdefault(encoded.conversations.records_of(index)[0].place.dataset, []).append(index)
     drawn: dict[str, list[SampledRow]] = {name: [] for name in sorted(waiting)}
     missing = count
     while missing and any(waiting.values()):
@@ -138,7 +138,7 @@ def _conversations(encoded: EncodedDataset, order: list[int], count: int) -> lis
 
 def _sample(encoded: EncodedDataset, index: int) -> Sample | None:
     """None where something in the conversation is bad: the list of bad records tells of it."""
-    members = encoded.conversations.members(index)
+    members = encoded.conversations.records_of(index)
     try:
         conversation = join([member.read() for member in members])
         pieces = _pieces(encoded, conversation)

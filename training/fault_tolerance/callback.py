@@ -27,7 +27,7 @@ from training.fault_tolerance.rng_state import RandomState
 from training.fault_tolerance.signals import CTRL_C, StopRequest
 from training.fault_tolerance.watchdog import StallWatch, last_stall, record_stall
 from utils.data import Batch
-from utils.data.origins import Origin
+from utils.data.bad_records import Origin
 from utils.distributed import decided_by_main, everyone, is_main_process, rank, world_size
 
 if TYPE_CHECKING:

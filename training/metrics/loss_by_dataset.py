@@ -11,7 +11,7 @@ from pathlib import PurePath
 import torch
 import torch.distributed as dist
 
-from utils.data.origins import Origin
+from utils.data.bad_records import Origin
 
 
 class LossByDataset:

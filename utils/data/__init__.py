@@ -1,11 +1,11 @@
 """Datasets: from records on disk to batches. `build_dataset` is the way in."""
 
-from utils.data.bad_data import BadDataError, BadRecord, BadRecords
+from utils.data.bad_records import BadDataError, BadRecord, BadRecords
 from utils.data.batching.collator import Collator
 from utils.data.batching.encode import CutCount, EncodedDataset
 from utils.data.batching.packing import PackedDataset
 from utils.data.batching.sample import IGNORED_LABEL, Batch, Sample
-from utils.data.mixture import Mixture, build_dataset, split_dataset
+from utils.data.mixing.mixture import Mixture, build_dataset, split_dataset
 from utils.data.registry import DATASETS
 from utils.data.spec import DataError
 

@@ -6,7 +6,7 @@ import torch
 
 from training.batches.bad_batches import BadBatches
 from utils.data import Batch
-from utils.data.bad_data import BadRecord, BadRecords, RecordPlace
+from utils.data.bad_records import BadRecord, BadRecords, RecordPlace
 
 
 def batch(index: int) -> Batch:

@@ -10,7 +10,7 @@ from training.batches.datasets import make_rows
 from training.batches.vision_features import store_features
 from utils.commands import UsageError
 from utils.data import Collator, build_dataset, split_dataset
-from utils.data.cache import in_units
+from utils.data.readers.conversion_cache import in_units
 from utils.model import LoraSettings, build_visual_chat
 
 CPU = torch.device("cpu")

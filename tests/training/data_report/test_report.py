@@ -57,7 +57,7 @@ def test_related_records_are_counted_one_by_one(world, processor, tmp_path, monk
     mixture = build_dataset(["otter_mimicit_cgd"], tmp_path, bad=BadRecords())
     measured = measure([mixture], processor, 512, workers=0)
     assert [bad.place.index for bad in measured.bad] == [3]
-    report = Report("", {}, [], bad=measured.bad, accounts=mixture.accounts, measured=measured)
+    report = Report("", {}, [], bad=measured.bad, record_counts=mixture.record_counts, measured=measured)
     write_report(report, tmp_path / "page.html")
     cells = re.findall(r'data-label="([^"]*)"[^>]*>(\d+)</td>', (tmp_path / "page.html").read_text())
     counts = dict(cells)

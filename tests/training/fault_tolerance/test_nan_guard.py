@@ -12,8 +12,7 @@ from transformers import AutoTokenizer
 
 from training.fault_tolerance.exit_codes import MISTAKE, TrainingDivergedError
 from training.fault_tolerance.nan_guard import LossGuard
-from utils.data.bad_data import RecordPlace
-from utils.data.origins import Origin
+from utils.data.bad_records import Origin, RecordPlace
 
 PLACES = [RecordPlace("llava", "llava/detail_23k.json", index) for index in range(3)]
 NAN, INF = float("nan"), float("inf")

@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 
 from training.metrics.loss_by_dataset import LossByDataset, labels_of
 from utils.data import EncodedDataset, build_dataset, split_dataset
-from utils.data.bad_data import RecordPlace
-from utils.data.origins import Origin
+from utils.data.bad_records import Origin, RecordPlace
 
 CPU = torch.device("cpu")
 
@@ -85,7 +84,7 @@ def mean_losses(model, processor, mixture) -> dict[str, float]:
         }
         with torch.no_grad():
             loss = model(**inputs, num_items_in_batch=1).loss.item()
-        total = totals.setdefault(mixture.members(index)[0].place.dataset, [0.0, 0])
+        total = totals.setdefault(mixture.records_of(index)[0].place.dataset, [0.0, 0])
         total[0] += loss
         total[1] += int((row.labels >= 0).sum())
     return {name: loss / tokens for name, (loss, tokens) in totals.items()}

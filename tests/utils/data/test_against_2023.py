@@ -311,4 +311,4 @@ def test_samples_become_the_conversations_of_2023(root: Path, name: str) -> None
             (place,) = [number for number, options in enumerate(expected) if each in options]
             drawn[place].add(each)
     assert drawn == expected
-    assert sum(dataset.accounts[name].left_out.values()) == left_out and not bad.sorted()
+    assert sum(dataset.record_counts[name].left_out.values()) == left_out and not bad.sorted()

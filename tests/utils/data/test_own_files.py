@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from utils.data import BadDataError, BadRecords, DataError, build_dataset
+from utils.data.adapters.cleaning import UNANSWERED
 from utils.data.adapters.custom import GREETING, JOINED
-from utils.data.adapters.texts import UNANSWERED
 
 
 def record(number: int) -> dict:
@@ -135,7 +135,7 @@ def test_what_is_mended_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCa
     dialogues = [[human, gpt], [gpt, human, gpt], [human, human, gpt, human], [gpt, human, gpt, human]]
     name = write(tmp_path / "my.json", json.dumps([{"conversations": said} for said in dialogues]))
     with caplog.at_level(logging.INFO):
-        account = build_dataset([name], tmp_path).accounts[name]
+        account = build_dataset([name], tmp_path).record_counts[name]
     counts = {GREETING: 2, JOINED: 1, UNANSWERED: 2}
     assert (account.used, account.bad, account.repairs) == (4, 0, counts)
     for repair, count in counts.items():

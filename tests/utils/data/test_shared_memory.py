@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.data import shared_memory
-from utils.data.shared_memory import SharedMemoryError, require_shared_memory
-from utils.data.shielded_workers import shielded
+from utils.data import workers
+from utils.data.workers import SharedMemoryError, require_shared_memory, signal_safe
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["unshare", "-rm", "bash", "-c", 'mount -t tmpfs -o size=$0 tmpfs /dev/shm && exec "$@"']
@@ -16,14 +15,14 @@ PROGRAM = """
 import sys
 import torch
 from torch.utils.data import DataLoader
-from utils.data.shared_memory import SharedMemoryError
-from utils.data.shielded_workers import shielded
+from utils.data.workers import SharedMemoryError
+from utils.data.workers import signal_safe
 
 def collate(samples):
     return {"pixel_values": torch.zeros(int(sys.argv[1])), "origins": [("a", torch.ones(3))]}
 
 try:
-    batches = list(DataLoader(range(4), 2, **shielded(1, collate)))
+    batches = list(DataLoader(range(4), 2, **signal_safe(1, collate)))
     print(len(batches), batches[-1]["origins"][0][1].sum().item())
 except SharedMemoryError as error:
     print(str(error).splitlines()[-1])
@@ -59,6 +58,6 @@ def test_what_is_needed_is_compared_with_what_is_free(tmp_path, monkeypatch):
     require_shared_memory(1000)
     with pytest.raises(SharedMemoryError, match=r"and 1,000,000\.0 GB are needed"):
         require_shared_memory(10**15)
-    monkeypatch.setattr(shared_memory, "FOLDER", str(tmp_path / "not here"))  # not a Linux
+    monkeypatch.setattr(workers, "FOLDER", str(tmp_path / "not here"))  # not a Linux
     require_shared_memory(10**15)
-    assert shielded(0, list)["num_workers"] == 0
+    assert signal_safe(0, list)["num_workers"] == 0

@@ -19,7 +19,7 @@ list under "images"; one of its captions is drawn ("sentences" may also be a sin
 """
 
 from utils.conversation import Conversation, Turn
-from utils.data.adapters.texts import pick
+from utils.data.adapters.cleaning import pick
 from utils.data.spec import RawRecord
 
 QUESTIONS = (

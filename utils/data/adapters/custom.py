@@ -44,7 +44,7 @@ from urllib.parse import unquote, urlsplit
 import PIL.Image
 
 from utils.conversation import Conversation, Image, Turn
-from utils.data.adapters.texts import TAG, UNANSWERED, media_key
+from utils.data.adapters.cleaning import TAG, UNANSWERED, media_key
 from utils.data.spec import RawRecord
 from utils.image_bytes import image_bytes, is_image_text, shortened
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from utils.conversation import Conversation, Turn
-from utils.data.adapters.texts import TAG, UNANSWERED, media_key, one_line
+from utils.data.adapters.cleaning import TAG, UNANSWERED, media_key, one_line
 from utils.data.spec import RawRecord
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.conversation import Conversation, Image, Turn
-from utils.data.adapters.texts import TAG, one_line
+from utils.data.adapters.cleaning import TAG, one_line
 from utils.data.spec import Arrangement, LeftOut, RawRecord
 
 _CGD_PREFIX = len("CGD_IMG_")

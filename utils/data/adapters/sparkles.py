@@ -25,7 +25,7 @@ import re
 from string import ascii_lowercase, ascii_uppercase
 
 from utils.conversation import Conversation, Turn
-from utils.data.adapters.texts import capitalize_sentences, capitalized, one_line, pick
+from utils.data.adapters.cleaning import capitalize_sentences, capitalized, one_line, pick
 from utils.data.spec import LeftOut, RawRecord
 
 _TAG = re.compile(r"[ \t]*<Img><ImageHere></Img>")

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import PIL.Image
 
 from utils.conversation import Conversation, Image, Turn
-from utils.data.adapters.texts import as_sentence, one_line, pick
+from utils.data.adapters.cleaning import as_sentence, one_line, pick
 from utils.data.spec import LeftOut, RawRecord
 
 WHY = (

@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from utils.conversation import Conversation, Image, ImageError, Turn
-from utils.data.bad_data import BadRecord, Member, RecordPlace
+from utils.data.bad_records import BadRecord, RecordPlace, SourceRecord
 from utils.data.batching.sample import IGNORED_LABEL, Sample
-from utils.data.grouping import join
+from utils.data.mixing.epoch_plan import join
 from utils.data.spec import DataError
 
 _MAX_WORKERS = 256
@@ -90,11 +90,11 @@ class EncodedDataset(Dataset):
         if self.on_bad == "raise":
             return self.encode(self.conversations[index])
         try:
-            return self.encode(self.conversations[index], self.conversations.places(index))
+            return self.encode(self.conversations[index], self.conversations.places_of(index))
         except DataError:
             raise
         except ValueError as error:  # ConversationError, ImageError, and the processor's about a text
-            return self._without_bad(self.conversations.members(index), error)
+            return self._without_bad(self.conversations.records_of(index), error)
 
     def encode(
         self, conversation: Conversation, places: Sequence[RecordPlace] = (), count_cut: bool = True
@@ -183,7 +183,7 @@ class EncodedDataset(Dataset):
             return replace(sample, image_features=self.features.of(images))
         return replace(sample, pixel_values=self.processor.pixel_values(images))
 
-    def _without_bad(self, members: Sequence[Member], error: ValueError) -> Sample:
+    def _without_bad(self, members: Sequence[SourceRecord], error: ValueError) -> Sample:
         """Try the records one by one, and join those that are sound."""
         sound, bad = self._sorted_out(members)
         if not bad:  # sound alone, but not together: none of them can be blamed, so all are left out
@@ -199,7 +199,7 @@ class EncodedDataset(Dataset):
                 bad += [BadRecord.of(place, second) for place in rest]
         return replace(self.empty_sample, bad=tuple(bad))
 
-    def _sorted_out(self, members: Sequence[Member]) -> tuple[list[Conversation], list[BadRecord]]:
+    def _sorted_out(self, members: Sequence[SourceRecord]) -> tuple[list[Conversation], list[BadRecord]]:
         sound, bad = [], []
         for member in members:
             try:

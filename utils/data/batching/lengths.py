@@ -11,10 +11,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from utils.atomic import atomic_directory
-from utils.data.all_cores import each_item
 from utils.data.batching.encode import EncodedDataset
-from utils.data.cache import cache_folder, locked
+from utils.data.readers.conversion_cache import cache_folder, locked
 from utils.data.spec import DataError
+from utils.data.workers import parallel_map
 
 _FORMAT = 1  # raise it when other lengths would be counted, and old entries are passed over
 _FILE = "lengths.npz"
@@ -60,7 +60,7 @@ def _write(lengths: Lengths, entry: Path) -> None:
 
 
 def _count(dataset: EncodedDataset) -> Lengths:
-    sizes = np.array(list(each_item(_Sizes(dataset), "counting tokens (once)")), dtype=np.int64).reshape(
+    sizes = np.array(list(parallel_map(_Sizes(dataset), "counting tokens (once)")), dtype=np.int64).reshape(
         -1, 2
     )
     return Lengths(sizes[:, 0], sizes[:, 1])

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.bad_data import BadRecord, RecordPlace
-from utils.data.origins import Origin
+from utils.data.bad_records import BadRecord, Origin, RecordPlace
 
 IGNORED_LABEL = -100
 """The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""

@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 
 from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.data.adapters.cleaning import UNANSWERED
 from utils.data.adapters.custom import GREETING, JOINED, custom
-from utils.data.adapters.texts import UNANSWERED
-from utils.data.grouping import join
+from utils.data.mixing.epoch_plan import join
 from utils.data.spec import RawRecord
 
 Raw = Callable[..., RawRecord]

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.data import EncodedDataset, all_cores, build_dataset
+from utils.data import EncodedDataset, build_dataset
+from utils.data import workers as workers_module
 from utils.data.batching import lengths
 from utils.data.batching.lengths import measure
-from utils.data.mixture import Mixture
+from utils.data.mixing.mixture import Mixture
 from utils.model.processing_visual_chat import VisualChatProcessor
 
 
@@ -28,8 +29,8 @@ def test_they_are_those_of_what_is_read(
     workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(all_cores, "_WORTH_WORKERS", 1 if workers else 10**9)
-    monkeypatch.setattr(all_cores, "cores", lambda: workers)
+    monkeypatch.setattr(workers_module, "_WORTH_WORKERS", 1 if workers else 10**9)
+    monkeypatch.setattr(workers_module, "cores", lambda: workers)
     dataset = EncodedDataset(mixture, processor, max_seq_len=150, on_bad="skip")
     measured = measure(dataset.without_pixels(epoch))
     assert dataset.cut.turns == 0  # counting is not reading

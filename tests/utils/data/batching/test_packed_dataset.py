@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from utils.data import Collator, EncodedDataset, build_dataset
 from utils.data.batching.packing import PackedDataset
-from utils.data.mixture import Mixture
+from utils.data.mixing.mixture import Mixture
 from utils.model.processing_visual_chat import VisualChatProcessor
 
 LENGTH, IMAGES = 700, 8
@@ -120,7 +120,7 @@ def test_turns_that_come_in_for_a_damaged_record_do_not_burst_the_row(
             if len(build_dataset(["llava_dial"], root, concatenate=2, seed=seed)) == 1
         ),
     )
-    first = mixture.members(0)[0].place.index
+    first = mixture.records_of(0)[0].place.index
     whole = EncodedDataset(mixture, processor, 10_000, on_bad="skip")[0]
     length = int(whole.turn_ends[2 if first == 0 else 6])
     number = (1, 2)[first]

@@ -1,0 +1,64 @@
+"""Lines, capitals and draws: only what is meant to change changes."""
+
+import numpy as np
+import pytest
+
+from utils.data.adapters.cleaning import as_sentence, capitalize_sentences, one_line, pick
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What is it?", "What is it?"),
+        ("  What is\nthis?\n", "What is this?"),
+        ("One \r\n\r\n two\rthree  four", "One two three  four"),
+        ("\nÀ quoi\n ça sert?", "À quoi ça sert?"),
+    ],
+)
+def test_a_question_is_one_line(text: str, expected: str) -> None:
+    assert one_line(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("image a shows NASA. image b too! is it? yes", "Image a shows NASA. Image b too! Is it? Yes"),
+        ('he said: "go." then left. "no," she said.', 'He said: "go." Then left. "No," she said.'),
+        ("(image a) is here.\nimage b is there.", "(Image a) is here.\nImage b is there."),
+        ("élan. ça va? über. ñandú. я тут.", "Élan. Ça va? Über. Ñandú. Я тут."),
+        ("iPhone sales. eBay too. ßharp.", "iPhone sales. eBay too. ßharp."),
+        (
+            "red, e.g. the hat, vs. the coat, etc. and so on.",
+            "Red, e.g. the hat, vs. the coat, etc. and so on.",
+        ),
+        ("it is 3.5 m. it costs $4.20.", "It is 3.5 m. It costs $4.20."),
+        ("1. image a: a dog", "1. Image a: a dog"),
+        ("¿qué es? ¡un perro!", "¿Qué es? ¡Un perro!"),
+        ("图像。cats", "图像。cats"),
+        ("", ""),
+    ],
+)
+def test_sentences_begin_with_a_capital_and_nothing_else_changes(text: str, expected: str) -> None:
+    assert capitalize_sentences(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" the sky is clear ", "The sky is clear."),
+        ("NASA built it!", "NASA built it!"),
+        ("he said no.", "He said no."),
+        ("", ""),
+    ],
+)
+def test_a_text_as_a_sentence(text: str, expected: str) -> None:
+    assert as_sentence(text) == expected
+
+
+def test_a_draw_takes_every_option_and_repeats_with_its_seed() -> None:
+    def drawn(seed: int) -> list[str]:
+        rng = np.random.default_rng(seed)
+        return [pick("abc", rng) for _ in range(30)]
+
+    assert set(drawn(0)) == set("abc")
+    assert drawn(0) == drawn(0) != drawn(1)

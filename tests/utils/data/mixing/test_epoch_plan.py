@@ -1,0 +1,91 @@
+"""Grouping loses nothing and repeats nothing, whatever the sizes and seeds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.data.mixing.epoch_plan import Grouping, group, join, refill, visit
+
+sizes = st.sampled_from([0, 1, 2]) | st.integers(3, 400)
+seeds = st.integers(0, 2**32)
+
+
+@settings(max_examples=300, deadline=None)
+@given(size=sizes, most=st.integers(1, 7), max_images=st.integers(1, 8), seed=seeds)
+def test_every_index_is_in_exactly_one_group(size: int, most: int, max_images: int, seed: int) -> None:
+    counts = np.random.default_rng(seed).integers(0, max_images, size=size, endpoint=True)
+    groups = group(counts, most, max_images, np.random.default_rng(seed))
+    members = [groups[number].tolist() for number in range(len(groups))]
+    assert sorted(index for each in members for index in each) == list(range(size))
+    assert all(1 <= len(each) <= most for each in members)
+    assert all(counts[each].sum() <= max_images for each in members)
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=sizes, most=st.integers(1, 5), seed=seeds)
+def test_what_is_kept_apart_is_in_no_common_group(size: int, most: int, seed: int) -> None:
+    apart = np.random.default_rng(seed).integers(0, 3, size=size)
+    groups = group(np.ones(size, dtype=int), most, 8, np.random.default_rng(seed), apart)
+    assert sorted(groups.members.tolist()) == list(range(size))
+    assert all(len(set(apart[groups[number]].tolist())) == 1 for number in range(len(groups)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=sizes, most=st.integers(1, 4), seed=seeds)
+def test_refilling_keeps_borders_and_kinds(size: int, most: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 3, size=size)
+    before = group(np.zeros(size, dtype=int), most, 8, rng)
+    others = [rng.permutation(np.flatnonzero(kinds == kind)) for kind in range(3)]
+    after = refill(before, kinds[before.members], others)
+    assert np.array_equal(before.borders, after.borders)
+    assert np.array_equal(kinds[before.members], kinds[after.members])
+    assert np.array_equal(np.sort(after.members), np.arange(size))
+
+
+@given(size=st.integers(1, 30), count=st.integers(1, 70), epochs=st.integers(1, 6), seed=seeds)
+def test_after_any_number_of_epochs_all_have_come_equally_often(
+    size: int, count: int, epochs: int, seed: int
+) -> None:
+    visits = [visit(np.arange(size), count, epoch, (seed, 1)) for epoch in range(epochs)]
+    assert {len(each) for each in visits} == {count}
+    times = np.bincount(np.concatenate(visits), minlength=size)
+    assert times.sum() == epochs * count and times.max() - times.min() <= 1
+
+
+def test_the_first_group_is_there() -> None:  # in 2023 it was lost
+    groups = group(np.ones(10, dtype=int), 3, 8, np.random.default_rng(0))
+    first = np.random.default_rng(0).permutation(10)[0]
+    assert groups[0][0] == first
+
+
+def test_sizes_are_drawn_evenly() -> None:
+    groups = group(np.ones(30_000, dtype=int), 3, 8, np.random.default_rng(0))
+    shares = np.bincount(np.diff(groups.borders), minlength=4)[1:] / len(groups)
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_groups_follow_the_seed() -> None:
+    def grouped(seed: int) -> Grouping:
+        return group(np.ones(50, dtype=int), 3, 8, np.random.default_rng(seed))
+
+    assert np.array_equal(grouped(1).members, grouped(1).members)
+    assert not np.array_equal(grouped(1).members, grouped(2).members)
+
+
+def test_joining_keeps_turns_and_images_in_order() -> None:
+    a, b = Image("a"), Image("b")
+    first = Conversation((Turn("1", "one", (a,)), Turn("2", "two")), "x#1")
+    second = Conversation((Turn("3", "three", (b,)),), "y#2")
+    joined = join([first, second])
+    assert [turn.question for turn in joined.turns] == ["1", "2", "3"]
+    assert joined.images == (a, b)
+    assert joined.source == "x#1 + y#2"
+    assert join([first]) is first
+
+
+def test_other_system_texts_do_not_join() -> None:
+    with pytest.raises(ConversationError, match=r"x#1: .*another system text"):
+        join([Conversation((Turn("1", "one"),), "x#1", "A"), Conversation((Turn("2", "two"),), "x#2", "B")])

@@ -1,0 +1,330 @@
+"""Records of every kind of file, in order and as they are; what is damaged is named with what to do about it."""
+
+import gzip
+import json
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from utils.data.readers.annotations import Records, Unusable, open_records
+from utils.data.spec import DataError
+
+MIXED = [
+    {"id": 1, "image": "a.jpg"},
+    {"id": "2", "image": ["b", "c"], "score": 1.5e300, "large": 10**30},
+    {"text": 'ü \ud83d 🐕 \\ " \n\u2028', "deep": {"x": [None, True]}},
+    {},
+]
+PLAIN = [{"id": "a", "turns": [{"from": "human", "value": "é"}]}, {"id": "b", "turns": []}]
+
+
+def write_json(path: Path, content: Any, **options: Any) -> Path:
+    path.write_text(json.dumps(content, **options), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"indent": 2}, {"ensure_ascii": True}], ids=str)
+def test_records_of_any_shape_survive(tmp_path: Path, options: dict) -> None:
+    records = open_records(write_json(tmp_path / "mixed.json", MIXED, **options))
+    assert len(records) == 4
+    assert [records[index] for index in (3, 0, -2, 1)] == [MIXED[index] for index in (3, 0, 2, 1)]
+    assert list(records) == MIXED
+    assert list(pickle.loads(pickle.dumps(records))) == MIXED
+    with pytest.raises(IndexError):
+        records[4]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 10_000])
+def test_any_number_of_records(tmp_path: Path, size: int) -> None:
+    records = open_records(write_json(tmp_path / "list.json", [{"id": index} for index in range(size)]))
+    assert len(records) == size
+    assert [record["id"] for record in records] == list(range(size))
+
+
+def test_a_record_may_be_longer_than_what_is_read_at_a_time(tmp_path: Path) -> None:
+    long = [{"text": "é" * size, "numbers": list(range(1000))} for size in (10, 3_000_000, 10)]
+    assert list(open_records(write_json(tmp_path / "long.json", long, ensure_ascii=False))) == long
+
+
+def test_a_list_under_a_key(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "k.json", {"info": {"a": [1]}, "other": [{"x": 1}], "images": PLAIN, "n": 2})
+    assert list(open_records(path, "images")) == PLAIN
+    assert list(open_records(path, "other")) == [{"x": 1}]  # another view of the same file
+
+
+def test_an_object_of_objects_gives_each_its_id(tmp_path: Path) -> None:
+    content = {"b": {"x": 1}, 'a "q"': {}, "c": {"id": "own", "y": [1]}, "ü\ud83d": {"z": None}}
+    expected = [{"id": "b", "x": 1}, {"id": 'a "q"'}, {"id": "own", "y": [1]}, {"id": "ü\ud83d", "z": None}]
+    assert list(open_records(write_json(tmp_path / "o.json", content))) == expected
+    assert (
+        list(open_records(write_json(tmp_path / "d.json", {"meta": 1, "data": content}), "data")) == expected
+    )
+    assert list(open_records(write_json(tmp_path / "e.json", {}))) == []
+
+
+def test_lines(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text("\n".join(["", *map(json.dumps, MIXED), "  ", ""]))
+    assert list(open_records(path)) == MIXED
+
+
+def test_a_bad_line_is_a_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"id": 1}\n{"id": 2\n7\n{"id": "\xff"}\n{"id": 5}')
+    first, second, third, fourth, fifth = open_records(path)
+    assert (first, third, fifth) == ({"id": 1}, 7, {"id": 5})
+    assert "line 2 is not valid JSON" in second.reason
+    assert "line 4 is not UTF-8" in fourth.reason
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    rows = [
+        {"id": str(index), "image": {"bytes": b"\xff\xd8", "path": None}, "n": [index]}
+        for index in range(300)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=70)
+    records = open_records(path)
+    assert len(records) == 300
+    assert records[299] == rows[299]
+    assert list(pickle.loads(pickle.dumps(records))) == rows
+
+
+def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
+    rows = [{"id": str(index), "n": [index]} for index in range(50)]
+    for shard in (1, 0):
+        pq.write_table(
+            pa.Table.from_pylist(rows[shard * 20 : shard * 30 + 20]), tmp_path / f"{shard}.parquet"
+        )
+    assert list(open_records(tmp_path)) == rows
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "2.parquet")
+    with pytest.raises(DataError, match=r"2\.parquet has the columns id, others than .*0\.parquet \(id, n\)"):
+        open_records(tmp_path)
+
+
+def test_a_folder_saved_by_datasets(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_list(PLAIN)
+    saved.select([1, 0]).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "only_train")
+    datasets.DatasetDict(train=saved, test=saved).save_to_disk(tmp_path / "two")
+    assert list(open_records(tmp_path / "one")) == PLAIN[::-1]
+    records = open_records(tmp_path / "only_train")
+    assert [records[0], records[-1]] == PLAIN
+    assert list(pickle.loads(pickle.dumps(records))) == PLAIN
+    with pytest.raises(DataError, match=r"holds the splits train, test; name one: .*two/train"):
+        open_records(tmp_path / "two")
+    assert list(open_records(tmp_path / "two" / "test")) == PLAIN
+
+
+def test_pictures_of_a_saved_folder_stay_encoded(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "images": [datasets.Image()]})
+    picture = {"bytes": b"not decoded", "path": None}
+    saved = datasets.Dataset.from_list([{"image": picture, "images": [picture]}], features=features)
+    saved.save_to_disk(tmp_path / "saved")
+    assert open_records(tmp_path / "saved")[0] == {"image": picture, "images": [picture]}
+
+
+def test_what_is_no_object_keeps_its_place(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "list.json", [{"id": 0}, None, 3, "text", [1], float("nan"), {"id": 6}])
+    records = open_records(path)
+    assert [records[index] for index in (0, 1, 2, 3, 4, 6)] == [{"id": 0}, None, 3, "text", [1], {"id": 6}]
+
+
+def test_a_key_that_a_record_holds_twice_makes_it_unusable(tmp_path: Path) -> None:
+    path = tmp_path / "twice.json"
+    path.write_text('[{"a": 1}, {"a": {"b": 1, "c": 2, "b": 3}}, {"a": 2}]')
+    assert list(open_records(path)) == [{"a": 1}, Unusable('the key "b" is in it twice'), {"a": 2}]
+
+
+def test_nan_is_read_as_python_writes_it(tmp_path: Path) -> None:
+    records = open_records(write_json(tmp_path / "nan.json", [{"score": float("nan")}, {"score": 1}]))
+    assert records[0]["score"] != records[0]["score"]
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "marked.json"
+    path.write_text(json.dumps(PLAIN), encoding="utf-8-sig")
+    assert list(open_records(path)) == PLAIN
+    path = tmp_path / "marked.jsonl"
+    path.write_text("\n".join(map(json.dumps, PLAIN)), encoding="utf-8-sig")
+    assert list(open_records(path)) == PLAIN
+
+
+# What is in the file, and what the one line about it has to say. All are named list.json.
+GOOD = json.dumps(PLAIN).encode()
+DAMAGED = {
+    "cut off in a text": (
+        b'[{"a": 1}, {"a": "bc',
+        r"byte 11 \(line 1, after 1 values\): the file ends inside",
+    ),
+    "cut off in a record": (b'[{"a": 1},\n {"a": 2', r"byte 12 \(line 2.*ends inside the value"),
+    "cut off in a number": (b'[{"a": 1}, {"a": 2.', r"byte \d+ .*"),
+    "cut off in a word": (b'[{"a": 1}, {"a": tr', r"byte 17 .*Expecting value"),
+    "cut off in an escape": (b'[{"a": "\\u12', r"byte \d+ .*"),
+    "cut off after a record": (b'[{"a": 1}', r"byte 9 .*cut off"),
+    "cut off after a comma": (b'[{"a": 1},', r"byte 10 .*file ends"),
+    "cut off in an object of objects": (b'{"a": {"b": 1}, "c', r"byte 16 .*"),
+    "cut off after a key": (b'{"a": {"b": 1}, "c"', r"byte 19 .*expected: it is cut off"),
+    "cut off in a character": ('[{"a": "é'.encode()[:-1], r"byte 8 .*not UTF-8"),
+    "empty": (b"", "is empty"),
+    "white space": (b" \n\t ", "is empty"),
+    "only a byte order mark": (b"\xef\xbb\xbf", "is empty"),
+    "zero bytes": (bytes(1000), "full of zero bytes"),
+    "zero bytes at the end": (b'[{"a": 1}, ' + bytes(1000), r"byte 11 .*Expecting value"),
+    "trailing text": (GOOD + b" garbage", r"byte \d+ .*something follows"),
+    "two lists": (GOOD + GOOD, "something follows"),
+    "lines in a .json": (b'{"a": {}}\n{"a": {}}', r"line 2.*\.jsonl"),
+    "trailing comma": (b'[{"a": 1},]', r"byte 10 .*"),
+    "no comma": (b'[{"a": 1} {"a": 2}]', r"byte 10 .*expected , or \], found '{'"),
+    "no colon": (b'[{"a": 1}, {"a" 2}]', r"byte 16 .*':' delimiter"),
+    "no quotes": (b"[{a: 1}]", r"byte 2 .*double quotes"),
+    "single quotes": (b"[{'a': 1}]", r"byte 2 .*double quotes"),
+    "Python's words": (b'[{"a": None}]', r"byte 7 .*Expecting value"),
+    "wrong bracket": (b'[{"a": 1]}', r"byte 8 .*delimiter"),
+    "a comment": (b'[{"a": 1}, // two\n {"a": 2}]', r"byte 11 .*Expecting value"),
+    "a line break in a text": (b'[{"a": "x\ny"}]', r"byte 9 .*[Cc]ontrol character"),
+    "an unknown escape": (b'[{"a": "\\x41"}]', r"byte 8 .*escape"),
+    "a broken escape": (b'[{"a": "\\u12G4"}]', r"byte 9 .*escape"),
+    "Latin-1": ('[{"a": 1},\n{"a": "é"}]'.encode("latin-1"), r"byte 18 \(line 2.*not UTF-8"),
+    "UTF-16": (GOOD.decode().encode("utf-16"), "UTF-16"),
+    "UTF-16 without a mark": (GOOD.decode().encode("utf-16-le"), r"byte 1 .*"),
+    "deep nesting": (b'[{"a": 1}, ' + b"[" * 200_000 + b"]" * 200_000 + b"]", r"byte 11 .*nested too deeply"),
+    "a number without end": (b'[{"a": ' + b"9" * 5000 + b"}]", r"byte 1 .*digits"),
+    "numbers": (b"[1, 2]", "2 values, none of them a record"),
+    "lists": (b"[[{}]]", "none of them a record"),
+    "an object of no objects": (b'{"a": 1, "annotations": [{}]}', "under a key of their own"),
+    "a number": (b"12", "byte 0 .*expected a list of records"),
+    "a word": (b"null", "byte 0 .*expected a list of records"),
+    "a text": (b'"text"', "byte 0 .*expected a list of records"),
+    "a web page": (b"<!DOCTYPE html><html>Not found</html>", "web page"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+    "gzip": (gzip.compress(GOOD), "gunzip"),
+    "zip": (b"PK\x03\x04 and so on", "unzip"),
+    "parquet": (b"PAR1 and so on", r"\.parquet"),
+    "a picture": (b"\xff\xd8\xff\xe0 and so on", "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_named_in_one_line_and_leaves_nothing(
+    tmp_path: Path, cache_entries: Callable[[str], list[Path]], kind: str
+) -> None:
+    content, expected = DAMAGED[kind]
+    path = tmp_path / "list.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=expected) as caught:
+        open_records(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert len(message) < 400 + len(str(path))
+    assert cache_entries("records") == []
+
+
+DAMAGED_UNDER_A_KEY = {
+    "no such key": ({"info": 1, "image": []}, 'no key "images", but "info", "image"'),
+    "no key at all": ({}, "none at all"),
+    "a list": ([{}], 'expected an object with the key "images"'),
+    "another kind of value": ({"images": 5}, "expected a list of records"),
+    "numbers": ({"images": [1]}, "none of them a record"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_UNDER_A_KEY)
+def test_a_file_without_its_key_is_named(tmp_path: Path, kind: str) -> None:
+    content, expected = DAMAGED_UNDER_A_KEY[kind]
+    with pytest.raises(DataError, match=rf"list\.json.*{expected}"):
+        open_records(write_json(tmp_path / "list.json", content), "images")
+
+
+def test_a_key_that_comes_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('{"images": [{}], "images": [{}]}')
+    with pytest.raises(DataError, match=r'byte 26 .*the key "images" comes a second time'):
+        open_records(path, "images")
+
+
+def test_the_place_of_damage_is_exact_in_a_large_file(tmp_path: Path) -> None:
+    before = json.dumps(
+        [{"text": "ü" * 50, "id": index} for index in range(40_000)], ensure_ascii=False, indent=1
+    )
+    path = tmp_path / "large.json"
+    damaged = before[:-2] + ',\n {"id": nul}]'
+    path.write_text(damaged, encoding="utf-8")
+    byte, line = len(damaged.encode()) - len("nul}]"), damaged.count("\n") + 1
+    with pytest.raises(DataError, match=rf"byte {byte:,} \(line {line:,}, after 40,000 values\)"):
+        open_records(path)
+
+
+def test_text_that_is_not_utf8_is_found_in_a_large_file(tmp_path: Path) -> None:
+    content = json.dumps(["ü" * 1000] * 2000, ensure_ascii=False, indent=0).encode()
+    place = content.index("ü".encode(), 1_900_000) + 1  # the second byte of a character
+    path = tmp_path / "large.json"
+    path.write_bytes(content[:place] + b"(" + content[place + 1 :])
+    line = content.count(b"\n", 0, place) + 1
+    with pytest.raises(DataError, match=rf"byte {place - 1:,} \(line {line:,}, .*not UTF-8"):
+        open_records(path)
+
+
+def test_a_large_file_that_is_cut_off_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "large.json"
+    with path.open("wb") as file:
+        file.write(b"this would be found first")
+        file.truncate(70_000_000)
+        file.seek(0, 2)
+        file.write(b'"the last words')
+    with pytest.raises(DataError, match=r"cut off: after 70,000,015 bytes it ends with b'.*the last words'"):
+        open_records(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"[{}]"])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "records.parquet"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file.*fetch it again"):
+        open_records(path)
+
+
+def test_a_parquet_file_with_a_damaged_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    pq.write_table(pa.table({"a": [str(index) * 50 for index in range(5000)]}), path, compression="gzip")
+    content = bytearray(path.read_bytes())
+    content[500:1500] = b"?" * 1000
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file"):
+        open_records(path)
+
+
+def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a folder that `datasets` saved whole"):
+        open_records(tmp_path)
+
+
+def test_a_folder_with_a_file_cut_off_is_named(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(PLAIN * 500).save_to_disk(tmp_path / "saved")
+    arrow = next((tmp_path / "saved").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:3000])
+    with pytest.raises(DataError, match="saved is not a folder that `datasets` saved whole"):
+        open_records(tmp_path / "saved")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json: there is no such file"):
+        open_records(tmp_path / "none.json")
+
+
+def test_how_many_records_were_found_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_json(tmp_path / "list.json", PLAIN)
+    with caplog.at_level(logging.INFO):
+        open_records(path)
+        said = len(caplog.messages)
+        assert f"{path}: 2 records, 88 bytes" in caplog.messages
+        assert isinstance(open_records(path), Records)
+    assert len(caplog.messages) == said

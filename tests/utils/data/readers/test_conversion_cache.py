@@ -1,0 +1,253 @@
+"""Data files are converted once, outside the data folder; an entry of the cache is complete or not there."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from utils.data.readers import annotations
+from utils.data.readers import conversion_cache as cache_module
+from utils.data.readers.annotations import open_image_archive, open_records
+from utils.data.readers.conversion_cache import Source, cached, in_units, use_cache_folder
+from utils.data.spec import DataError
+
+ROOT = Path(__file__).parents[4]
+Entries = Callable[[str], list[Path]]
+
+
+def write_list(path: Path, count: int) -> Path:
+    path.write_text(json.dumps([{"id": index} for index in range(count)]))
+    return path
+
+
+def test_a_file_is_read_once_and_the_data_folder_stays_as_it_was(
+    tmp_path: Path, cache_entries: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = write_list(folder / "list.json", 1)
+    open_records(path)
+    monkeypatch.setattr(annotations, "read_json", len)  # a second reading would fail
+    assert len(open_records(path)) == 1
+    assert os.listdir(folder) == ["list.json"]
+    assert len(cache_entries("records")) == 1
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_changed_file_is_read_again_and_the_old_entry_goes(
+    tmp_path: Path, cache_entries: Entries, change: str
+) -> None:
+    path = write_list(tmp_path / "list.json", 2)
+    assert open_records(path)[1] == {"id": 1}
+    before = path.stat()
+    path.write_text('[{"id": 0}, {"id": 7}]' + " " * (change == "size"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (change == "time")))
+    assert open_records(path)[1] == {"id": 7}
+    assert len(cache_entries("records")) == 1
+
+
+def test_files_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        path = write_list(tmp_path / folder / "list.json", number)
+        os.utime(path, ns=(0, 0))
+    assert [len(open_records(tmp_path / folder / "list.json")) for folder in ("a", "b")] == [0, 1]
+
+
+def test_an_entry_that_lost_a_part_is_made_anew(tmp_path: Path, cache_entries: Entries) -> None:
+    path = write_list(tmp_path / "list.json", 100)
+    open_records(path)
+    (entry,) = cache_entries("records")
+    arrow = entry / "records.arrow"
+    arrow.write_bytes(arrow.read_bytes()[:-100])
+    assert len(list(open_records(path))) == 100
+    arrow.unlink()
+    assert len(list(open_records(path))) == 100
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, cache_entries: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_list(tmp_path / "list.json", 2)
+    read = annotations.read_json
+
+    def read_and_change(*arguments: object, **options: object) -> object:
+        yield from read(*arguments, **options)
+        path.write_text("[{}]")
+
+    monkeypatch.setattr(annotations, "read_json", read_and_change)
+    with pytest.raises(DataError, match=r"list\.json changed while it was read; run again when its download"):
+        open_records(path)
+    assert cache_entries("records") == []
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_list(tmp_path / "list.json", 0)
+    monkeypatch.setenv("VISUALCHAT_CACHE", str(path / "below"))
+    with pytest.raises(
+        DataError, match=r"list\.json in the cache .*set --data_cache_path \(or VISUALCHAT_CACHE\)"
+    ):
+        open_records(path)
+
+
+def test_too_little_space_is_found_before_anything_is_written(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_list(tmp_path / "list.json", 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 5000))
+    with pytest.raises(
+        DataError, match=rf"takes about 14.2 kB in the cache {cache}, where 5 kB are free; set"
+    ):
+        open_records(path)
+
+
+def test_the_folder_of_the_flag_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISUALCHAT_CACHE", "unused")  # put back afterwards
+    monkeypatch.chdir(tmp_path)
+    use_cache_folder("of/the/flag")
+    open_records(write_list(tmp_path / "list.json", 1))
+    assert len(list((tmp_path / "of/the/flag/records").glob("list-*"))) == 1
+
+
+def test_a_crash_while_converting_leaves_no_entry(
+    tmp_path: Path, cache_entries: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_list(tmp_path / "list.json", 2)
+
+    def crash(*arguments: object, **options: object) -> object:
+        yield from ()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(annotations, "read_json", crash)
+        with pytest.raises(KeyboardInterrupt):
+            open_records(path)
+    assert cache_entries("records") == []
+    assert len(open_records(path)) == 2
+
+
+def test_units() -> None:
+    assert [in_units(count) for count in (0, 999, 1000, 12_345_678, 3.21e9, 5.1e13)] == [
+        "0 bytes", "999 bytes", "1 kB", "12.3 MB", "3.2 GB", "51,000.0 GB",
+    ]  # fmt: skip
+
+
+# Real processes from here on: each converts, or waits for the other to.
+
+CONVERT = """
+import logging, sys
+from pathlib import Path
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+from utils.data.readers.annotations import open_image_archive, open_records
+opened = {"json": open_image_archive, "list": open_records}[sys.argv[2]](Path(sys.argv[1]))
+print("length", len(opened))
+"""
+
+
+def start(path: Path, kind: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CONVERT, str(path), kind], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_who_waits_says_for_what(tmp_path: Path) -> None:
+    path = write_list(tmp_path / "list.json", 3)
+    source = Source(path, (path,), "json None")
+    lock = cache_module.cache_folder() / "records" / source.place() / ".lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        process = start(path, "list")
+        assert process.stdout.readline() == f"Waiting for the process that reads {path}\n"
+    assert process.communicate(timeout=120)[0].endswith("length 3\n")
+
+
+def test_who_waits_long_says_so_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(cache_module, "LINE_EVERY", 0.05)
+    held = FileLock(tmp_path / "lock", thread_local=False)  # released by another thread
+    held.acquire()
+    threading.Timer(1, held.release).start()
+    with cache_module.locked(tmp_path / "lock", "reads SN.json"):
+        assert not held.is_locked
+    first, second, *_ = caplog.messages
+    assert first == "Waiting for the process that reads SN.json"
+    assert second == f"{first}: 0 s so far"
+
+
+def _length(path: Path) -> int:
+    return len(open_records(path))
+
+
+def test_forked_processes_share_one_conversion(tmp_path: Path, cache_entries: Entries) -> None:
+    path = write_list(tmp_path / "list.json", 5000)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert pool.map(_length, [path] * 4) == [5000] * 4
+    assert len(cache_entries("records")) == 1
+
+
+def write_pictures(path: Path, count: int) -> Path:
+    text = "QUJD" * 10_000
+    path.write_text("{" + ", ".join(f'"picture {index}": "{text}"' for index in range(count)) + "}")
+    return path
+
+
+def test_processes_that_start_together_convert_once(tmp_path: Path, cache_entries: Entries) -> None:
+    path = write_pictures(tmp_path / "pictures.json", 1000)
+    processes = [start(path, "json") for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert all("length 1000" in each for each in said)
+    assert (
+        sum(each.count("once") for each in said) == 1
+    )  # one converted, the other waited for it or came later
+    assert len(cache_entries("pictures")) == 1
+
+
+def test_a_process_killed_while_it_converts_leaves_nothing_that_is_taken_for_an_entry(
+    tmp_path: Path, cache: Path, cache_entries: Entries
+) -> None:
+    path = write_pictures(tmp_path / "pictures.json", 4000)
+    process = start(path, "json")
+    deadline = time.monotonic() + 120
+    while not list(cache.glob("pictures/*/.*.partial/pictures.arrow")):  # it writes
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it was faster than this test"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert cache_entries("pictures") == []
+    assert list(cache.glob("pictures/*/.*.partial")), "it had finished"
+    assert len(open_image_archive(path)) == 4000  # the lock went with the process
+    assert list(cache.glob("pictures/*/.*.partial")) == []
+
+
+def test_an_older_version_of_the_cache_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_list(tmp_path / "list.json", 1)
+    made = []
+
+    def write(folder: Path) -> None:
+        made.append(folder)
+
+    cached(Source(path, (path,)), "any", write)
+    cached(Source(path, (path,)), "any", write)
+    assert len(made) == 1
+    monkeypatch.setattr(cache_module, "_FORMAT", 99)
+    cached(Source(path, (path,)), "any", write)
+    assert len(made) == 2

@@ -1,0 +1,222 @@
+"""From dataset names to a sequence of conversations: counts, weights, concatenation and split."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from utils.conversation import Conversation
+from utils.data.bad_records import BadRecords, RecordPlace, SourceRecord
+from utils.data.mixing.dataset import DatasetRecords
+from utils.data.mixing.epoch_plan import DatasetShare, Grouping, MixtureIndex, join
+from utils.data.mixing.index import index_dataset
+from utils.data.mixing.selection import RecordCounts, select
+from utils.data.registry import find_specs, require_files
+from utils.data.spec import DataError
+
+_Value = TypeVar("_Value", int, float, str)
+
+
+class Mixture(Sequence[Conversation]):
+    """Conversations of one or several datasets, concatenated; records are read when they are asked for."""
+
+    def __init__(self, known: MixtureIndex, chosen: np.ndarray, weights: Sequence[float]) -> None:
+        self._known = known
+        self._chosen = chosen
+        self._shares = [DatasetShare(known, number, chosen, weight) for number, weight in enumerate(weights)]
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self._grouping)
+
+    def __getitem__(self, index: int) -> Conversation:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"conversation {index} of {len(self)}")
+        return join([self._known.read(each, self._epoch) for each in self._grouping[index % len(self)]])
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self[index] for index in range(len(self)))
+
+    def places_of(self, index: int) -> list[RecordPlace]:
+        """Where the records are that conversation `index` is joined of."""
+        return [self._known.place(each) for each in self._grouping[index].tolist()]
+
+    def records_of(self, index: int) -> list[SourceRecord]:
+        """These records."""
+        return [self._known.record(each, self._epoch) for each in self._grouping[index].tolist()]
+
+    @property
+    def num_records(self) -> int:
+        """How many records the conversations are made of; at weight 1 each is in exactly one of an epoch."""
+        return sum(self.records_per_dataset.values())
+
+    @property
+    def num_sources(self) -> int:
+        """How many conversations, before joining, there are to choose from in any epoch."""
+        return len(self._chosen)
+
+    def source(self, number: int) -> Conversation:
+        """One of these, with what its adapter draws in the first epoch; its pictures are those of all epochs."""
+        return self._known.read(int(self._chosen[number]), 0)
+
+    @property
+    def records_per_dataset(self) -> dict[str, int]:
+        """How many records each dataset contributes, by its name."""
+        known, counts = self._known, {}
+        for number, (records, index) in enumerate(zip(known.datasets, known.indexes, strict=True)):
+            mine = self._chosen[known.dataset_of[self._chosen] == number]
+            counts[records.spec.name] = int(index.arrangement.own[known.index_of[mine]].sum())
+        return counts
+
+    @property
+    def record_counts(self) -> dict[str, RecordCounts]:
+        """What became of all records of each dataset, before any split."""
+        return self._known.record_counts
+
+    @property
+    def fingerprint(self) -> str:
+        """The same where the conversations are: of the same files, joined and drawn alike in the current epoch."""
+        known, members = self._known, self._grouping.members
+        digest = hashlib.sha256(f"{known.seed} {self._epoch}".encode())
+        for index in known.indexes:
+            digest.update(f" {index.identity}".encode())
+        for array in (known.dataset_of[members], known.index_of[members], self._grouping.borders):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    @property
+    def num_images(self) -> int:
+        """How many images the conversations have together, before weights."""
+        return int(self._known.image_counts[self._chosen].sum())
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """A digest of each dataset's annotation files, by its name: of what is in them, not of where they are."""
+        return {records.spec.name: records.content() for records in self._known.datasets}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Join other records in each epoch, and draw anew, into as many conversations; repeatable from seed and
+        epoch, whatever came before.
+        """
+        self._epoch = epoch
+        groupings = [share.groups(epoch) for share in self._shares]
+        sizes = [np.diff(grouping.borders) for grouping in groupings]
+        borders = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+        self._grouping = Grouping(np.concatenate([grouping.members for grouping in groupings]), borders)
+
+    def split(self, train_ratio: float, seed: int) -> tuple["Mixture", "Mixture"]:
+        """See `split_dataset`."""
+        if not 0 < train_ratio <= 1:
+            raise DataError(f"the training share is {train_ratio}; it has to be above 0 and at most 1")
+        _, image = np.unique(self._known.first_images[self._chosen], return_inverse=True)  # [chosen]
+        sizes = np.bincount(image)
+        order = np.random.default_rng(seed).permutation(len(sizes))
+        wanted = round((1 - train_ratio) * len(image))
+        count = int(np.searchsorted(sizes[order].cumsum(), wanted)) + 1 if train_ratio < 1 else 0
+        is_eval = np.zeros(len(sizes), dtype=bool)
+        is_eval[order[: min(count, len(sizes) - 1)]] = True
+        known, held_out = self._known, is_eval[image]
+        return (
+            Mixture(known, self._chosen[~held_out], known.weights),
+            Mixture(known, self._chosen[held_out], [1.0] * len(known.datasets)),
+        )
+
+
+def build_dataset(
+    names: Sequence[str],
+    data_path: str | Path,
+    samples: str | int | Sequence[str | int] = "all",
+    concatenate: int | Sequence[int] = 1,
+    max_images: int = 8,
+    seed: int = 1234,
+    bad: BadRecords | None = None,
+    weights: float | Sequence[float] = 1.0,
+    image_folder: str | Path | None = None,
+) -> Mixture:
+    """The conversations of the named datasets, lazily read; the same on every process for the same arguments.
+
+    Args:
+        names: names of the registry, and paths of files of one's own (.json, .jsonl, .parquet, or a folder
+        that `datasets` has written).
+        data_path: the folder under which the datasets' files are.
+        samples: how many to take at random, "all" for all: one value, or one for each name.
+        concatenate: join 1 to this many of a dataset at random, each exactly once: one value, or one for each
+        name.
+        max_images: no conversation has more images; records that have are left out.
+        bad: takes up records and files that cannot be used; without it the first of them is an error.
+        weights: how often a record comes in an epoch: 1 once, 2 twice, 0.5 every other time; one value, or one
+        for each name.
+        image_folder: where the pictures of one's own files are; without it, beside each file.
+
+    Raises `DataError` for unknown names, missing files (all at once) and values that do not fit, and
+    `ConversationError` for a record that is not in its dataset's format.
+    """
+    specs = find_specs(names, image_folder)
+    samples = one_for_each(samples, names, "--dataset_samples")
+    concatenate = [int(most) for most in one_for_each(concatenate, names, "--dataset_concatenate_samples")]
+    if min(concatenate) < 1:
+        raise DataError(f"--dataset_concatenate_samples is {min(concatenate)}; it has to be at least 1")
+    weights = [float(weight) for weight in one_for_each(weights, names, "--dataset_weights")]
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise DataError(f"--dataset_weights is {min(weights)}; it has to be above 0")
+    data_path = Path(data_path)
+    require_files(specs, data_path)
+
+    datasets = tuple(DatasetRecords(spec, data_path, bad) for spec in specs)
+    indexes = tuple(index_dataset(records) for records in datasets)
+    selected = [
+        select(records, index, count, max_images, seed, bad)
+        for records, index, count in zip(datasets, indexes, samples, strict=True)
+    ]
+    chosen = [each.chosen for each in selected]
+    if bad is not None:
+        bad.check()
+        if len(bad) and not sum(map(len, chosen)):
+            raise DataError(
+                f"no record of {', '.join(names)} can be used; {len(bad):,} are bad, the first of them"
+                f" {bad.sorted()[0].place}: {bad.sorted()[0].reason}"
+            )
+    known = MixtureIndex(
+        datasets=datasets,
+        indexes=indexes,
+        concatenate=tuple(concatenate),
+        weights=tuple(weights),
+        dataset_of=np.repeat(np.arange(len(datasets)), [len(indices) for indices in chosen]),
+        index_of=np.concatenate(chosen),
+        image_counts=_of_all([index.image_counts for index in indexes], chosen),
+        first_images=_of_all([index.first_images for index in indexes], chosen),
+        systems=_of_all([index.systems for index in indexes], chosen),
+        max_images=max_images,
+        seed=seed,
+        record_counts={spec.name: each.account for spec, each in zip(specs, selected, strict=True)},
+    )
+    return Mixture(known, np.arange(len(known.dataset_of)), weights)
+
+
+def split_dataset(dataset: Mixture, train_ratio: float = 0.9, seed: int = 1234) -> tuple[Mixture, Mixture]:
+    """Divide a dataset's records into a training and an evaluation part, and concatenate each part anew.
+
+    Every record is in exactly one part, and records with the same first picture are in the same part, so the
+    pictures of single-picture datasets are never in both; which part does not depend on where the data folder
+    is. A ratio below 1 holds out at least one picture where there are two. Weights are for training: in the
+    evaluation part every record comes once.
+    """
+    return dataset.split(train_ratio, seed)
+
+
+def one_for_each(values: _Value | Sequence[_Value], names: Sequence[str], option: str) -> list[_Value]:
+    """One value for each name: a single one serves all. Raises `DataError` where the numbers differ."""
+    listed = [values] if isinstance(values, str | int | float) else list(values)
+    if len(listed) == 1:
+        listed *= len(names)
+    if len(listed) != len(names):
+        raise DataError(
+            f"{option} has {len(listed)} values for {len(names)} datasets; give one, or one for each"
+        )
+    return listed
+
+
+def _of_all(values: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([each[places] for each, places in zip(values, chosen, strict=True)])

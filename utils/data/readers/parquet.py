@@ -1,0 +1,144 @@
+"""Parquet files, a few rows at a time; those of images by their ids, as MIMIC-IT's later releases have them."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.data.progress import byte_bar
+from utils.data.readers.file_signatures import FETCH
+from utils.data.spec import DataError
+from utils.image_bytes import image_bytes
+
+_BATCH_ROWS = 64  # rows with pictures in them are large
+_BUFFER = 1 << 20  # bytes of a column that are read at a time, rather than all of a row group's
+_UNPACKED_GROUPS = 4  # row groups that a process keeps
+# A data frame's index, which some releases use for the ids, has a name of the library's choice.
+_ID_COLUMNS = ("id", "image_id", "__index_level_0__", "__null_dask_index__", "index")
+_PICTURE_COLUMNS = ("base64", "image")
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is parquet by its name."""
+    return path.suffix.lower() == ".parquet"
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if is_parquet(path))
+
+
+class ParquetSource:
+    """A parquet file. Raises `DataError` that names it where it cannot be read."""
+
+    def __init__(self, path: Path, remedy: str = FETCH) -> None:
+        """`remedy` is what messages advise for a damaged file."""
+        self.path = path
+        self.remedy = remedy
+        try:
+            self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        except (OSError, pa.ArrowException) as error:
+            raise self.error(error) from error
+        self.schema = self._file.schema_arrow
+
+    @property
+    def size(self) -> int:
+        """Bytes of all columns, unpacked."""
+        return sum(self.row_group_bytes())
+
+    def row_group_bytes(self) -> list[int]:
+        """Bytes of each row group, unpacked."""
+        metadata = self._file.metadata
+        return [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+
+    def row_group_rows(self) -> list[int]:
+        """Rows of each row group."""
+        metadata = self._file.metadata
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows in order."""
+        try:
+            yield from self._file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise self.error(error) from error
+
+    def row_group(self, number: int, column: str) -> pa.ChunkedArray:
+        """A column of one row group."""
+        try:
+            return self._file.read_row_group(number, columns=[column], use_threads=False).column(0)
+        except (OSError, pa.ArrowException) as error:
+            raise self.error(error) from error
+
+    def error(self, reason: object) -> DataError:
+        """An error about this file."""
+        return DataError(
+            f"{self.path} is not a valid parquet file ({' '.join(str(reason).split())}); {self.remedy}"
+        )
+
+
+class PictureTable:
+    """A parquet file with a column of ids and one of pictures; raises `DataError` where it has none."""
+
+    def __init__(self, path: Path) -> None:
+        self.parquet = ParquetSource(path)
+        names = self.parquet.schema.names
+        self.id_column = next((name for name in _ID_COLUMNS if name in names), "")
+        self.picture_column = next((name for name in _PICTURE_COLUMNS if name in names), "")
+        if not (self.id_column and self.picture_column):
+            raise DataError(
+                f"{path} has the columns {', '.join(names)}; a column of ids ({', '.join(_ID_COLUMNS[:2])}) and"
+                f" one of pictures ({', '.join(_PICTURE_COLUMNS)}) are needed: rename them, or fetch it again"
+            )
+
+    @property
+    def largest_row_group(self) -> int:
+        """Bytes, unpacked."""
+        return max(self.parquet.row_group_bytes(), default=0)
+
+    def ids(self) -> Iterator[str]:
+        """The ids of all rows, in order."""
+        for batch in self.parquet.batches([self.id_column]):
+            yield from map(str, batch.column(0).to_pylist())
+
+
+def table_entries(tables: Sequence[PictureTable]) -> Iterator[tuple[str, Any]]:
+    """Ids and pictures of all rows, a few in memory at a time; shows how far it has got."""
+    total = sum(table.parquet.size for table in tables)
+    with byte_bar(tables[0].parquet.path.name, total) as advance:
+        for table in tables:
+            for batch in table.parquet.batches([table.id_column, table.picture_column]):
+                names, values = batch.column(table.id_column), batch.column(table.picture_column)
+                for name, value in zip(names, values, strict=True):
+                    yield str(name.as_py()), value.as_py()
+                advance(batch.nbytes)
+
+
+class TablePictures:
+    """Pictures by their rows, counted through files with small row groups.
+
+    One group is unpacked for a picture, and kept for the next.
+    """
+
+    def __init__(self, tables: Sequence[PictureTable]) -> None:
+        rows = [
+            (table, group, count)
+            for table in tables
+            for group, count in enumerate(table.parquet.row_group_rows())
+        ]
+        self._groups = [(table, group) for table, group, _ in rows]
+        self._first = np.cumsum([0, *(count for _, _, count in rows)])
+        self._unpacked = lru_cache(_UNPACKED_GROUPS)(self._unpack)
+
+    def picture(self, row: int) -> bytes:
+        """The encoded picture; raises `ValueError` where there is none."""
+        number = int(np.searchsorted(self._first, row, side="right")) - 1
+        return image_bytes(self._unpacked(number)[int(row - self._first[number])].as_py())
+
+    def _unpack(self, number: int) -> pa.ChunkedArray:
+        table, group = self._groups[number]
+        return table.parquet.row_group(group, table.picture_column)
