@@ -74,4 +74,9 @@ def _settings(model: VisualChatForConditionalGeneration) -> LoraSettings:
             "this checkpoint has no adapters: it was trained without LoRA, or they are merged (the full form);"
             " export from a checkpoint-N, or from a checkpoint in the trained form"
         )
+    if model.config.trained_parts:
+        raise CheckpointError(
+            f"this checkpoint has trained {', '.join(model.config.trained_parts)} beside the adapters, which therefore"
+            " do not fit the base models: export the form full"
+        )
     return LoraSettings(**model.config.lora)

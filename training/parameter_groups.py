@@ -1,11 +1,11 @@
-"""What is optimised, and at which rate: the embedding apart from the rest, biases, norms and gates without decay."""
+"""What is optimised, and at which rate: each part of the model, biases, norms and gates without decay."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-from utils.model.lora import is_lora
+from utils.model.freezing import part_of_each
 from utils.model.mmca import ImageGate
 
 
@@ -15,33 +15,36 @@ def parameter_groups(
     embedding_learning_rate: float,
     weight_decay: float,
     gate_learning_rate: float = 0.03,
-    lora_learning_rate: float = 0,
+    decoder_learning_rate: float = 0.0,
+    encoder_learning_rate: float = 0.0,
+    lora_learning_rate: float = 0.0,
 ) -> list[dict[str, Any]]:
     """The trainable parameters as an optimizer's groups, none of them empty.
 
-    The input embedding is pretrained, the projection is new: `embedding_learning_rate` (0: the same rate) is
-    the embedding's. `gate_learning_rate` is that of the factors on the images' term, which go from 0 to some
-    tenths, `lora_learning_rate` (0: the same rate) that of the adapters. Weight decay acts on matrices outside
-    normalisation layers only. Works on partitioned weights too.
+    `learning_rate` is the projector's, and what others are where they are 0. The input embedding is pretrained, and so
+    are decoder and encoder: theirs are `embedding_learning_rate` where they are 0. `gate_learning_rate` is that of the
+    factors on the images' term, which go from 0 to some tenths. Adapters share the projector's groups unless they have
+    a rate of their own. Weight decay acts on matrices outside normalisation layers only. Works on partitioned weights
+    too.
 
     Raises `ValueError` where nothing is trainable.
     """
+    pretrained = embedding_learning_rate or learning_rate
     rates = {
-        "embedding": embedding_learning_rate or learning_rate,
+        "embedding": pretrained,
         "gate": gate_learning_rate,
+        "decoder": decoder_learning_rate or pretrained,
+        "encoder": encoder_learning_rate or pretrained,
         "lora": lora_learning_rate,
-        "rest": learning_rate,
+        "projector": learning_rate,
     }
-    part_of = {model.get_input_embeddings().weight: "embedding"}
-    gates = (module for module in model.modules() if isinstance(module, ImageGate))
-    part_of |= {factors: "gate" for gate in gates for factors in gate.parameters()}
-    if lora_learning_rate:
-        part_of |= {each: "lora" for name, each in model.named_parameters() if is_lora(name)}
     undecayed = {id(parameter) for parameter in _undecayed(model)}
     groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter, part in zip(model.parameters(), part_of_each(model).values(), strict=True):
         if parameter.requires_grad:
-            kind = (part_of.get(parameter, "rest"), id(parameter) in undecayed)
+            if part == "lora" and not lora_learning_rate:
+                part = "projector"
+            kind = (part, id(parameter) in undecayed)
             groups.setdefault(kind, []).append(parameter)
     if not groups:
         raise ValueError("nothing in the model is trainable")

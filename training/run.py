@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedModel, ProcessorMixin
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -43,6 +42,7 @@ from training.fault_tolerance.watchdog import STALLED_AT
 from training.memory.worst_batch import WorstBatch, largest_of
 from training.metrics.progress import ProgressReporter
 from training.metrics.trackers import begin_wandb
+from training.model import load_model
 from training.run_report.write import close_run
 from training.trainer import VisualChatTrainer
 from utils.atomic import clear_leftovers
@@ -70,10 +70,7 @@ from utils.distributed import (
     shut_down,
     world_size,
 )
-from utils.model.building import LoraSettings, build_visual_chat
-from utils.model.liger import apply_liger
-from utils.model.loading import CheckpointError
-from utils.model.start_from import start_from
+from utils.model.freezing import PUBLISHED
 
 logger = get_logger(__name__)
 
@@ -173,7 +170,7 @@ def train(
     run = run.with_data(training_part)
     if resumed:
         decided_by_main(lambda: run.check_data(resumed))
-    model, processor = load_model(model_arguments, arguments, begin=resumed is None)
+    model, processor = load_model(model_arguments, arguments, resumed)
     features = None
     if data_arguments.cache_vision_features:
         parts, workers = (training_part, evaluation_part), arguments.dataloader_num_workers
@@ -207,7 +204,8 @@ def train(
         stop_request=request,
     )
     if arguments.dry_run_worst_batch:
-        trainer.add_callback(WorstBatch(trainer, largest_of(data_arguments, arguments, processor)))
+        parts = model_arguments.train or PUBLISHED
+        trainer.add_callback(WorstBatch(trainer, largest_of(data_arguments, arguments, processor), parts))
     if arguments.overwrite_output_dir:  # not before all that could go wrong with flags, data and model
         decided_by_main(lambda: _remove_run(arguments.output_dir))
     with mismatches_named():
@@ -276,49 +274,6 @@ def load_data(
         arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
         logger.info("nothing is left to evaluate on: no evaluation, and no best checkpoint")
     return parts
-
-
-def load_model(
-    model_arguments: ModelArguments, arguments: VisualChatTrainingArguments, begin: bool = True
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Encoder, projector and decoder as one model with its processor; building logs what is trainable.
-
-    Without `begin` the weights are yet to come from the run's own checkpoint, whatever it began with.
-    """
-    lora = LoraSettings(
-        lang_dim=model_arguments.lang_lora_dim,
-        lang_module_name=model_arguments.lang_lora_module_name,
-        vis_dim=model_arguments.vis_lora_dim,
-        vis_module_name=model_arguments.vis_lora_module_name,
-        alpha=model_arguments.lora_alpha,
-    )
-    logger.info(
-        "attention: %s, image layers: %s, image gate: %s, projector: %s",
-        model_arguments.attention_name,
-        model_arguments.images_go_through,
-        model_arguments.gate,
-        model_arguments.projector,
-    )
-    try:
-        model, processor = build_visual_chat(
-            model_arguments.lm_model_name_or_path,
-            model_arguments.vision_model_name_or_path,
-            projector_type=model_arguments.projector,
-            attention=model_arguments.attention_name,
-            image_layers=model_arguments.images_go_through,
-            image_gate=model_arguments.gate,
-            lora=lora or None,
-            dtype=arguments.dtype,
-        )
-        if model_arguments.init_from and begin:
-            start_from(model, model_arguments.init_from)
-        if arguments.use_liger_kernel:
-            apply_liger(model.model.language_model)
-        return model, processor
-    except CheckpointError as error:
-        raise UsageError(f"--init_from: {error}") from error
-    except (OSError, ValueError) as error:  # not found, no network, not a model of the kind that is needed
-        raise UsageError(f"the model cannot be built: {error}") from error
 
 
 def cut_by_all(learned: EncodedDataset | PackedDataset) -> CutCount:

@@ -151,6 +151,8 @@ class VisualChatTrainer(Trainer):
             self.args.learning_rate_pretraining_components,
             self.args.weight_decay,
             self.args.image_gate_learning_rate,
+            self.args.decoder_learning_rate,
+            self.args.encoder_learning_rate,
             self.args.lora_learning_rate,
         )
 

@@ -70,7 +70,7 @@ def _values(kind: Any) -> str:
 def _described(field: dataclasses.Field, kind: Any) -> str:
     text = field.metadata["help"]
     default = field.default_factory() if get_origin(kind) is list else field.default
-    if default in (dataclasses.MISSING, None):
+    if default in (dataclasses.MISSING, None, []):
         return text.replace("%", "%%")
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
     return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})".replace("%", "%%")
@@ -94,6 +94,10 @@ def parse_arguments(
         if data.packing and training.train_sampling_strategy == "group_by_length":
             raise UsageError(
                 "--packing fills every row, so there is no length to group by: leave out one of them"
+            )
+        if data.cache_vision_features and "encoder" in model.train:
+            raise UsageError(
+                "--cache_vision_features needs an encoder that stays as it is: leave it out, or encoder in --train"
             )
         return model, data, training
     except ValueError as error:

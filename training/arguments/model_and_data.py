@@ -56,12 +56,20 @@ class ModelArguments:
     )
     only_optimize_lora: bool = flag(
         False,
-        "Changes nothing, as in the 2023 code: decoder and encoder train their adapters alone in any case, and"
-        " embedding and projection are trained too.",
+        "Changes nothing, as in the 2023 code: embedding and projection are trained beside the adapters. --train says"
+        " what learns.",
+    )
+    train: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What learns: any of embedding, projector, gate, decoder, encoder, lora; decoder:top-4 is the"
+            " decoder from its last 4 layers on, norm and head included (default: embedding and projector, and gate and"
+            " lora where the model has them)."
+        },
     )
     init_from: str | None = flag(
         None,
-        "Checkpoint to start from: takes its embedding, projection and adapters. Steps and optimizer start anew;"
+        "Checkpoint to start from: takes what it has learnt. Steps and optimizer start anew;"
         " to continue a run, use --resume_from_checkpoint.",
     )
 
@@ -84,8 +92,23 @@ class ModelArguments:
             raise UsageError("--only_optimize_lora has no adapters to train: add --lang_lora_dim 64, say")
         if self.lora_alpha is not None and self.lora_alpha <= 0:
             raise UsageError(f"--lora_alpha {self.lora_alpha}: give a positive number, or leave it out")
+        self._check_train()
         for name in ("lm_model_name_or_path", "vision_model_name_or_path"):
             _check_model(name, getattr(self, name))
+
+    def _check_train(self) -> None:
+        if not self.train:
+            return
+        from utils.model.freezing import check_parts  # seconds to import
+
+        try:
+            check_parts(self.train)
+        except ValueError as error:
+            raise UsageError(f"--train: {error}") from error
+        if "gate" in self.train and self.gate == "none":
+            raise UsageError("--train gate: the model has none; add --image_gate head")
+        if "lora" in self.train and not (self.lang_lora_dim or self.vis_lora_dim):
+            raise UsageError("--train lora: the model has no adapters; add --lang_lora_dim 64, say")
 
     def look_up(self) -> None:
         """Find both models, in their folders or on the hub; `UsageError` that names the flag where one is not there."""

@@ -41,7 +41,13 @@ class RunArguments(ZeroArguments):
     learning_rate_pretraining_components: float = flag(
         0.0, "Learning rate of the embedding; 0: --learning_rate."
     )
-    lora_learning_rate: float = flag(0.0, "Learning rate of the low-rank adapters; 0: --learning_rate.")
+    decoder_learning_rate: float = flag(
+        0.0, "Learning rate of the decoder under --train decoder; 0: that of the embedding."
+    )
+    encoder_learning_rate: float = flag(
+        0.0, "Learning rate of the encoder under --train encoder; 0: that of the embedding."
+    )
+    lora_learning_rate: float = flag(0.0, "Learning rate of the adapters; 0: --learning_rate.")
     image_gate_learning_rate: float = flag(0.03, "Peak learning rate of the factors of --image_gate.")
     num_train_epochs: float = flag(6.0, "Passes over the data.")
     lr_scheduler_type: str = flag("cosine", "Shape of the learning rate over time.")

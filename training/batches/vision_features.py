@@ -54,7 +54,8 @@ def store_features(
     tower = model.model.vision_tower
     if any(parameter.requires_grad for parameter in tower.parameters()):
         raise UsageError(
-            "--cache_vision_features needs an encoder that stays as it is: leave out --vis_lora_dim"
+            "--cache_vision_features needs an encoder that stays as it is: leave out --vis_lora_dim, or lora in"
+            " --train"
         )
     with gathered(*tower.parameters()):
         folder = cache_folder() / "vision_features" / _fingerprint(tower, processor)

@@ -7,7 +7,7 @@ is said, and takes effect.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from training.checkpointing.folders import RUN, ResumeError
 from utils.atomic import atomic_write
 from utils.data.mixing.mixture import Mixture, one_for_each
 from utils.distributed import decided_by_main, get_logger
+from utils.model.freezing import PARTS, PUBLISHED
 
 logger = get_logger(__name__)
 
@@ -30,6 +31,7 @@ FIXED = {
     "lang_lora_module_name",
     "vis_lora_dim",
     "vis_lora_module_name",
+    "train",
     "lora_alpha",
     "dataset_names",
     "dataset_samples",
@@ -79,7 +81,7 @@ UNRECORDED = {
 }
 """Flags that say nothing of the run itself."""
 
-BEFORE = {"image_layers": "full", "image_gate": "none"}
+BEFORE = {"image_layers": "full", "image_gate": "none", "lora_learning_rate": 0.0}
 """What runs did that do not record a flag, because there was none."""
 
 _SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate")
@@ -177,6 +179,7 @@ class Run:
             logger.info("%s does not record its flags, so they are not compared", folder)
             return
         before = {**BEFORE, **written.flags}
+        before.setdefault("train", _trained(PUBLISHED, before))
         changed = {
             name: f"--{name} {_shown(before[name])} (now {_shown(self.flags[name])})"
             for name in sorted(before.keys() & self.flags.keys())
@@ -185,6 +188,8 @@ class Run:
         fixed = FIXED | {flag for flag in _MODELS if written.models[flag] != self.models[flag]}
         if any(each.flags["lr_scheduler_type"] in _ADAPTIVE for each in (written, self)):
             fixed |= set(_SCHEDULE)
+        if bool(before.get("lora_learning_rate")) != bool(self.flags["lora_learning_rate"]):
+            fixed.add("lora_learning_rate")  # with a rate of their own, adapters are a group of their own
         refused = [said for name, said in changed.items() if name in fixed]
         refused += [
             f"--{flag} {_shown(self.flags[flag])} with different weights"
@@ -215,6 +220,7 @@ def _recorded(
     }
     values["vis_proj"], values["attention"] = model.projector, model.attention_name
     values["image_layers"], values["image_gate"] = model.images_go_through, model.gate
+    values["train"] = _trained(model.train or PUBLISHED, values)
     for part in ("lang", "vis"):
         if not values[f"{part}_lora_dim"]:
             del values[f"{part}_lora_module_name"]
@@ -232,6 +238,14 @@ def _recorded(
         if found is not None
     }
     return json.loads(json.dumps(values, default=lambda value: getattr(value, "value", str(value))))
+
+
+def _trained(train: Sequence[str], flags: Mapping[str, Any]) -> list[str]:
+    """The parts that learn, in one order, without those that the model lacks."""
+    lacking = {"gate"} if flags["image_gate"] == "none" else set()
+    if not (flags["lang_lora_dim"] or flags["vis_lora_dim"]):
+        lacking.add("lora")
+    return sorted(set(train) - lacking, key=lambda part: PARTS.index(part.partition(":")[0]))
 
 
 def _model_identity(name: str) -> str:

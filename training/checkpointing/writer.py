@@ -34,6 +34,8 @@ from utils.atomic import (
 from utils.distributed import barrier, everyone, get_logger, is_main_process, rank
 from utils.manifest import write_manifest
 from utils.model.checkpoint import save_full, save_trained_only
+from utils.model.freezing import held_names
+from utils.model.loading import HEAD
 
 if TYPE_CHECKING:
     from training.trainer import VisualChatTrainer
@@ -182,18 +184,16 @@ class CheckpointWriter:
     def _consolidated(self, trained_only: bool) -> dict[str, torch.Tensor]:
         """Weights as tensors of their own, whole, on the CPU of the main process; elsewhere none.
 
-        With `trained_only`, those that no base model holds. Under ZeRO-1 and 2 weights are views of one large
-        buffer, which safetensors refuses, so those are copied too.
+        With `trained_only`, those that a checkpoint in this form holds. Under ZeRO-1 and 2 weights are views of one
+        large buffer, which safetensors refuses, so those are copied too.
         """
         import deepspeed  # at the top it would choose the device before the arguments are read
 
         model = self.trainer.model
-        own = [model.get_input_embeddings(), model.get_output_embeddings()]  # hold added tokens
-        own += [part for part in (model.model.multi_modal_projector, model.model.image_gate) if part]
-        not_in_base_models = {id(parameter) for module in own for parameter in module.parameters()}
+        held = held_names(model) | {HEAD}  # the head has rows of added tokens
         weights = {}
         for name, parameter in model.named_parameters():
-            if trained_only and not (parameter.requires_grad or id(parameter) in not_in_base_models):
+            if trained_only and name not in held:
                 continue
             with deepspeed.zero.GatheredParameters([parameter]):  # does nothing unless ZeRO-3 has split it
                 if is_main_process():

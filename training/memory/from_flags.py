@@ -12,6 +12,7 @@ from training.memory.plan import Training
 from training.memory.states import Sharding
 from utils.commands import UsageError
 from utils.model import VisualChatConfig
+from utils.model.freezing import PUBLISHED, check_parts
 from utils.model.lora import LoraSettings
 from utils.model.projector import image_seq_length
 
@@ -46,6 +47,10 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         vis_dim=flags.vis_lora_dim,
         vis_module_name=flags.vis_lora_module_name,
     )
+    try:
+        check_parts(flags.train, decoder.num_hidden_layers)
+    except ValueError as error:
+        raise UsageError(f"--train: {error}") from error
     return Training(
         config=config,
         dtype=_DTYPES["fp16" if flags.fp16 else flags.precision],
@@ -54,6 +59,7 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         lora=lora or None,
         gradient_checkpointing=_recomputes(flags),
         accumulation=flags.gradient_accumulation_steps,
+        train=tuple(flags.train or PUBLISHED),
     )
 
 

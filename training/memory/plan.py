@@ -14,6 +14,7 @@ from training.memory.batch import BatchShape
 from training.memory.states import Sharding, States, Weights, states
 from training.memory.trace import Activations, meta_model, trace
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model.freezing import PUBLISHED
 from utils.model.lora import LoraSettings
 
 GB = 1e9
@@ -37,6 +38,7 @@ class Training:
     lora: LoraSettings | None = None
     gradient_checkpointing: bool = False
     accumulation: int = 1
+    train: tuple[str, ...] = PUBLISHED
 
     @property
     def rows(self) -> int:
@@ -142,7 +144,11 @@ class Planner:
         key = (training.gradient_checkpointing,)
         if key not in self._models:
             self._models[key] = meta_model(
-                training.config, training.dtype, training.lora, training.gradient_checkpointing
+                training.config,
+                training.dtype,
+                training.lora,
+                training.gradient_checkpointing,
+                training.train,
             )
         return self._models[key]
 

@@ -5,8 +5,9 @@ exists while a pass runs, and what while the optimizer steps. Adam's two moments
 single precision whatever the weights are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ class Weights:
     """How many elements a model has: of each tensor, and of those that learn, as the optimizer groups them.
 
     `returning` are the tensors that the backward pass needs again, in the order of the forward pass: all but a
-    frozen encoder's.
+    frozen encoder's, and frozen layers' below the first that learns.
     """
 
     tensors: tuple[int, ...]
@@ -34,12 +35,11 @@ class Weights:
     def of(cls, model: nn.Module) -> "Weights":
         """Those of a model, on the meta device or a real one, also where ZeRO-3 has partitioned it."""
         groups = [group["params"] for group in parameter_groups(model, 1.0, 0.0, 0.0)]
-        encoder = list(model.model.vision_tower.parameters())
-        leaving = set() if any(each.requires_grad for each in encoder) else set(encoder)
+        returning = dropwhile(lambda each: not each[1], _in_forward_order(model))
         return cls(
             tensors=tuple(_elements(each) for each in model.parameters()),
             groups=tuple(tuple(_elements(each) for each in group) for group in groups),
-            returning=tuple(_elements(each) for each in model.parameters() if each not in leaving),
+            returning=tuple(_elements(each) for each, _ in returning),
         )
 
     @property
@@ -186,6 +186,18 @@ def _gathered(weights: Weights, sharding: Sharding) -> int:
         after += size
         kept += size if size >= sharding.persistence_threshold else 0
     return kept
+
+
+def _in_forward_order(model: nn.Module) -> Iterator[tuple[torch.Tensor, bool]]:
+    """The parameters, and whether each learns; a gate has a factor in every layer, so it stands before them."""
+    gate = model.model.image_gate
+    gate = [] if gate is None else list(gate.parameters())
+    decoder = next(model.model.language_model.parameters())
+    for parameter in model.parameters():
+        if parameter is decoder:
+            yield from ((each, each.requires_grad) for each in gate)
+        if not any(parameter is each for each in gate):
+            yield parameter, parameter.requires_grad
 
 
 def _partition(group: Sequence[int], gpus: int) -> int:

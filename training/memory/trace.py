@@ -5,7 +5,7 @@ are traced as they are. Weights are not counted here, and gradients of weights o
 in its own ways, see `states`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from training.memory.batch import BatchShape, make_batch
 from training.memory.shapes import ShapeRun
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
-from utils.model.freezing import freeze
+from utils.model.freezing import PUBLISHED, freeze
 from utils.model.lora import LoraSettings, inject_lora
 
 PARTS = ("inputs", "encoder", "projector", "decoder", "head and loss", "backward", "other")
@@ -39,13 +39,14 @@ def meta_model(
     dtype: torch.dtype,
     lora: LoraSettings | None = None,
     gradient_checkpointing: bool = False,
+    train: Sequence[str] = PUBLISHED,
 ) -> VisualChatForConditionalGeneration:
     """The model of a configuration without its weights, frozen and in training as the real one will be."""
     with torch.device("meta"):
         model = VisualChatForConditionalGeneration(config).to(dtype)
         if lora:
             inject_lora(model, lora)
-    freeze(model)
+    freeze(model, train)
     model.train()
     if gradient_checkpointing:
         enable_checkpointing(model)

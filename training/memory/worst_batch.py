@@ -25,6 +25,7 @@ from training.memory.plan import MemoryPlan, Training
 from training.memory.states import Sharding
 from utils.commands import GIB, UsageError
 from utils.distributed import everyone, get_logger, is_main_process
+from utils.model.freezing import PUBLISHED
 from utils.model.lora import LoraSettings
 
 if TYPE_CHECKING:
@@ -72,8 +73,11 @@ def largest_of(
 class WorstBatch(TrainerCallback):
     """Rehearses a step with the largest batches when training begins; `rehearsal` is what came out."""
 
-    def __init__(self, trainer: "VisualChatTrainer", batches: Sequence[BatchShape]) -> None:
-        self.trainer, self.batches = trainer, tuple(batches)
+    def __init__(
+        self, trainer: "VisualChatTrainer", batches: Sequence[BatchShape], train: Sequence[str] = PUBLISHED
+    ) -> None:
+        """train: the parts that learn (see `utils.model.freezing`)."""
+        self.trainer, self.batches, self.train = trainer, tuple(batches), tuple(train)
         self.rehearsal: Rehearsal | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,6 +110,7 @@ class WorstBatch(TrainerCallback):
             lora=LoraSettings(**config.lora) if config.lora else None,
             gradient_checkpointing=args.gradient_checkpointing,
             accumulation=args.gradient_accumulation_steps,
+            train=self.train,
         )
 
     def _steps(self) -> None:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from utils.model.computed_rows import parts_of
+from utils.model.lora import is_lora
 from utils.model.modeling_visual_chat import outside_zero3
 from utils.model.vision import encode_images, vision_family
 
@@ -37,18 +38,21 @@ class StepFlops:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "StepFlops":
         """Count a visual chat model, whole or partitioned over processes."""
-        decoder, text = model.model.language_model, model.config.text_config
+        parts, text = model.model, model.config.text_config
         head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        scores = text.num_hidden_layers * text.num_attention_heads * head_size
-        encoder = encoder_forward(model.config.vision_config)
-        if any(parameter.requires_grad for parameter in model.model.vision_tower.parameters()):
-            encoder *= 2  # gradients pass through it; its adapters are small
+        per_token = per_pair = left_out = 0.0
+        passes_on = any(_learns(each) for each in _before_the_layers(model))
+        for layer in getattr(parts.language_model, "layers", None) or [parts.language_model]:
+            passes_on = passes_on or _learns(layer)
+            per_token += _matrices(layer, passes_on)
+            per_pair += (_ATTENTION_PASSES if passes_on else 1) * 4 * text.num_attention_heads * head_size
+            left_out += _left_out(layer, model.config.image_layers, passes_on)
         return cls(
-            per_token=_matrices(decoder),
-            per_image_token=_matrices(decoder) - _left_out(decoder, model.config.image_layers),
-            per_pair=_ATTENTION_PASSES * 4 * scores,
-            per_image=encoder,
-            per_supervised_token=_matrices(model.lm_head),
+            per_token=per_token,
+            per_image_token=per_token - left_out,
+            per_pair=per_pair,
+            per_image=encoder_forward(model.config.vision_config) * _encoder_passes(parts.vision_tower),
+            per_supervised_token=_matrices(model.lm_head, passes_on),
         )
 
     def total(
@@ -108,25 +112,41 @@ def visible_pairs(
     return pairs if attention == "mmca" else pairs + (real & (kinds == 1)).sum()
 
 
-def _left_out(decoder: nn.Module, image_layers: str) -> float:
+def _before_the_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """What gives the decoder's first layer a gradient to pass on."""
+    parts = model.model
+    before = (parts.vision_tower, parts.multi_modal_projector, parts.get_input_embeddings(), parts.image_gate)
+    return tuple(each for each in before if each is not None)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _encoder_passes(tower: nn.Module) -> int:
+    """Forward; gradients of inputs, where it learns; gradients of weights, where more than its small adapters do."""
+    learning = [name for name, parameter in tower.named_parameters() if parameter.requires_grad]
+    return 1 + bool(learning) + any(not is_lora(name) for name in learning)
+
+
+def _left_out(layer: nn.Module, image_layers: str, passes_on: bool) -> float:
     """The matrices that no image token goes through, for each token: where tokens skip parts, nobody asks for what
     they leave out; where they do not, all count, as in any other decoder.
     """
     if image_layers == "full":
         return 0.0
-    total = 0.0
-    for layer in decoder.layers:
-        parts = parts_of(layer)
-        skipped = [parts.query, parts.mlp] + [parts.output] * (image_layers == "none")
-        total += sum(_matrices(part) for part in skipped if part is not None)
-    return total
+    parts = parts_of(layer)
+    skipped = [parts.query, parts.mlp] + [parts.output] * (image_layers == "none")
+    return sum(_matrices(part, passes_on) for part in skipped if part is not None)
 
 
-def _matrices(module: nn.Module) -> float:
-    """Of a module's matrices, for each token: forward, gradients of their input, and of those that learn."""
+def _matrices(module: nn.Module, passes_on: bool) -> float:
+    """Of a module's matrices, for each token: forward, gradients of their input where there is anything below that
+    learns, and gradients of those that learn themselves.
+    """
     total = 0
     for part in module.modules():
         if isinstance(part, nn.Linear):
             size = getattr(part.weight, "ds_numel", part.weight.numel())  # partitioned weights know the whole
-            total += size * (6 if part.weight.requires_grad else 4)
+            total += size * (2 + 2 * passes_on + 2 * part.weight.requires_grad)
     return float(total)

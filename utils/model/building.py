@@ -1,7 +1,7 @@
 """Join a pretrained decoder, a pretrained encoder and a new projector into a model that can learn to see."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
 from .decoder_check import check_computes_mmca
-from .freezing import freeze
+from .freezing import PUBLISHED, freeze, of_base_models
 from .lora import LoraSettings, inject_lora
 from .mmca import ImageGate
 from .modeling_visual_chat import VisualChatForConditionalGeneration
@@ -46,14 +46,14 @@ def build_visual_chat(
     lora: LoraSettings | None = None,
     dtype: torch.dtype | str | None = None,
     image_seq_length: int | None = None,
+    train: Sequence[str] = PUBLISHED,
 ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
-    Adds the image token (and a padding token where there is none), unties the head, freezes everything but
-    the input embedding, the projector, the image gate and the adapters, and logs how much learns.
-    image_seq_length: tokens of one image; follows from encoder and projector, and a number that differs is an
-    error. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the
-    weights.
+    Adds the image token (and a padding token where there is none), unties the head, freezes everything but what
+    `train` names (see `freezing`). image_seq_length: tokens of one image; follows from encoder and projector, and a
+    number that differs is an error. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then
+    holds its part of the weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
     processor = build_processor(language_model, vision_model, projector_type)
@@ -84,6 +84,7 @@ def build_visual_chat(
             "vision_model": _lasting(vision_model),
             "vocab_size": base_vocabulary,
         },
+        trained_parts=of_base_models(train),
         dtype=decoder.dtype,
     )
     with _seeded(seed):
@@ -95,7 +96,7 @@ def build_visual_chat(
     if lora:
         with _seeded(seed + 1):
             inject_lora(model, lora)
-    freeze(model)
+    freeze(model, train)
     return model, processor
 
 

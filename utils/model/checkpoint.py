@@ -1,7 +1,8 @@
 """Checkpoint folders that load themselves, in two forms, without pickle.
 
 - full: every weight, sharded safetensors; adapters are merged, so loading needs no peft.
-- trained: what was learned (embedding, projector, image gate, adapters) and references to the frozen base models.
+- trained: what was learned (embedding, projector, image gate, adapters, and what of decoder or encoder was trained)
+  and references to the base models.
 
 Both hold config.json, generation config, processor, tokenizer, chat template, a model card, and the code of
 the model, so that `trust_remote_code=True` loads them where this project is not installed. Writing is not
@@ -23,8 +24,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_visual_chat import VisualChatConfig
-from .loading import HEAD, NEW_HEAD_ROWS, NEW_PARTS, TRAINED_WEIGHTS, CheckpointError, embedding_name
-from .lora import LoraSettings, is_lora, merge_lora
+from .freezing import held_names
+from .loading import HEAD, NEW_HEAD_ROWS, NEW_PARTS, TRAINED_WEIGHTS, CheckpointError
+from .lora import LoraSettings, merge_lora, plain_name
 from .model_card import model_card
 from .modeling_visual_chat import VisualChatForConditionalGeneration, name_auto_classes
 from .processing_visual_chat import VisualChatProcessor
@@ -44,7 +46,9 @@ def save_full(
     config = copy.deepcopy(model.config)
     state = merge_lora(state, LoraSettings(**config.lora) if config.lora else None)
     if config.lora:
-        config.lora = config.frozen_from = None  # merged: no longer the base models' weights
+        config.lora = config.frozen_from = config.trained_parts = (
+            None  # merged: no longer the base models' weights
+        )
     config.checkpoint_form = "full"
     _write_surroundings(model, config, processor, folder, state)
     save_torch_state_dict(
@@ -60,7 +64,7 @@ def save_trained_only(
 ) -> None:
     """Write what was learned, and where the other weights come from; state_dict as in `save_full`.
 
-    Whoever lets other weights learn saves the full form.
+    What has learned of decoder and encoder is what the configuration's `trained_parts` says.
     """
     if not model.config.frozen_from:
         raise CheckpointError(
@@ -132,15 +136,18 @@ def _refuse_damaged_json(folder: Path) -> None:
 def trained_weights(
     model: VisualChatForConditionalGeneration, state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The part of a state dict that no base model has: embedding, projector, gate, adapters, the head's added rows."""
-    embedding = embedding_name(model)
+    """The part of a state dict that no base model has (`freezing.held_names`), and the head's added rows.
+
+    Adapted layers that were trained too are named as they are without adapters.
+    """
+    held = held_names(model)
     trained = {
-        name: tensor.detach().contiguous()
+        plain_name(name): tensor.detach().contiguous()
         for name, tensor in state.items()
-        if name == embedding or name.startswith(NEW_PARTS) or is_lora(name)
+        if name in held or name.startswith(NEW_PARTS)
     }
     rows = model.config.frozen_from["vocab_size"]
-    if state[HEAD].shape[0] > rows:
+    if HEAD not in trained and state[HEAD].shape[0] > rows:
         trained[NEW_HEAD_ROWS] = state[HEAD][rows:].detach().clone()
     return trained
 

@@ -30,6 +30,7 @@ class VisualChatConfig(PreTrainedConfig):
     lora: the settings of low-rank adapters whose weights are not merged (see `lora.LoraSettings`), or None.
     frozen_from: where the frozen weights came from: {"language_model": path or hub name, "vision_model": ...,
         "vocab_size": the decoder's before tokens were added}, or None where they are no longer the same.
+    trained_parts: parts of decoder and encoder (see `freezing`) that are no longer the base models', or None.
     checkpoint_form: "full", or "trained" where the checkpoint takes its frozen weights from `frozen_from`.
     """
 
@@ -46,6 +47,7 @@ class VisualChatConfig(PreTrainedConfig):
     image_seq_length: int = 257
     lora: dict | None = None
     frozen_from: dict | None = None
+    trained_parts: list[str] | None = None
     checkpoint_form: str = "full"
     tie_word_embeddings: bool = False
 

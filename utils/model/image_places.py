@@ -130,11 +130,13 @@ def enter_encoder_anyway(
 ) -> torch.Tensor:
     """Under several processes, a text-only batch runs one `blank` image whose features count for nothing.
 
-    ZeRO-3 gathers the encoder's and the projector's weights, and every stage reduces the projector's
-    gradients, on all ranks at once: a rank that stays away would leave the others waiting.
+    ZeRO-3 gathers the encoder's and the projector's weights, and every stage reduces the projector's gradients, on
+    all ranks at once: a rank that stays away would leave the others waiting. Where the embedding is frozen, one process
+    does so too: perhaps nothing else in the batch learns.
     """
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     several = several and torch.distributed.get_world_size() > 1
-    if not several or not (training or is_deepspeed_zero3_enabled()):
+    alone = not training or inputs_embeds.requires_grad or not torch.is_grad_enabled()
+    if alone and (not several or not (training or is_deepspeed_zero3_enabled())):
         return inputs_embeds
     return inputs_embeds + 0.0 * get_image_features(blank).sum().to(inputs_embeds)

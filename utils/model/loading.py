@@ -13,14 +13,13 @@ from transformers.utils import cached_file
 
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
+from .freezing import DECODER, ENCODER, GATE, PROJECTOR, held_names
 from .lora import LoraSettings, inject_lora, is_lora
 from .mmca import OWN, attention_of_parts
 from .open_clip_files import LOCAL_FOLDER
 from .vision import load_vision_tower
 
 TRAINED_WEIGHTS = "trained.safetensors"
-DECODER, ENCODER, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
-GATE = "model.image_gate."
 NEW_PARTS = (PROJECTOR, GATE)
 """What no base model has."""
 
@@ -94,12 +93,6 @@ def _spare_packed_kernel(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = rows % 32 == 0 and width % state.blocksize == 0
 
 
-def embedding_name(model: PreTrainedModel) -> str:
-    """The name of the input embedding's weight in the model's state dict."""
-    weight = model.get_input_embeddings().weight
-    return next(name for name, parameter in model.named_parameters() if parameter is weight)
-
-
 def _load_trained_over_bases(
     cls: type[PreTrainedModel],
     load: Callable[..., Any],
@@ -118,9 +111,8 @@ def _load_trained_over_bases(
     trained = load_file(_trained_file(path, hub))
     with torch.device("meta"):
         skeleton = cls(config)
-    needed = {name for name in skeleton.state_dict() if name.startswith(NEW_PARTS)}
-    needed.add(embedding_name(skeleton))
-    if config.text_config.vocab_size > config.frozen_from["vocab_size"]:
+    needed = held_names(skeleton) | {name for name in skeleton.state_dict() if name.startswith(NEW_PARTS)}
+    if config.text_config.vocab_size > config.frozen_from["vocab_size"] and HEAD not in needed:
         needed.add(NEW_HEAD_ROWS)
     _refuse_misfits(path, {"missing_keys": needed - set(trained)})
     adapters = {name: trained.pop(name) for name in list(trained) if is_lora(name)}

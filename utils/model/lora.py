@@ -78,6 +78,11 @@ def is_lora(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
+def plain_name(name: str) -> str:
+    """The name of a weight as it is where its layer has no adapter."""
+    return name.replace(_BASE, ".")
+
+
 def merge_lora(state: dict[str, torch.Tensor], settings: LoraSettings | None) -> dict[str, torch.Tensor]:
     """A state dict of the same model without adapters: each adapted weight W becomes W + scaling * B A."""
     if settings is None:
@@ -91,5 +96,5 @@ def merge_lora(state: dict[str, torch.Tensor], settings: LoraSettings | None) ->
             down, up = state[layer + _DOWN].float(), state[layer + _UP].float()  # [r, in], [out, r]
             update = settings.scaling(down.shape[0]) * (up @ down)
             tensor = (tensor.float() + update).to(tensor.dtype)
-        merged[name.replace(_BASE, ".")] = tensor
+        merged[plain_name(name)] = tensor
     return merged

@@ -44,8 +44,8 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 _FULL = "This folder holds all weights ({size}); nothing else is needed."
 _TRAINED = """\
-This folder holds the trained weights only ({size}): the decoder's input embedding, the projector{adapters}.
-The frozen weights come from the decoder `{language_model}` and the encoder `{vision_model}`. Where
+This folder holds the trained weights only ({size}): the decoder's input embedding, the projector{others}.
+The other weights come from the decoder `{language_model}` and the encoder `{vision_model}`. Where
 these are somewhere else, say so:
 `from_pretrained(..., base_models={{"language_model": ..., "vision_model": ...}})`."""
 
@@ -55,8 +55,10 @@ def model_card(config: VisualChatConfig, size: int) -> str:
     if config.checkpoint_form == "full":
         form = _FULL.format(size=readable_size(size))
     else:
-        adapters = " and low-rank adapters" if config.lora else ""
-        form = _TRAINED.format(size=readable_size(size), adapters=adapters, **config.frozen_from)
+        others = ["low-rank adapters"] if config.lora else []
+        others += [f"trained weights of the {part}" for part in config.trained_parts or ()]
+        others = "".join(f", {each}" for each in others)
+        form = _TRAINED.format(size=readable_size(size), others=others, **config.frozen_from)
     return _CARD.format(
         encoder=config.vision_config.model_type,
         tokens=config.image_seq_length,

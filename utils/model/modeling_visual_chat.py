@@ -101,11 +101,15 @@ class VisualChatPreTrainedModel(PreTrainedModel):
         Any weight may have learnt by now, so the folder no longer says which base models they came from.
         """
         config = self.config
-        before = {name: getattr(config, name) for name in ("lora", "frozen_from", "checkpoint_form")}
+        before = {
+            name: getattr(config, name)
+            for name in ("lora", "frozen_from", "trained_parts", "checkpoint_form")
+        }
         if config.lora:
             state = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = merge_lora(state, LoraSettings(**config.lora))
-        config.lora, config.frozen_from, config.checkpoint_form = None, None, "full"
+        config.lora = config.frozen_from = config.trained_parts = None
+        config.checkpoint_form = "full"
         name_auto_classes(config)
         try:
             super().save_pretrained(save_directory, **kwargs)

@@ -1,6 +1,5 @@
 """A new training that begins with what an earlier one learnt, as where a projector is aligned first and tuned later."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,19 +8,19 @@ from safetensors import SafetensorError, safe_open
 
 from .configuration_visual_chat import VisualChatConfig
 from .decoder import gathered
-from .loading import GATE, NEW_PARTS, TRAINED_WEIGHTS, CheckpointError, embedding_name
-from .lora import is_lora
+from .freezing import GATE, PUBLISHED, names_of, of_base_models
+from .loading import TRAINED_WEIGHTS, CheckpointError
+from .lora import is_lora, plain_name
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 
-logger = logging.getLogger(__name__)
 
+def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> int:
+    """Copy what a checkpoint, in either form, has learnt into a model just built; returns the number of weights.
 
-def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> None:
-    """Copy embedding, projector, image gate and adapters of a checkpoint, in either form, into a model just built.
-
-    Adapters that the checkpoint does not have stay as new. A gate that it does not have begins at 1 where it learnt
-    under mmca, which is what it computed, and at 0 otherwise. Works on weights that ZeRO-3 has partitioned: all
-    processes call.
+    These are embedding, projector, image gate, adapters, and what was trained of decoder and encoder, which the model
+    holds from then on, whether it goes on learning or not. Adapters that the checkpoint does not have stay as new. A
+    gate that it does not have begins at 1 where it learnt under mmca, which is what it computed, and at 0 otherwise.
+    Works on weights that ZeRO-3 has partitioned: all processes call.
 
     Raises `CheckpointError` where the folder is no checkpoint, where its adapters have no place in the model or
     are merged into weights that were frozen, or where a weight is missing or has another shape.
@@ -32,18 +31,14 @@ def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) ->
             f"{folder} has no config.json; give a checkpoint: best, final or checkpoint-N of a run"
         )
     theirs = VisualChatConfig.from_pretrained(folder)
-    if theirs.checkpoint_form == "full" and not theirs.frozen_from:
+    if is_merged(folder):
         raise CheckpointError(
             f"{folder} has adapters merged into its decoder or encoder, or was written by save_pretrained; start from a"
             " checkpoint in the trained form (checkpoint-N, or a run with --checkpoint_form trained), or train on with"
             " that decoder's own folder"
         )
-    embedding = embedding_name(model)
-    places = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if is_lora(name) or name.startswith(NEW_PARTS) or name == embedding
-    }
+    held = names_of(model, (*PUBLISHED, *(theirs.trained_parts or ())))
+    places = {plain_name(name): parameter for name, parameter in model.named_parameters() if name in held}
     if theirs.image_gate != "none" and model.model.image_gate is None:
         raise CheckpointError(
             f"{folder} has learnt an image gate that this run has not; give --image_gate head"
@@ -72,7 +67,16 @@ def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) ->
             f"{folder} lacks {', '.join(missing[:3])}: its projector is {theirs.projector_type}, that of this run"
             f" {model.config.projector_type}; give the same --vis_proj"
         )
-    logger.info("beginning with what %s learnt: %d weights", folder, len(found))
+    model.config.trained_parts = of_base_models(model.config.trained_parts, theirs.trained_parts)
+    return len(found)
+
+
+def is_merged(folder: str | Path) -> bool:
+    """Whether a checkpoint's weights can no longer be told from its base models': adapters are merged into them, or it
+    was written by `save_pretrained`.
+    """
+    config = VisualChatConfig.from_pretrained(folder)
+    return config.checkpoint_form == "full" and not config.frozen_from
 
 
 def _learnt(folder: Path, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:

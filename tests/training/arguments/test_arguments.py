@@ -130,6 +130,13 @@ def test_every_stage_has_a_configuration(parse, stage):
             "--image_gate head needs --attention mmca; under causal",
         ),
         ({"only_optimize_lora": True}, "add --lang_lora_dim"),
+        ({"train": ["projector", "head"]}, "--train: head is no part: choose of embedding, projector, gate"),
+        ({"train": ["projector", "gate"]}, "--train gate: the model has none; add --image_gate head"),
+        ({"train": ["projector", "lora"]}, "--train lora: the model has no adapters; add --lang_lora_dim 64"),
+        (
+            {"train": ["projector", "encoder"], "cache_vision_features": True},
+            "--cache_vision_features needs an encoder that stays as it is: leave it out, or encoder in --train",
+        ),
         ({"lora_alpha": 0.0}, "--lora_alpha 0.0: give a positive number"),
         ({"num_warmup_steps": 3, "warmup_steps": 4}, "give one of the two"),
         ({"lm_model_name_or_path": None}, "--lm_model_name_or_path"),

@@ -40,12 +40,17 @@ class Case:
     step: int
     offload: str = ""  # where the weights are: cpu, nvme; the optimizer is in main memory then
     nvme_path: str | None = None
+    train: tuple[str, ...] = ()  # the published recipe
+    init_from: str = ""
 
     @property
     def whole(self) -> str:
         """The uninterrupted run that it is compared with."""
         offloaded = f"-{self.offload}" if self.offload else ""
-        return f"zero{self.stage}-ranks{self.ranks}-lora{int(self.lora)}-workers{self.workers}{offloaded}"
+        train = "".join(f"-{part}" for part in self.train).replace(":", "-")
+        return (
+            f"zero{self.stage}-ranks{self.ranks}-lora{int(self.lora)}-workers{self.workers}{offloaded}{train}"
+        )
 
     @property
     def name(self) -> str:
@@ -59,10 +64,14 @@ class Case:
             offload = {"offload_optimizer": "cpu", "offload_param": self.offload}
         if self.nvme_path:
             offload["nvme_path"] = self.nvme_path
+        more = {"train": [*self.train, *("gate", "lora") * self.lora]} if self.train else {}
+        if self.init_from:
+            more["init_from"] = self.init_from
         return {
             **BASE,
             **lora,
             **offload,
+            **more,
             "zero_stage": self.stage,
             "dataloader_num_workers": self.workers,
             "per_device_train_batch_size": 4 // self.ranks,
@@ -259,6 +268,69 @@ def test_resume_is_bitwise_equal_where_weights_are_on_nvme(trainings, tmp_path):
     check_bitwise(tmp_path, [case])
     last = f"checkpoint-{2 * STEPS_AN_EPOCH}"
     assert losses(tmp_path / case.whole / last) == losses(tmp_path / inside.whole / last)
+
+
+TRAINED = {
+    ("projector",): [],
+    ("embedding", "projector", "encoder"): ["encoder"],
+    ("projector", "decoder:top-1"): ["decoder:top-1"],
+    ("embedding", "projector", "decoder", "encoder"): ["decoder", "encoder"],
+}
+"""Sets of parts, and what of them is the base models'."""
+TRAIN_SETS = [
+    Case(stage, ranks=1 + (stage > 0), lora=lora, workers=0, step=MIDDLE, train=train)
+    for stage, lora, train in product((0, 2, 3), (False, True), TRAINED)
+]
+
+
+def run_train_sets(trainings, folder: Path, cases: list[Case]) -> None:
+    for ranks in (1, 2):
+        mine = [case for case in cases if case.ranks == ranks]
+        run_plan(trainings, folder, f"on {ranks}", plan_of(trainings, folder, mine), ranks, timeout=2400)
+    check_bitwise(folder, cases)
+    for case in cases:
+        final = folder / case.name / "final"
+        assert json.loads((final / "config.json").read_text()).get("trained_parts", []) == TRAINED[case.train]
+        begun, ended = (
+            load_file(folder / case.whole / name / "trained.safetensors") for name in ("checkpoint-3", LAST)
+        )
+        frozen = {name for name in begun if torch.equal(begun[name], ended[name])}
+        assert frozen == expected_frozen(case, set(begun)), case
+
+
+def expected_frozen(case: Case, names: set[str]) -> set[str]:
+    """Of a checkpoint's weights, those that do not learn in this case, or that nothing reaches: CLIP's last norm."""
+    unread = {name for name in names if ".post_layernorm." in name}
+    if "embedding" in case.train:
+        return unread | {name for name in names if name == "lm_head.new_rows"}
+    return unread | {name for name in names if name == "lm_head.new_rows" or ".embed_tokens." in name}
+
+
+@pytest.mark.long
+def test_resume_is_bitwise_equal_whatever_learns(trainings, tmp_path):
+    assert len(TRAIN_SETS) == 24
+    run_train_sets(trainings, tmp_path, TRAIN_SETS)
+
+
+@pytest.mark.slow
+def test_resume_is_bitwise_equal_where_other_parts_learn(trainings, tmp_path):
+    """Three of the 24, one of each stage; and weights that an earlier run has trained and this one leaves frozen, on a
+    resume that does not say where they came from."""
+    few = [TRAIN_SETS[6], TRAIN_SETS[11], TRAIN_SETS[22]]
+    assert {case.stage for case in few} == {0, 2, 3}
+    run_train_sets(trainings, tmp_path, few)
+    earlier = tmp_path / few[0].whole / "final"
+    case = Case(0, 1, True, 0, MIDDLE, train=("projector",), init_from=str(earlier))
+    plan = plan_of(trainings, tmp_path, [case])
+    words = plan[-1]["train"]
+    del words[words.index("--init_from") : words.index("--init_from") + 2]
+    run_plan(trainings, tmp_path, "second stage", plan, 1, timeout=900)
+    check_bitwise(tmp_path, [case])
+    before, after = (
+        load_file(path / "trained.safetensors") for path in (earlier, tmp_path / case.name / "final")
+    )
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(before[name], after[name])
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ MUST_STAY = {
     "lang_lora_module_name",
     "vis_lora_dim",
     "vis_lora_module_name",
+    "train",
     "lora_alpha",
     "dataset_names",
     "dataset_samples",
@@ -58,7 +59,7 @@ def run_of(trainings, tmp_path, monkeypatch):
 
 
 def test_each_flag_may_change_and_is_said_or_may_not(run_of, tmp_path, caplog):
-    run = run_of(lang_lora_dim=2, vis_lora_dim=2)
+    run = run_of(lang_lora_dim=2, vis_lora_dim=2, lora_learning_rate=1e-3)
     run.save(tmp_path)
     known = {
         each.name
@@ -89,6 +90,7 @@ SAME = {
     "attention": ({"attention": None, "enable_mmca_attention": True}, {"attention": "mmca"}),
     "image layers": ({"image_layers": "full"}, {}),
     "image gate": ({"image_gate": "none"}, {}),
+    "what learns": ({"train": ["projector", "embedding"]}, {}),
     "projector": ({"vis_proj": "baseline"}, {"vis_proj": "linear"}),
     "one value or one for each": ({"dataset_samples": 5}, {"dataset_samples": [5, 5]}),
     "order": ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
@@ -111,6 +113,7 @@ def test_another_way_to_say_the_same_is_the_same(run_of, tmp_path, one, other):
 DIFFERENT = {
     "attention": {"attention": "causal"},
     "image_layers": {"image_layers": "none"},
+    "train": {"train": ["projector", "decoder:top-1"]},
     "image_gate": {"image_gate": "head"},
     "seed": {"seed": 99},
     "packing": {"packing": True},
@@ -138,6 +141,23 @@ def test_a_run_of_before_let_images_through_all_layers_and_had_no_gate(run_of, t
         run_of(image_layers="none").check(tmp_path)
     with pytest.raises(ResumeError, match=r"--image_gate none \(now head\)"):
         run_of(image_gate="head").check(tmp_path)
+
+
+def test_a_run_of_before_trained_the_published_parts(run_of, tmp_path):
+    run_of(lang_lora_dim=2).save(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["flags"].pop("train") == ["embedding", "projector", "lora"]
+    del record["flags"]["lora_learning_rate"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    run_of(lang_lora_dim=2).check(tmp_path)
+    with pytest.raises(
+        ResumeError, match=r"--train embedding projector lora \(now projector lora\), which cannot"
+    ):
+        run_of(lang_lora_dim=2, train=["projector", "lora"]).check(tmp_path)
+    record["flags"]["lora_learning_rate"] = 0.0
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ResumeError, match=r"--lora_learning_rate 0.0 \(now 0.001\), which cannot"):
+        run_of(lang_lora_dim=2, lora_learning_rate=1e-3).check(tmp_path)
 
 
 def test_a_model_may_move_but_not_change(run_of, trainings, tmp_path, caplog):

@@ -7,7 +7,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from training.metrics.flops import StepFlops, encoder_forward
 from training.metrics.peak_flops import peak_flops
-from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, freeze
 from utils.model.building import build_visual_chat
 from utils.model.configuration_vision import QwenVisionConfig
 
@@ -34,21 +34,36 @@ def test_the_encoder_of_qwen_vl_costs_4_tflop_an_image() -> None:
     assert layers < encoder_forward(QwenVisionConfig()) < 1.05 * layers
 
 
-def test_a_frozen_decoder_costs_what_torch_counts(world) -> None:
-    """Forward and backward of a decoder that passes gradients on but learns nothing, scores not kept."""
-    model, _ = build_visual_chat(str(world.language_model), str(world.vision_model), attention="causal")
+@pytest.mark.parametrize(
+    ("train", "attention_passes"),
+    [
+        (("embedding", "projector"), 2 * 3),
+        (("embedding", "decoder"), 2 * 3),
+        (("projector", "decoder:top-1"), 2 * 3),
+        (("decoder:top-1",), 1 + 3),  # nothing below the last layer asks for a gradient
+    ],
+)
+def test_a_decoder_costs_what_torch_counts(world, train, attention_passes) -> None:
+    """Forward and backward, scores not kept; two layers."""
+    paths = str(world.language_model), str(world.vision_model)
+    model, _ = build_visual_chat(*paths, attention="causal", train=train)
     flops = StepFlops.of(model)
     batch, length, width = 2, 24, 32
-    decoder = LlamaForCausalLM(model.config.text_config).requires_grad_(False)
+    decoder = LlamaForCausalLM(model.config.text_config)
+    learns = dict(model.model.language_model.named_parameters())
+    for name, parameter in decoder.model.named_parameters():
+        parameter.requires_grad_(learns[name].requires_grad)
+    decoder.lm_head.requires_grad_(model.lm_head.weight.requires_grad)
     decoder.set_attn_implementation("eager")
-    embedded = torch.randn(batch, length, width, requires_grad=True)
+    embedded = torch.randn(batch, length, width, requires_grad=train[0] in ("embedding", "projector"))
     with FlopCounterMode(display=False) as counter:
         hidden = decoder.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         decoder.lm_head(hidden[:, -5:]).sum().backward()
     # Eager attention computes all pairs of positions, and keeps its scores: 3 forwards, not 3.5.
+    assert flops.per_pair == 4 * width * (attention_passes + 0.5 * (attention_passes // 3))
     expected = (
         flops.per_token * batch * length
-        + flops.per_pair * 3 / 3.5 * batch * length**2
+        + attention_passes * 4 * width * batch * length**2
         + flops.per_supervised_token * batch * 5
     )
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
@@ -63,6 +78,17 @@ def test_adapters_cost_the_gradients_of_their_weights_too(world) -> None:
     adapters = sum(parameter.numel() for name, parameter in adapted.named_parameters() if "lora_" in name)
     assert adapters > 0
     assert StepFlops.of(adapted).per_token - StepFlops.of(plain).per_token == 6 * adapters
+
+
+def test_an_encoder_that_learns_costs_its_backward(world) -> None:
+    from utils.model.building import LoraSettings
+
+    paths = str(world.language_model), str(world.vision_model)
+    frozen, _ = build_visual_chat(*paths)
+    adapted, _ = build_visual_chat(*paths, lora=LoraSettings(vis_dim=2))
+    learning, _ = build_visual_chat(*paths, train=["projector", "encoder"])
+    forward = encoder_forward(frozen.config.vision_config)
+    assert [StepFlops.of(each).per_image / forward for each in (frozen, adapted, learning)] == [1, 2, 3]
 
 
 def test_llama_2_7b_with_1024_text_tokens_and_4_images() -> None:
@@ -89,7 +115,8 @@ def test_an_image_token_costs_what_it_goes_through(image_layers: str, matrices: 
         vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **sizes),
         image_layers=image_layers,
     )
-    model = VisualChatForConditionalGeneration(config).requires_grad_(False)
+    model = VisualChatForConditionalGeneration(config)
+    freeze(model)
     flops = StepFlops.of(model)
     assert flops.per_image_token == 4 * 2 * matrices
     text = 4 * 2 * (4 * 32 * 32 + 3 * 32 * 64)

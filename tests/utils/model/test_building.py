@@ -7,6 +7,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from utils.model import LoraSettings, build_visual_chat
+from utils.model.freezing import Learning
 from utils.model.model_card import readable_size
 from utils.model.sizes import checkpoint_sizes, llama_2_config
 
@@ -50,14 +51,13 @@ def test_pads_with_unk_where_there_is_no_padding_token(llama_folder, clip_folder
     assert model.generation_config.pad_token_id == 0
 
 
-def test_embedding_and_projector_learn_and_the_counts_are_logged(llama_folder, clip_folder, caplog):
-    with caplog.at_level(logging.INFO):
-        model, _ = build(llama_folder, clip_folder)
+def test_embedding_and_projector_learn_and_are_counted(llama_folder, clip_folder):
+    model, _ = build(llama_folder, clip_folder)
     names = learning(model)
     assert "model.language_model.embed_tokens.weight" in names
     assert all("projector" in name or "embed_tokens" in name for name in names)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert f"learning: {count:,} parameters (embedding" in caplog.text
+    assert Learning.of(model).describe().startswith(f"{count:,} parameters (embedding ")
 
 
 def test_a_tied_head_is_untied_and_it_is_logged(llama_folder, clip_folder, tmp_path, caplog):

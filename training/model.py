@@ -1,0 +1,109 @@
+"""The model that a training's flags ask for: built, started from a checkpoint, with the parts that learn."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from training.arguments import ModelArguments
+from training.arguments.parser import VisualChatTrainingArguments
+from training.memory.states import Sharding, Weights, states
+from utils.commands import UsageError
+from utils.distributed import get_logger
+from utils.model.building import LoraSettings, build_visual_chat
+from utils.model.freezing import PUBLISHED, Learning, held_names, part_of_each
+from utils.model.liger import apply_liger
+from utils.model.loading import CheckpointError
+from utils.model.model_card import readable_size
+from utils.model.start_from import is_merged, start_from
+
+logger = get_logger(__name__)
+
+
+def load_model(
+    model_arguments: ModelArguments, arguments: VisualChatTrainingArguments, resumed: Path | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Encoder, projector and decoder as one model with its processor; logs what learns.
+
+    resumed: the run's own checkpoint. What it holds is taken from there, whatever the run began with; DeepSpeed's
+    state, which is read later, has only what learns.
+    """
+    lora = LoraSettings(
+        lang_dim=model_arguments.lang_lora_dim,
+        lang_module_name=model_arguments.lang_lora_module_name,
+        vis_dim=model_arguments.vis_lora_dim,
+        vis_module_name=model_arguments.vis_lora_module_name,
+        alpha=model_arguments.lora_alpha,
+    )
+    logger.info(
+        "attention: %s, image layers: %s, image gate: %s, projector: %s",
+        model_arguments.attention_name,
+        model_arguments.images_go_through,
+        model_arguments.gate,
+        model_arguments.projector,
+    )
+    try:
+        model, processor = build_visual_chat(
+            model_arguments.lm_model_name_or_path,
+            model_arguments.vision_model_name_or_path,
+            projector_type=model_arguments.projector,
+            attention=model_arguments.attention_name,
+            image_layers=model_arguments.images_go_through,
+            image_gate=model_arguments.gate,
+            lora=lora or None,
+            dtype=arguments.dtype,
+            train=model_arguments.train or PUBLISHED,
+        )
+        if resumed is None:
+            _begin(model, model_arguments)
+        elif not is_merged(resumed):
+            start_from(model, resumed)
+        if arguments.epoch_checkpoint_form == "full" and lora:
+            _refuse_merging(model)
+        logger.info("learning: %s", learning(model, arguments))
+        if arguments.use_liger_kernel:
+            apply_liger(model.model.language_model)
+        return model, processor
+    except UsageError:
+        raise
+    except CheckpointError as error:
+        raise UsageError(f"{'--resume_from_checkpoint' if resumed else '--init_from'}: {error}") from error
+    except (OSError, ValueError) as error:  # not found, no network, not a model of the kind that is needed
+        raise UsageError(f"the model cannot be built: {error}") from error
+
+
+def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:
+    """Take over what `--init_from` has learnt; without it, refuse new parts that would never be anything."""
+    if model_arguments.init_from:
+        count = start_from(model, model_arguments.init_from)
+        logger.info("beginning with what %s learnt: %d weights", model_arguments.init_from, count)
+        return
+    present = {part for part in part_of_each(model).values() if part in ("projector", "gate", "lora")}
+    for part in sorted(present - Learning.of(model).learns.keys()):
+        raise UsageError(
+            f"--train {' '.join(model_arguments.train)} leaves out {part}, which is new and would stay as it begins:"
+            " add it, or start from a checkpoint that has learnt it (--init_from)"
+        )
+
+
+def _refuse_merging(model: PreTrainedModel) -> None:
+    """A resumed run has frozen weights from its checkpoint, so those must be there one by one."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if held_names(model) & frozen:
+        raise UsageError(
+            "--epoch_checkpoint_form full merges adapters into the weights, so a run with this --train could not be"
+            " resumed: give --epoch_checkpoint_form trained"
+        )
+
+
+def learning(model: PreTrainedModel, arguments: VisualChatTrainingArguments) -> str:
+    """What learns and what it takes, in a line."""
+    sharding = Sharding.of(arguments.hf_deepspeed_config.config, arguments.world_size)
+    held = states(Weights.of(model), sharding, arguments.dtype)
+    gradients = held.resting.get("gradients", held.accumulated)
+    sizes = {
+        "weights": held.resting["weights"],
+        "optimizer": held.resting["optimizer"],
+        "gradients": gradients,
+    }
+    memory = ", ".join(f"{kind} {readable_size(size)}" for kind, size in sizes.items())
+    return f"{Learning.of(model).describe()}; on each device, activations aside: {memory}"
