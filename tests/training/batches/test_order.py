@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 class Texts(Dataset):
     """Conversations as all that a model would be told of them; which were read is counted across workers."""
 
-    nothing = NOTHING
+    empty_sample = NOTHING
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture

@@ -44,7 +44,7 @@ def test_drop_last_leaves_out_what_fills_no_global_batch():
 
 
 class Rows(list):
-    nothing = "nothing to learn"
+    empty_sample = "nothing to learn"
 
 
 def test_padding_has_nothing_to_learn():
