@@ -96,7 +96,7 @@ def dialogue(rng: np.random.Generator, images: Images, count: int) -> Sample:
 def among_others(rng: np.random.Generator, images: Images, others: int) -> Sample:
     """What each of the first three of so many images and one more shows, all of them different things."""
     things = rng.choice(list(images), others + 1, replace=False).tolist()
-    asked = [(f"What does image {number} show?", thing) for number, thing in enumerate(things, 1)]
+    asked = [(f"What does Image {number} show?", thing) for number, thing in enumerate(things, 1)]
     rounds = [
         Round(*pair, "name", tuple(() if place else things)) for place, pair in enumerate(asked[:IMAGES])
     ]

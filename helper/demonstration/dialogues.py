@@ -2,13 +2,13 @@
 
 Each kind of question has answers that are about equally frequent, so that guessing the commonest is of little use:
 
-    name     What does image 2 show?                                  tiger
-    exists   Does image 1 show the tiger?                             yes, no
-    which    Which image shows the tiger?                             image 2
-    same     Do image 1 and image 3 show the same thing?              yes, no
+    name     What does Image 2 show?                                  tiger
+    exists   Does Image 1 show the tiger?                             yes, no
+    which    Which image shows the tiger?                             Image 2
+    same     Do Image 1 and Image 3 show the same thing?              yes, no
     count    How many images show the tiger?                          none, one, two, three, ...
-    odd      Which image is the odd one out?                          image 2, none
-    match    Which other image shows what image 1 shows?              image 3, none
+    odd      Which image is the odd one out?                          Image 2, none
+    match    Which other image shows what Image 1 shows?              Image 3, none
 
 The last binds two images: what the first shows has to be found before the other can be looked for.
 """
@@ -85,7 +85,7 @@ def _image(rng: np.random.Generator, shown: Sequence[str]) -> int:
 
 
 def _called(place: int) -> str:
-    return f"image {place + 1}"
+    return f"Image {place + 1}"  # as the template calls it
 
 
 def _other(rng: np.random.Generator, things: Sequence[str], than: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""Writes what the demonstration learns from and is asked: data of one's own, in LLaVA's shape (docs/own-data.md).
+"""Writes what the demonstration learns from, as data of one's own in LLaVA's shape, and what it is asked.
 
-{data}/learn.jsonl       dialogues about images in the styles to learn from
-{data}/held_out.jsonl    dialogues in the style that is held out
-{data}/image/*.png       their images; each comes in several dialogues, so that its features are computed once
+single.json, names.json, learn.json    dialogues in the styles to learn from, the simplest first
+held_out.json                          dialogues in the style that is held out, with answers and kinds
+image/*.png                            their images; each comes in several dialogues: its features are computed once
 """
 
 import json
@@ -16,9 +16,9 @@ from helper.demonstration.models import make_decoder, make_encoder
 from helper.demonstration.things import HELD_OUT_STYLE, LEARNT_STYLES, THINGS, Artist
 from utils.atomic import atomic_directory
 
-SINGLES = 0.2
-"""The share of dialogues with one image and one question; two thirds of the others have three images, a third two."""
-ROUNDS = 4
+FIRST = {"single": 128, "names": 256}
+"""Dialogues that come before all others: about one image, and about several that are to be named."""
+ROUNDS = {"learn": 6, "held_out": 4}
 """Of a dialogue about several images, at most."""
 IMAGES = {"learn": 60, "held_out": 20}
 """Of each thing."""
@@ -48,34 +48,43 @@ def make_demonstration(folder: Path, dialogues: int, held_out: int, seed: int) -
     data = folder / f"dialogues-{dialogues}-{held_out}-{seed}"
     if not data.exists():
         with atomic_directory(data) as aside:
-            _write(aside, "learn", LEARNT_STYLES, dialogues, seed)
-            _write(aside, "held_out", (HELD_OUT_STYLE,), held_out, seed)
+            counts = {**FIRST, "learn": dialogues}
+            _write(aside, "learn", LEARNT_STYLES, counts, seed)
+            _write(aside, "held_out", (HELD_OUT_STYLE,), {"held_out": held_out}, seed)
     return Demonstration(decoder, encoder, data, data / "held_out.json", "run_demo.sh")
 
 
-def draw_dialogue(rng: np.random.Generator) -> list[Round]:
-    """One of the mixture that the demonstration consists of."""
-    if rng.random() < SINGLES:
-        return make_dialogue(rng, tuple(THINGS), 1, 1)
-    return make_dialogue(rng, tuple(THINGS), 3 if rng.random() < 2 / 3 else 2, ROUNDS)
+def draw_dialogue(rng: np.random.Generator, part: str) -> list[Round]:
+    """One of those that a file consists of."""
+    if part == "single":
+        return make_dialogue(rng, tuple(THINGS), 1, 1, ("name",))
+    images = 3 if part == "held_out" or rng.random() < 2 / 3 else 2
+    rounds = ROUNDS.get(part, ROUNDS["learn"])
+    return make_dialogue(rng, tuple(THINGS), images, rounds, ("name",) if part == "names" else ())
 
 
-def _write(root: Path, part: str, styles: tuple[str, ...], count: int, seed: int) -> None:
-    rng = np.random.default_rng([seed, *part.encode()])
-    artist, images = Artist(rng, styles), IMAGES[part]
+def _write(root: Path, name: str, styles: tuple[str, ...], counts: dict[str, int], seed: int) -> None:
+    """Images in some styles, and a file of each number of dialogues about them."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    artist, images = Artist(rng, styles), IMAGES[name]
     (root / "image").mkdir(exist_ok=True)
+
+    def path(thing: str, number: int) -> str:
+        return f"image/{name}-{thing}-{number}.png"
+
     for thing in THINGS:
         for number in range(images):
-            artist.image(thing).save(root / _path(part, thing, number))
-    dialogues = [
-        [
-            (each, [_path(part, thing, rng.integers(images)) for thing in each.new])
-            for each in draw_dialogue(rng)
+            artist.image(thing).save(root / path(thing, number))
+    for part, count in counts.items():
+        dialogues = [
+            [
+                (each, [path(thing, rng.integers(images)) for thing in each.new])
+                for each in draw_dialogue(rng, part)
+            ]
+            for _ in range(count)
         ]
-        for _ in range(count)
-    ]
-    content = _records(dialogues) if part == "learn" else _questions(dialogues)
-    (root / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
+        content = _questions(dialogues) if part == "held_out" else _records(dialogues)
+        (root / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _records(dialogues: list[_Dialogue]) -> list[dict]:
@@ -100,7 +109,3 @@ def _questions(dialogues: list[_Dialogue]) -> dict[str, list]:
         ]
         for number, dialogue in enumerate(dialogues, start=1)
     }
-
-
-def _path(part: str, thing: str, number: int) -> str:
-    return f"image/{part}-{thing}-{number}.png"

@@ -41,7 +41,7 @@ def true_answer(question: str, shown: list[str]) -> str:
             each for each, thing in enumerate(shown) if thing == shown[numbers[0]] and each != numbers[0]
         ]
     assert len(named) <= 1
-    return f"image {named[0] + 1}" if named else "none"
+    return f"Image {named[0] + 1}" if named else "none"
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])
@@ -64,13 +64,15 @@ def test_no_kind_is_answered_by_guessing() -> None:
     rng = np.random.default_rng(0)
     answers: dict[str, Counter] = {kind: Counter() for kind in KINDS}
     for _ in range(3000):
-        for each in files.draw_dialogue(rng):
+        for each in files.draw_dialogue(rng, "learn"):
             answers[each.kind][each.answer] += 1
     for kind, counts in answers.items():
         assert counts.most_common(1)[0][1] / counts.total() < 0.65, (kind, counts)
 
 
-def test_files_are_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_data_of_ones_own_the_simplest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The parts are not made; of each thing the originals are squares in a colour of its own."""
 
     @cache
@@ -79,14 +81,20 @@ def test_files_are_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(things, "_original", square)
     monkeypatch.setattr(files, "IMAGES", {"learn": 2, "held_out": 1})
+    monkeypatch.setattr(files, "FIRST", {"single": 5, "names": 6})
     for name in ("make_decoder", "make_encoder"):
         monkeypatch.setattr(files, name, lambda folder: folder)
     made = files.make_demonstration(tmp_path, dialogues=40, held_out=6, seed=1)
-    learnt = build_dataset([str(made.data / "learn.json")], made.data)
-    assert len(learnt) == 40
+    names = [str(made.data / f"{name}.json") for name in ("single", "names", "learn")]
+    learnt = list(build_dataset(names, made.data))
+    assert len(learnt) == 5 + 6 + 40
     sides = {image.open().size for conversation in learnt for image in conversation.images}
     assert sides == {(models.SIDE, models.SIDE)}
-    assert {len(conversation.images) for conversation in learnt} == {1, 2, 3}
+    assert {len(conversation.images) for conversation in learnt[:5]} == {1}
+    assert {len(conversation.images) for conversation in learnt[5:]} == {2, 3}
+    assert all(
+        turn.question.startswith("What does") for conversation in learnt[:11] for turn in conversation.turns
+    )
     asked = load_dialogues(made.held_out)
     assert len(asked) == 6
     assert all(turn.kind in KINDS and turn.references for each in asked for turn in each.turns)

@@ -7,19 +7,22 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
 : "${LM_MODEL:=$ROOT/data/demonstration/decoder}"
 : "${VISION_MODEL:=$ROOT/data/demonstration/encoder}"
-: "${DATA_PATH:=$ROOT/data/demonstration}"
-: "${DATASETS:=$DATA_PATH/learn.json}"
+: "${DATA_PATH:=$ROOT/data/demonstration/dialogues-4096-150-1234}"
+: "${DATASETS:=$DATA_PATH/single.json $DATA_PATH/names.json $DATA_PATH/learn.json}"
 : "${OUTPUT_DIR:=$ROOT/output/demo}"
-: "${DATA_TRAIN_SPLIT:=0.98}"
+: "${DATA_TRAIN_SPLIT:=0.99}"
 # The recipe. Images stay out of the decoder's layers, and a learned factor opens their way (docs/models.md).
 : "${ATTENTION:=mmca}"
 : "${IMAGE_LAYERS:=none}"
 : "${IMAGE_GATE:=head}"
-: "${LANG_LORA_DIM:=0}"
+: "${LANG_LORA_DIM:=16}"
+: "${LORA_MODULES:=self_attn}"
 : "${LR:=3e-3}"
+: "${LORA_LR:=1e-3}"
+: "${EMBEDDING_LR:=1e-4}"
 : "${WARMUP:=8}"
-: "${GLOBAL_BATCH:=16}"
-: "${BATCH:=8}"
+: "${GLOBAL_BATCH:=8}"
+: "${BATCH:=4}"
 : "${EPOCHS:=1}"
 # How it runs: two processes on a CPU
 : "${NUM_GPUS:=2}"
@@ -32,6 +35,9 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 : "${LOGGING_STEPS:=10}"
 : "${SAVE_STRATEGY:=no}"  # but `final`
 
-# The encoder is frozen and each image comes in several dialogues: its features are computed once.
-set -- --cache_vision_features true --image_layers "$IMAGE_LAYERS" --image_gate "$IMAGE_GATE" "$@"
+# The encoder is frozen and each image comes in several dialogues: its features are computed once. The files come in their
+# order, the simplest dialogues first.
+set -- --image_layers "$IMAGE_LAYERS" --image_gate "$IMAGE_GATE" \
+    --lang_lora_module_name "$LORA_MODULES" --lora_learning_rate "$LORA_LR" \
+    --cache_vision_features true --train_sampling_strategy sequential "$@"
 source "$ROOT/training/training_scripts/launch.sh"
