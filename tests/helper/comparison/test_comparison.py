@@ -9,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import helper.compare
 import helper.comparison.task
@@ -246,11 +247,12 @@ def test_right_answers_are_those_of_greedy_generation(task: Task) -> None:
             asked_so_far = sample.conversation.until_answer(turn)
             prompt = learner.processor.encode(asked_so_far, load_images=False)
             ids = torch.from_numpy(prompt.input_ids)[None]
+            features = task.features.of(asked_so_far.images)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 answer = learner.model.generate(
                     input_ids=ids,
                     mm_token_type_ids=torch.from_numpy(prompt.mm_token_type_ids)[None],
-                    pixel_values=task.features.of(asked_so_far.images),
+                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(last_hidden_state=features)},
                     max_new_tokens=8,
                 )[0, ids.shape[1] :]
             text = learner.processor.tokenizer.decode(answer, skip_special_tokens=True)
