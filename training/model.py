@@ -35,10 +35,11 @@ def load_model(
         alpha=model_arguments.lora_alpha,
     )
     logger.info(
-        "attention: %s, image layers: %s, image gate: %s, projector: %s",
+        "attention: %s, image layers: %s, image gate: %s, image summary: %s, projector: %s",
         model_arguments.attention_name,
         model_arguments.images_go_through,
         model_arguments.gate,
+        model_arguments.summary,
         model_arguments.projector,
     )
     try:
@@ -49,6 +50,7 @@ def load_model(
             attention=model_arguments.attention_name,
             image_layers=model_arguments.images_go_through,
             image_gate=model_arguments.gate,
+            image_summary=model_arguments.summary,
             lora=lora or None,
             dtype=arguments.dtype,
             train=model_arguments.train or PUBLISHED,

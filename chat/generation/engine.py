@@ -134,7 +134,7 @@ class Generator:
 
     def chooser(self, sampling: Sampling) -> TokenChooser:
         """Chooses by `sampling`, from its seed on, but never the image token: there is no image for it."""
-        return TokenChooser(sampling, suppressed=[self._processor.image_token_id])
+        return TokenChooser(sampling, suppressed=self._processor.placeholder_ids)
 
     @property
     def answering(self) -> int:

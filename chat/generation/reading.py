@@ -8,12 +8,13 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import ProcessorMixin
 
 from chat.opened_images import OpenedImage
@@ -177,13 +178,13 @@ class WholeDialogues(Reading):
             for prompt, known in zip(prompts, self._images, strict=True)
             for image in prompt.images[known.count :]
         ]
-        pixels, encoded = self._pixels(images)
+        inputs, encoded = self._inputs(images)
         device = self._model.device
         output = self._model(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device, torch.long),
             mm_token_type_ids=torch.from_numpy(is_image).to(device, torch.long),
-            pixel_values=pixels,
+            **inputs,
             cache=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -191,18 +192,19 @@ class WholeDialogues(Reading):
         work = Work(int(real.sum()), int(is_image[:, -most:].sum()), encoded)
         return output.logits[:, -1], real, [RowImages(len(prompt.images)) for prompt in prompts], work
 
-    def _pixels(self, images: Sequence[OpenedImage]) -> tuple[torch.Tensor | None, int]:
-        """Pixels [n, 3, H, W]; where an image comes twice, the encoder's features of each [n, S, D] instead, so that
-        it goes through the encoder once. And how many do."""
+    def _inputs(self, images: Sequence[OpenedImage]) -> tuple[dict[str, Any], int]:
+        """The images as the model takes them: pixels [n, 3, H, W], or ready features
+        where an image comes twice; and how many go through the encoder."""
         number = {digest: place for place, digest in enumerate(dict.fromkeys(each.digest for each in images))}
         if not number:
-            return None, 0
+            return {}, 0
         different = list({each.digest: each for each in images}.values())
         pixels = self._processor.pixel_values(different).to(self._model.device, self._model.dtype)
         if len(different) == len(images):
-            return pixels, len(different)
-        features = encode(self._model.model.vision_tower, pixels)
-        return features[[number[each.digest] for each in images]], len(different)
+            return {"pixel_values": pixels}, len(different)
+        features = encode(self._model.model.vision_tower, pixels)[[number[each.digest] for each in images]]
+        encoded = BaseModelOutputWithPooling(last_hidden_state=features)
+        return {"mm_encoder_outputs": {"image": encoded}}, len(different)
 
     def covered(self, is_image: np.ndarray) -> int:
         return self._real.shape[1]

@@ -14,7 +14,7 @@ _AS_WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int
 _SAMPLED = 256  # numbers of each tensor
 _LABELS = {"_name_or_path", "architectures", "auto_map", "processor_class", "transformers_version"}
 """What saving and loading write into settings, and what changes nothing."""
-_FORM = 2  # of what is stored under a fingerprint, and of how images are read
+_FORM = 3  # of what is stored under a fingerprint, and of how images are read
 
 
 def image_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:

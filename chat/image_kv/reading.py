@@ -32,7 +32,7 @@ class TextBesideImages(Reading):
             raise ValueError(
                 "the prompt ends with an image; its chat template has to write text before answers"
             )
-        images, work = self._with_new_images(prompts)
+        images, summaries, work = self._with_new_images(prompts)
         device, known = self._store.maker.device, self._real.sum(axis=1)
         texts = [np.flatnonzero(~prompt.is_image) for prompt in prompts]
         most = max(len(text) - read for text, read in zip(texts, known, strict=True))
@@ -49,10 +49,14 @@ class TextBesideImages(Reading):
             _shared(images, seen, device),
             _text_mask(np.concatenate([self._real, real], axis=1), most, device),
         )
-        decoder = self._model.model.language_model
+        decoder, new_ids = self._model.model.language_model, torch.from_numpy(ids).to(device)
+        embedded = self._model.get_input_embeddings()(new_ids)
+        if summaries:
+            is_summary = new_ids == self._model.config.image_summary_token_id
+            embedded = embedded.masked_scatter(is_summary[..., None], torch.stack(summaries).to(embedded))
         last = torch.arange(most - 1, len(prompts) * most, most, device=device)
         hidden = decoder(
-            inputs_embeds=self._model.get_input_embeddings()(torch.from_numpy(ids).to(device)),
+            inputs_embeds=embedded,
             attention_mask=NO_MASK.to(device),
             position_ids=torch.from_numpy(places).to(device),
             use_cache=True,
@@ -64,11 +68,14 @@ class TextBesideImages(Reading):
         work.tokens += int(real.sum())
         return self._model.lm_head(hidden[:, -1]), real, images, work
 
-    def _with_new_images(self, prompts: Sequence[Prompt]) -> tuple[list[RowImages], Work]:
-        """Each row's images, those that are new in its dialogue out of the store and put where they stand in it."""
+    def _with_new_images(self, prompts: Sequence[Prompt]) -> tuple[list[RowImages], list[torch.Tensor], Work]:
+        """Each row's images, those that are new in its dialogue out of the store and put where they stand in it.
+
+        Also the new images' summaries [D], where the model has such tokens, in the order of rows.
+        """
         new = [prompt.images[row.count :] for prompt, row in zip(prompts, self._images, strict=True)]
         if not any(new):
-            return self._images, Work()
+            return self._images, [], Work()
         found = self._store.states([image for images in new for image in images])
         length = found.states[0].keys[0].shape[1]  # tokens of an image
         states, shared, rows = iter(found.states), {}, []
@@ -79,7 +86,9 @@ class TextBesideImages(Reading):
             if key not in shared:
                 shared[key] = self._followed(row, theirs, starts)
             rows.append(shared[key])
-        return rows, Work(found.computed * length, found.computed * length, found.computed)
+        has_summaries = self._model.config.image_summary_token_id is not None
+        summaries = [each.summary for each in found.states] if has_summaries else []
+        return rows, summaries, Work(found.computed * length, found.computed * length, found.computed)
 
     def _followed(self, row: RowImages, states: Sequence[ImageStates], starts: Sequence[int]) -> RowImages:
         """A row's images, and more behind them at the places where they start."""

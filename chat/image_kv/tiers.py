@@ -103,6 +103,7 @@ class StateFiles:
         file = self._file(key)
         try:
             tensors = load_file(file)
+            summary = tensors.pop("summary")
             layers = range(len(tensors) // 2)
             keys, values = (
                 tuple(tensors[f"{kind}.{layer}"] for layer in layers) for kind in ("keys", "values")
@@ -113,13 +114,14 @@ class StateFiles:
         except (OSError, SafetensorError, KeyError) as error:
             logger.warning("%s cannot be read (%s); its image is computed again", file, error)
             return None
-        return ImageStates(keys, values).to(devices)
+        return ImageStates(keys, values, summary).to(devices)
 
     def write(self, key: str, states: ImageStates) -> None:
         """Keep the states of an image."""
         if states.nbytes > self._limit:
             return
-        tensors = {f"keys.{layer}": keys.cpu() for layer, keys in enumerate(states.keys)}
+        tensors = {"summary": states.summary.cpu()}
+        tensors |= {f"keys.{layer}": keys.cpu() for layer, keys in enumerate(states.keys)}
         tensors |= {f"values.{layer}": values.cpu() for layer, values in enumerate(states.values)}
         try:
             atomic_write(self._file(key), save(tensors))

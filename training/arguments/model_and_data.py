@@ -41,6 +41,11 @@ class ModelArguments:
         "Factor on what text reads of images, under --attention mmca: head, one learned for each layer and head, which"
         " begins at 0; none, always 1. none unless said.",
     )
+    image_summary: Literal["none", "mean"] | None = flag(
+        None,
+        "Text token behind each image: mean, one that begins as the mean of the image's features and is read as text,"
+        " so that it knows the image's number; none, no such token. none unless said.",
+    )
     lang_lora_dim: int = flag(0, "Rank of LoRA in the decoder; 0 for none.")
     lang_lora_module_name: str = flag(
         "model.layers.", "LoRA goes into decoder modules whose name holds this."
@@ -139,6 +144,11 @@ class ModelArguments:
     def gate(self) -> str:
         """The factor on what text reads of images: none or head."""
         return self.image_gate or "none"
+
+    @property
+    def summary(self) -> str:
+        """The text token behind each image: none or mean."""
+        return self.image_summary or "none"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ FIXED = {
     "attention",
     "image_layers",
     "image_gate",
+    "image_summary",
     "lang_lora_dim",
     "lang_lora_module_name",
     "vis_lora_dim",
@@ -81,7 +82,7 @@ UNRECORDED = {
 }
 """Flags that say nothing of the run itself."""
 
-BEFORE = {"image_layers": "full", "image_gate": "none", "lora_learning_rate": 0.0}
+BEFORE = {"image_layers": "full", "image_gate": "none", "image_summary": "none", "lora_learning_rate": 0.0}
 """What runs did that do not record a flag, because there was none."""
 
 _SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate")
@@ -221,6 +222,7 @@ def _recorded(
     values["vis_proj"], values["attention"] = model.projector, model.attention_name
     values["image_layers"], values["image_gate"] = model.images_go_through, model.gate
     values["train"] = _trained(model.train or PUBLISHED, values)
+    values["image_summary"] = model.summary
     for part in ("lang", "vis"):
         if not values[f"{part}_lora_dim"]:
             del values[f"{part}_lora_module_name"]

@@ -71,7 +71,9 @@ def _processor_and_decoder(arguments: ModelArguments) -> tuple[ProcessorMixin, P
     """The processor, and the decoder's configuration; no weights are read."""
     language_model = arguments.lm_model_name_or_path
     try:
-        processor = build_processor(language_model, arguments.vision_model_name_or_path, arguments.projector)
+        processor = build_processor(
+            language_model, arguments.vision_model_name_or_path, arguments.projector, arguments.summary
+        )
         return processor, AutoConfig.from_pretrained(language_model)
     except (OSError, ValueError) as error:  # as in training: not found, no network, not such a model
         raise UsageError(f"tokenizer and image processor cannot be loaded: {error}") from error

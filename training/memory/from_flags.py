@@ -29,7 +29,8 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         decoder_config(flags.lm_model_name_or_path),
         encoder_config(flags.vision_model_name_or_path),
     )
-    decoder.vocab_size += 1  # the image token; models that have room for it need a row less than foretold
+    placeholders = 1 + (flags.image_summary == "mean")
+    decoder.vocab_size += placeholders  # models that have room for them need fewer rows than foretold
     projector = "linear" if flags.vis_proj == "baseline" else flags.vis_proj
     config = VisualChatConfig(
         text_config=decoder,

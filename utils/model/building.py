@@ -18,7 +18,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 
-from .configuration_visual_chat import VisualChatConfig
+from .configuration_visual_chat import IMAGE_SUMMARIES, VisualChatConfig
 from .decoder import grow_vocabulary, load_decoder
 from .decoder_check import check_computes_mmca
 from .freezing import PUBLISHED, freeze, of_base_models
@@ -33,7 +33,7 @@ from .vision import load_image_processor, load_vision_tower, vision_config_of
 
 logger = logging.getLogger(__name__)
 
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN, IMAGE_SUMMARY_TOKEN = "<image>", "<image_summary>"
 
 
 def build_visual_chat(
@@ -43,6 +43,7 @@ def build_visual_chat(
     attention: str = "mmca",
     image_layers: str = "full",
     image_gate: str = "none",
+    image_summary: str = "none",
     lora: LoraSettings | None = None,
     dtype: torch.dtype | str | None = None,
     image_seq_length: int | None = None,
@@ -50,13 +51,13 @@ def build_visual_chat(
 ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
-    Adds the image token (and a padding token where there is none), unties the head, freezes everything but what
-    `train` names (see `freezing`). image_seq_length: tokens of one image; follows from encoder and projector, and a
-    number that differs is an error. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then
-    holds its part of the weights.
+    Adds the image token (with `image_summary` "mean" that of summaries too, and a padding token where there is none),
+    unties the head, freezes everything but what `train` names (see `freezing`). image_seq_length: tokens of one image;
+    follows from encoder and projector, and a number that differs is an error. Works inside DeepSpeed's ZeRO-3 (an
+    `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
-    processor = build_processor(language_model, vision_model, projector_type)
+    processor = build_processor(language_model, vision_model, projector_type, image_summary)
     tokenizer, length = processor.tokenizer, processor.image_seq_length
     if image_seq_length not in (None, length):
         raise ValueError(
@@ -76,7 +77,8 @@ def build_visual_chat(
         attention=attention,
         image_layers=image_layers,
         image_gate=image_gate,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_id=processor.image_token_id,
+        image_summary_token_id=processor.image_summary_token_id,
         image_seq_length=length,
         lora=asdict(lora) if lora else None,
         frozen_from={
@@ -92,7 +94,7 @@ def build_visual_chat(
     model = VisualChatForConditionalGeneration.from_parts(
         config, tower, projector, decoder.base_model, decoder.get_output_embeddings(), gate
     )
-    model.generation_config = _generation_config(tokenizer, config.image_token_id)
+    model.generation_config = _generation_config(processor)
     if lora:
         with _seeded(seed + 1):
             inject_lora(model, lora)
@@ -101,24 +103,29 @@ def build_visual_chat(
 
 
 def build_processor(
-    language_model: str, vision_model: str, projector_type: str = "linear"
+    language_model: str, vision_model: str, projector_type: str = "linear", image_summary: str = "none"
 ) -> VisualChatProcessor:
     """The processor that `build_visual_chat` makes for the same folders; no weights are read."""
     for path in (language_model, vision_model):
         _refuse_missing_folder(path)
+    if image_summary not in IMAGE_SUMMARIES:
+        raise ValueError(f"image_summary is {image_summary!r}; choose one of {', '.join(IMAGE_SUMMARIES)}")
+    summary = IMAGE_SUMMARY_TOKEN if image_summary == "mean" else None
     return VisualChatProcessor(
         load_image_processor(vision_model),
-        _tokenizer_with_image_token(language_model),
+        _tokenizer_with(language_model, [IMAGE_TOKEN, summary] if summary else [IMAGE_TOKEN]),
         image_seq_length=tokens_per_image(projector_type, vision_config_of(vision_model)),
         image_token=IMAGE_TOKEN,
+        image_summary_token=summary,
     )
 
 
-def _tokenizer_with_image_token(path: str) -> PreTrainedTokenizerBase:
+def _tokenizer_with(path: str, tokens: list[str]) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(path)
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-        logger.info("added the token %s as id %d", IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    if missing := [token for token in tokens if token not in tokenizer.get_vocab()]:
+        tokenizer.add_special_tokens({"additional_special_tokens": missing})
+        for token in missing:
+            logger.info("added the token %s as id %d", token, tokenizer.convert_tokens_to_ids(token))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         logger.info("padding with %s", tokenizer.pad_token)
@@ -171,12 +178,13 @@ def _new_parts(config: VisualChatConfig, decoder: PreTrainedModel) -> tuple[nn.M
     return projector, gate
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
-    """Greedy, up to the EOS that closes an answer; the image token is never an answer."""
+def _generation_config(processor: VisualChatProcessor) -> GenerationConfig:
+    """Greedy, up to the EOS that closes an answer; what stands for images is never an answer."""
+    tokenizer = processor.tokenizer
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[image_token_id],
+        suppress_tokens=processor.placeholder_ids,
         do_sample=False,
     )

@@ -10,6 +10,7 @@ ATTENTION_TYPES = ("mmca", "cross", "causal")
 PROJECTOR_TYPES = ("linear", "vit", "perceiver")
 IMAGE_LAYERS = ("full", "no_mlp", "none")
 IMAGE_GATES = ("none", "head")
+IMAGE_SUMMARIES = ("none", "mean")
 
 IGNORED_LABEL = -100
 """The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
@@ -26,6 +27,8 @@ class VisualChatConfig(PreTrainedConfig):
         features. The weights fit all three.
     image_gate: "head" for a learned factor of each layer and head on what text reads of images, or "none".
     image_token_id: the id of the placeholder that image features replace.
+    image_summary_token_id: the id of a text token behind each image, whose embedding is the mean of the image's
+        features; None for no such token. It goes through the decoder as text does, so it reads the image's number.
     image_seq_length: how many placeholders stand for one image.
     lora: the settings of low-rank adapters whose weights are not merged (see `lora.LoraSettings`), or None.
     frozen_from: where the frozen weights came from: {"language_model": path or hub name, "vision_model": ...,
@@ -44,6 +47,7 @@ class VisualChatConfig(PreTrainedConfig):
     image_layers: str = "full"
     image_gate: str = "none"
     image_token_id: int = 32000
+    image_summary_token_id: int | None = None
     image_seq_length: int = 257
     lora: dict | None = None
     frozen_from: dict | None = None

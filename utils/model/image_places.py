@@ -122,6 +122,15 @@ def place_features(
     return inputs_embeds.masked_scatter(places[..., None], features)
 
 
+def place_summaries(inputs_embeds: torch.Tensor, kinds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """The mean of each image's features [N, S, D] on the text token behind it; embeddings [B, Q, D], kinds [B, K]."""
+    is_image = kinds.to(inputs_embeds.device) == 1
+    behind = torch.zeros_like(is_image)
+    behind[:, 1:] = is_image[:, :-1] & ~is_image[:, 1:]
+    places = behind[:, -inputs_embeds.shape[1] :, None]
+    return inputs_embeds.masked_scatter(places, features.mean(dim=1).to(inputs_embeds))
+
+
 def enter_encoder_anyway(
     inputs_embeds: torch.Tensor,
     get_image_features: Callable[[torch.Tensor], torch.Tensor],

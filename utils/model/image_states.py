@@ -30,15 +30,19 @@ class NotReusable(ValueError):  # noqa: N818 (a finding, not a failure)
 
 @dataclass(frozen=True, eq=False)
 class ImageStates:
-    """Keys, not rotated, and values of one image's S tokens: a tensor [Hkv, S, D] for each layer."""
+    """Keys, not rotated, and values of one image's S tokens: a tensor [Hkv, S, D] for each layer.
+
+    summary: the mean of its features, in the decoder's width.
+    """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
+    summary: torch.Tensor
 
     @property
     def nbytes(self) -> int:
         """The memory they take."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, self.summary))
 
     def to(self, devices: Sequence[torch.device]) -> "ImageStates":
         """On the device of each layer; the same object where they are there already."""
@@ -48,7 +52,7 @@ class ImageStates:
             tuple(tensor.to(device) for tensor, device in zip(tensors, devices, strict=True))
             for tensors in (self.keys, self.values)
         )
-        return ImageStates(keys, values)
+        return ImageStates(keys, values, self.summary.to(devices[0]))
 
 
 class ImageStatesMaker:
@@ -89,6 +93,7 @@ class ImageStatesMaker:
             ImageStates(
                 tuple(tensor[:, number].clone() for tensor in keys),
                 tuple(tensor[:, number].clone() for tensor in values),
+                features[number].mean(dim=0),
             )
             for number in range(images)
         ]

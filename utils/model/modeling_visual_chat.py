@@ -33,6 +33,7 @@ from .image_places import (
     kinds_of_keys,
     pixels_of_new_tokens,
     place_features,
+    place_summaries,
     refuse_both,
 )
 from .lora import LoraSettings, merge_lora
@@ -215,6 +216,9 @@ class VisualChatModel(VisualChatPreTrainedModel):
         inputs_embeds, features = self._place_images(
             inputs_embeds, mm_token_type_ids, pixel_values, mm_encoder_outputs, image_tokens
         )
+        if features is not None and self.config.image_summary_token_id is not None:
+            of_images = features.flatten(0, 1).unflatten(0, (-1, self.config.image_seq_length))
+            inputs_embeds = place_summaries(inputs_embeds, mm_token_type_ids, of_images)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         elif use_cache is None and cache is None and attention_mask is None:
@@ -521,8 +525,8 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
     ) -> VisualChatOutput:
         """As transformers' own; for chunks, the images are encoded first: features can be cut, pixels cannot.
 
-        In one piece where chunks cannot be: embeddings in place of ids, processes that enter the encoder together
-        (ZeRO-3), and transformers that cannot cut features (before 5.24).
+        In one piece where chunks cannot be: embeddings in place of ids, summaries of whole images, processes that
+        enter the encoder together (ZeRO-3), and transformers that cannot cut features (before 5.24).
         """
         cache = model_kwargs.get(CACHE)
         cached = 0 if cache is None else int(cache.get_seq_length())
@@ -540,7 +544,8 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         if generation_config.prefill_chunk_size is None:
             return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
         embedded = is_first_iteration and model_kwargs.get("inputs_embeds") is not None
-        if embedded or is_deepspeed_zero3_enabled() or not hasattr(self, "_supports_mm_encoder_outputs"):
+        whole = embedded or self.config.image_summary_token_id is not None
+        if whole or is_deepspeed_zero3_enabled() or not hasattr(self, "_supports_mm_encoder_outputs"):
             generation_config = copy(generation_config)
             generation_config.prefill_chunk_size = None
             return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)

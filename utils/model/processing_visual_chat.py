@@ -49,7 +49,8 @@ class VisualChatProcessorKwargs(ProcessingKwargs, total=False):
 class VisualChatProcessor(ProcessorMixin):
     """An image processor and a fast tokenizer behind one chat template.
 
-    Each image takes `image_seq_length` tokens; `image_token` marks its place in the text. The chat template
+    Each image takes `image_seq_length` tokens, and with an `image_summary_token` that one behind them, which counts as
+    text; `image_token` marks its place in the text. The chat template
     is saved with the processor and may be replaced by any that starts every answer where its generation
     prompt ends and closes it with EOS; `encode` says so where one does not.
     """
@@ -63,6 +64,7 @@ class VisualChatProcessor(ProcessorMixin):
         image_seq_length: int = 257,
         chat_template: str | None = None,
         image_token: str = "<image>",
+        image_summary_token: str | None = None,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
@@ -74,9 +76,13 @@ class VisualChatProcessor(ProcessorMixin):
             )
         self.image_seq_length = image_seq_length
         self.image_token = image_token
-        self.image_token_id = tokenizer.get_vocab().get(image_token)
-        if self.image_token_id is None:
-            raise ValueError(f"the tokenizer has no token {image_token}; add it as a special token first")
+        self.image_summary_token = image_summary_token
+        known = tokenizer.get_vocab()
+        for token in filter(None, (image_token, image_summary_token)):
+            if token not in known:
+                raise ValueError(f"the tokenizer has no token {token}; add it as a special token first")
+        self.image_token_id = known[image_token]
+        self.image_summary_token_id = known[image_summary_token] if image_summary_token else None
         _name_image_token(tokenizer, image_token)
         template = chat_template or DEFAULT_CHAT_TEMPLATE.replace("<image>", image_token)
         super().__init__(image_processor, tokenizer, chat_template=template)
@@ -97,16 +103,23 @@ class VisualChatProcessor(ProcessorMixin):
         return ["token_type_ids"]
 
     @property
+    def placeholder_ids(self) -> list[int]:
+        """The tokens that stand for images: never part of an answer."""
+        both = (self.image_token_id, self.image_summary_token_id)
+        return [token for token in both if token is not None]
+
+    @property
     def text_fingerprint(self) -> str:
         """The same for processors that give every conversation the same token ids."""
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state |= {"padding": None, "truncation": None}  # left by earlier calls; `encode` does neither
         known = [state, self.chat_template, self.image_token, self.image_seq_length]
+        known += [self.image_summary_token] if self.image_summary_token else []
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """The text that stands for one image: transformers' own hook, called for each image of a call."""
-        return self.image_token * self.image_seq_length
+        return self.image_token * self.image_seq_length + (self.image_summary_token or "")
 
     def validate_inputs(self, images: Any = None, text: list[str] | None = None, **kwargs: Any) -> None:
         """Raises `ValueError` where a call's texts mark another number of images than it brings."""
@@ -149,14 +162,19 @@ class VisualChatProcessor(ProcessorMixin):
                 f"it has {len(conversation.images)} images, but the chat template wrote {is_image.sum()}"
                 f" {self.image_token}"
             )
-        repeats = np.where(is_image, self.image_seq_length, 1)  # one id per image token
+        behind = self.image_summary_token_id is not None
+        repeats = np.where(is_image, self.image_seq_length + behind, 1)  # one id per image token
         lengths = np.concatenate([[0], repeats.cumsum()])
+        input_ids, kinds = ids.repeat(repeats), is_image.astype(np.int64).repeat(repeats)
+        if behind:
+            summaries = lengths[1:][is_image] - 1
+            input_ids[summaries], kinds[summaries] = self.image_summary_token_id, 0
         answered = messages[-1]["role"] == "assistant"
         return BatchFeature(
             {
-                "input_ids": ids.repeat(repeats),
+                "input_ids": input_ids,
                 "labels": labels.repeat(repeats),
-                "mm_token_type_ids": is_image.astype(np.int64).repeat(repeats),
+                "mm_token_type_ids": kinds,
                 "turn_ends": lengths[ends if answered else np.append(ends, len(ids))],
                 "pixel_values": self.pixel_values(conversation.images) if load_images else None,
             }

@@ -38,20 +38,28 @@ def prompt_of(processor, conversation: Conversation) -> Prompt:
 
 def alone(model, processor, conversation: Conversation, room: int) -> str:
     """What transformers generates for the whole prompt."""
-    suppressed = [processor.image_token_id]
-    return generated_answer(model, processor, conversation, room, suppress_tokens=suppressed)
+    return generated_answer(model, processor, conversation, room, suppress_tokens=processor.placeholder_ids)
 
 
-@pytest.fixture(params=["mmca, image store", "mmca, image store, gate", "mmca", "cross", "causal"])
+@pytest.fixture(
+    params=[
+        *("mmca, image store", "mmca, image store, gate", "mmca, image store, summaries"),
+        *("mmca", "mmca, whole, summaries", "cross", "causal"),
+    ]
+)
 def generator(request, build, base_models) -> Generator:
     attention, *more = request.param.split(", ")
-    if "gate" in more:
+    if "summaries" in more:
+        torch.manual_seed(1)
+        parts = build_visual_chat(*map(str, base_models), image_layers="none", image_summary="mean")
+        parts[0].eval()
+    elif "gate" in more:
         torch.manual_seed(1)
         parts = build_visual_chat(*map(str, base_models), image_layers="no_mlp", image_gate="head")
         torch.nn.init.normal_(next(parts[0].model.image_gate.parameters()))
     else:
         parts = build(attention)
-    return Generator(*parts, ImageStore(*parts) if more else None, remembered=3)
+    return Generator(*parts, ImageStore(*parts) if "image store" in more else None, remembered=3)
 
 
 def test_answers_equal_those_given_alone_whenever_they_join_and_leave(generator, pictures):

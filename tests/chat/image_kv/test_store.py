@@ -18,7 +18,7 @@ from chat.session import ChatSession
 from utils.model.checkpoint import load_checkpoint, save_full
 from utils.model.image_states import ImageStates, NotReusable
 
-SIZE = 2 * 2 * 5 * 2 * 8 * 4
+SIZE = (2 * 2 * 2 * 5 * 8 + 32) * 4
 """Bytes of an image's states here: keys and values, layers, tokens, heads, numbers of a head, bytes."""
 
 
@@ -72,7 +72,9 @@ def test_from_the_device_to_memory_and_back():
     """With the device's tier in use, as where layers stand on GPUs; here it is the same memory."""
     tiers = StateTiers(Limits(memory=20), [torch.device("cpu")])
     tiers._allowed["device"] = 20
-    states = {name: ImageStates((torch.ones(2),), (torch.ones(0),)) for name in "abcde"}  # 8 bytes each
+    states = {
+        name: ImageStates((torch.ones(1),), (torch.ones(0),), torch.ones(1)) for name in "abcde"
+    }  # 8 bytes each
     for name in "abcd":
         tiers.put(name, states[name])
     assert list(tiers._held["device"]) == ["c", "d"] and list(tiers._held["memory"]) == ["a", "b"]

@@ -58,7 +58,11 @@ class Case:
 
     @property
     def flags(self) -> dict[str, object]:
-        lora = {"lang_lora_dim": 2, "vis_lora_dim": 2, "image_gate": "head"} if self.lora else {}
+        lora = (
+            {"lang_lora_dim": 2, "vis_lora_dim": 2, "image_gate": "head", "image_summary": "mean"}
+            if self.lora
+            else {}
+        )
         offload = {}
         if self.offload:
             offload = {"offload_optimizer": "cpu", "offload_param": self.offload}

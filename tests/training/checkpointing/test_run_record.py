@@ -22,6 +22,7 @@ MUST_STAY = {
     "attention",
     "image_layers",
     "image_gate",
+    "image_summary",
     "lang_lora_dim",
     "lang_lora_module_name",
     "vis_lora_dim",
@@ -91,6 +92,7 @@ SAME = {
     "image layers": ({"image_layers": "full"}, {}),
     "image gate": ({"image_gate": "none"}, {}),
     "what learns": ({"train": ["projector", "embedding"]}, {}),
+    "image summary": ({"image_summary": "none"}, {}),
     "projector": ({"vis_proj": "baseline"}, {"vis_proj": "linear"}),
     "one value or one for each": ({"dataset_samples": 5}, {"dataset_samples": [5, 5]}),
     "order": ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
@@ -115,6 +117,7 @@ DIFFERENT = {
     "image_layers": {"image_layers": "none"},
     "train": {"train": ["projector", "decoder:top-1"]},
     "image_gate": {"image_gate": "head"},
+    "image_summary": {"image_summary": "mean"},
     "seed": {"seed": 99},
     "packing": {"packing": True},
     "lang_lora_dim": {"lang_lora_dim": 4},
@@ -131,10 +134,11 @@ def test_what_is_meant_differently_is_refused(run_of, tmp_path, flag):
         run_of(**DIFFERENT[flag]).check(tmp_path)
 
 
-def test_a_run_of_before_let_images_through_all_layers_and_had_no_gate(run_of, tmp_path):
+def test_a_run_of_before_let_images_through_all_layers_and_had_no_gate_and_no_summaries(run_of, tmp_path):
     run_of().save(tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    del record["flags"]["image_layers"], record["flags"]["image_gate"]
+    for flag in ("image_layers", "image_gate", "image_summary"):
+        del record["flags"][flag]
     (tmp_path / "run.json").write_text(json.dumps(record))
     run_of().check(tmp_path)
     with pytest.raises(ResumeError, match=r"--image_layers full \(now none\)"):

@@ -13,13 +13,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from utils.model import build_visual_chat
 
 PATHS = (
-    ("mmca", "none", "full"),
-    ("mmca", "head", "none"),
-    ("cross", "none", "full"),
-    ("cross", "none", "no_mlp"),
-    ("causal", "none", "full"),
+    ("mmca", "none", "full", "none"),
+    ("mmca", "head", "none", "none"),
+    ("mmca", "head", "none", "mean"),
+    ("cross", "none", "full", "none"),
+    ("cross", "none", "no_mlp", "none"),
+    ("causal", "none", "full", "none"),
+    ("causal", "none", "full", "mean"),
 )
-"""Attention, with or without an image gate, and what images go through."""
+"""Attention, with or without an image gate, what images go through, and what stands behind them."""
 NEW = 6
 CUTS_FEATURES = hasattr(GenerationMixin, "_supports_mm_encoder_outputs")  # from transformers 5.24 on
 
@@ -27,9 +29,11 @@ CUTS_FEATURES = hasattr(GenerationMixin, "_supports_mm_encoder_outputs")  # from
 @pytest.fixture(scope="module", params=PATHS)
 def model(request, llama_folder, clip_folder):
     torch.manual_seed(0)
-    attention, gate, layers = request.param
+    attention, gate, layers, summary = request.param
     folders = str(llama_folder), str(clip_folder)
-    model, _ = build_visual_chat(*folders, attention=attention, image_gate=gate, image_layers=layers)
+    model, _ = build_visual_chat(
+        *folders, attention=attention, image_gate=gate, image_layers=layers, image_summary=summary
+    )
     for number, factors in enumerate(model.model.image_gate.parameters() if gate == "head" else ()):
         factors.data = torch.tensor([0.4, -0.3, 0.0, 1.2]) * (number + 1)
     model.generation_config.suppress_tokens += [model.generation_config.eos_token_id]
@@ -41,9 +45,16 @@ def pixels(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
 
 
+def image_ids(model) -> list[int]:
+    """What stands for an image."""
+    config = model.config
+    summary = config.image_summary_token_id
+    return [config.image_token_id] * config.image_seq_length + ([] if summary is None else [summary])
+
+
 def prompt(model, *more: int) -> dict[str, torch.Tensor]:
     """Two images; words repeat, so that a look-up in the prompt finds something to draft."""
-    image = [model.config.image_token_id] * model.config.image_seq_length
+    image = image_ids(model)
     ids = torch.tensor([[1, 20, 21, *image, 22, 23, 20, 21, *image, 24, 20, 21, *more]])
     kinds = (ids == model.config.image_token_id).long()
     return {
@@ -69,7 +80,7 @@ def two_rows(model) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tenso
     """Two images in the first row, one in the second, which is padded on the left; and each row alone."""
     two = prompt(model)
     length = two["input_ids"].shape[1]
-    image = [model.config.image_token_id] * model.config.image_seq_length
+    image = image_ids(model)
     short = [1, *image, 25, 26]
     ids = torch.cat([two["input_ids"], torch.tensor([[0] * (length - len(short)) + short])])
     both = {
@@ -136,7 +147,9 @@ def test_a_prefill_in_chunks_is_greedy_decoding(model, chunk, rows):
     handle.remove()
     assert found[:, -NEW:].tolist() == [greedy(model, each) for each in alone]
     length = inputs["input_ids"].shape[1]
-    if CUTS_FEATURES:
+    if model.config.image_summary_token_id is not None:  # whole images are needed for their means
+        assert lengths == [length] + [1] * (NEW - 1)
+    elif CUTS_FEATURES:
         whole, rest = divmod(length, chunk)
         assert lengths == [chunk] * whole + [rest] * bool(rest) + [1] * (NEW - 1)
 
@@ -179,7 +192,7 @@ def test_a_returned_cache_goes_on(model, images, kinds, chunk):
     first = prompt(model)
     answer = model.generate(**first, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
     cache = answer.cache if "cache" in answer else answer.past_key_values
-    image = [model.config.image_token_id] * model.config.image_seq_length
+    image = image_ids(model)
     ids = torch.cat([answer.sequences, torch.tensor([[*image, 25, 26]])], dim=1)
     whole = {"input_ids": ids, "pixel_values": torch.cat([first["pixel_values"], pixels(1)])}
     wanted = greedy(model, whole)
@@ -201,7 +214,7 @@ def test_only_new_ids_over_a_returned_cache(model, chunk):
     """Then the mask and the kinds say how much is cached; without kinds only causal attention can do it."""
     first = prompt(model)
     answer = model.generate(**first, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
-    image = [model.config.image_token_id] * model.config.image_seq_length
+    image = image_ids(model)
     ids = torch.cat([answer.sequences, torch.tensor([[*image, 25, 26]])], dim=1)
     whole = {"input_ids": ids, "pixel_values": torch.cat([first["pixel_values"], pixels(1)])}
     wanted = greedy(model, whole)

@@ -203,5 +203,6 @@ def test_a_decoder_that_places_tokens_otherwise_is_refused():
 def test_states_own_their_memory():
     maker = ImageStatesMaker(decoder_of(FAMILIES["llama"]))
     for states in maker.compute(torch.randn(3, IMAGE, 64)):
-        memory = sum(each.untyped_storage().nbytes() for each in (*states.keys, *states.values))
-        assert states.nbytes == memory == 2 * 3 * IMAGE * 2 * 16 * 4
+        tensors = (*states.keys, *states.values, states.summary)
+        memory = sum(each.untyped_storage().nbytes() for each in tensors)
+        assert states.nbytes == memory == (2 * 3 * IMAGE * 2 * 16 + 64) * 4

@@ -1,5 +1,6 @@
 """The one renderer: the same ids for training and inference, labels on answers and their EOS only."""
 
+import copy
 import re
 import shutil
 import subprocess
@@ -299,3 +300,31 @@ def test_a_saved_processor_loads_where_this_repository_is_absent(
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(processor(text="<s>Hello").input_ids)
+
+
+def test_a_summary_stands_behind_each_image_and_counts_as_text(processor: VisualChatProcessor) -> None:
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<sum>"]})
+    with_summaries = VisualChatProcessor(
+        processor.image_processor,
+        tokenizer,
+        processor.image_seq_length,
+        image_summary_token="<sum>",
+    )
+    plain, found = processor.encode(DIALOGUE), with_summaries.encode(DIALOGUE)
+    is_summary = found.input_ids == with_summaries.image_summary_token_id
+    assert is_summary.sum() == len(DIALOGUE.images)
+    for name in ("input_ids", "labels", "mm_token_type_ids"):
+        assert np.array_equal(found[name][~is_summary], plain[name])
+    assert not found.mm_token_type_ids[is_summary].any() and (found.labels[is_summary] == IGNORED_LABEL).all()
+    before = np.flatnonzero(is_summary) - 1
+    assert (found.input_ids[before] == processor.image_token_id).all()
+    assert answers_of(with_summaries, found) == answers_of(processor, plain)
+    assert found.turn_ends.tolist() == [
+        end + is_summary[: end + count].sum() for end, count in zip(plain.turn_ends, (1, 3, 3), strict=True)
+    ]
+    called = with_summaries(text="<image> a", images=RED.open())
+    assert called["input_ids"][0][processor.image_seq_length] == with_summaries.image_summary_token_id
+    assert with_summaries.text_fingerprint != processor.text_fingerprint
+    with pytest.raises(ConversationError, match="<sum>"):
+        with_summaries.encode(Conversation((Turn("What is <sum>?", "x", (RED,)),)))
