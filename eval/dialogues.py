@@ -202,6 +202,7 @@ def _own_data(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialo
                 shlex.join(_written(image, records.places[0]) for image in turn.images),
                 turn.images,
                 () if turn.answer is None else (turn.answer,),
+                turn.kind,
             )
             for turn in conversation.turns
         ]

@@ -1,4 +1,4 @@
-"""What an answer is worth against its references: exact match after normalisation, VQA accuracy, overlap of words."""
+"""What an answer is worth against its references: VQA accuracy and overlap of words."""
 
 import re
 from collections.abc import Sequence
@@ -8,45 +8,10 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-ARTICLES = frozenset({"a", "an", "the"})
-NUMBERS = {
-    word: str(value)
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ]
-    )
-}
+from utils.answers import normalised
+
 FEWEST_ANNOTATORS = 3
 """VQA accuracy needs an answer on which this many people can agree."""
-
-
-def normalised(answer: str) -> str:
-    """An answer as it is compared: lower case, no punctuation, no articles, numbers up to twelve as digits.
-
-    These are the steps of the VQA evaluation (Antol et al. 2015). Points and commas inside a number stay; a
-    hyphen separates words. An answer of articles alone keeps them.
-    """
-    words = re.sub(r"(?<!\d)[.,]|[.,](?!\d)|[^\w\s.,]", " ", answer.lower()).split()
-    content = [word for word in words if word not in ARTICLES] or words
-    return " ".join(NUMBERS.get(word, word) for word in content)
-
-
-def is_correct(answer: str, references: Sequence[str]) -> bool:
-    """Whether the answer is the same as one of the references after `normalised`."""
-    return normalised(answer) in map(normalised, references)
 
 
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float | None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from eval.metrics import is_correct
 from eval.report_page.pictures import picture_url
 from eval.scores import Score, Scored, Scores, scores_of
+from utils.answers import is_correct
 from utils.atomic import atomic_write
 from utils.commands import UsageError
 from utils.conversation import Image

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from eval.metrics import WordOverlap, is_correct, normalised, vqa_accuracy, word_overlap
+from eval.metrics import WordOverlap, vqa_accuracy, word_overlap
+from utils.answers import is_correct, normalised
 
 WORDS_OF_A_SENTENCE = 5
 """Where a reference has so many words or more, the overlap of words is told beside exact match."""

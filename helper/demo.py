@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from helper.demonstration.files import Demonstration, make_demonstration
+from utils.answers import is_correct
 from utils.commands import INTERRUPTED, ROOT, Parser, UsageError, command, end_process, writable_folder
 
 OWN = ".demonstration"
@@ -123,7 +124,6 @@ def hold_dialogue(checkpoint: Path, held_out: Path) -> None:
     """Prints a dialogue about three held-out images, each answer beside the right one."""
     from chat.session import ChatSession  # imported here, as above
     from eval.dialogues import load_dialogues
-    from eval.metrics import is_correct
 
     dialogues = load_dialogues(held_out)
     session = ChatSession.from_pretrained(checkpoint, max_new_tokens=8)

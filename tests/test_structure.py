@@ -12,6 +12,7 @@ from tests import house
 
 ROOT = Path(__file__).parent.parent
 FOUNDATION = {
+    "utils.answers",
     "utils.commands",
     "utils.conversation",
     "utils.pictures",
@@ -34,7 +35,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_500,
-    "tests: lines": 28_150,
+    "tests: lines": 28_330,
     "core: lines": 18_150,
     "core: files": 147,
     "core: imports of wings": 46,

@@ -40,6 +40,7 @@ from training.fault_tolerance.peers import PeerWatch
 from training.fault_tolerance.signals import StopRequest
 from training.fault_tolerance.watchdog import STALLED_AT
 from training.memory.worst_batch import WorstBatch, largest_of
+from training.metrics.answer_check import AnswerCheck
 from training.metrics.progress import ProgressReporter
 from training.metrics.trackers import begin_wandb
 from training.model import load_model
@@ -188,6 +189,12 @@ def train(
         require_shared_memory(int(batches * images * 3 * side * side * 4))  # bytes of a float
     if data_arguments.data_debug_path and is_main_process():
         dump_samples(learned, data_arguments.data_debug_path, arguments.seed)
+    held_out = rows(evaluation_part) if len(evaluation_part) else None
+    check_answers = None
+    if arguments.eval_generate and held_out is not None:
+        asked = held_out.conversations if isinstance(held_out, PackedDataset) else held_out
+        count, batch_size = arguments.eval_generate, arguments.eval_batch_size
+        check_answers = AnswerCheck(asked, processor.tokenizer, count, arguments.seed, batch_size).measure
     # On a GPU packed rows are all of one width, which its kernels are compiled for.
     width = data_arguments.max_seq_len if data_arguments.packing and arguments.device.type == "cuda" else 8
     trainer = VisualChatTrainer(
@@ -198,10 +205,11 @@ def train(
         train_dataset=learned,
         dataset_names=data_arguments.dataset_names,
         run=run,
-        eval_dataset=rows(evaluation_part) if len(evaluation_part) else None,
+        eval_dataset=held_out,
         callbacks=[ProgressReporter()],
         bad_records=bad,
         stop_request=request,
+        check_answers=check_answers,
     )
     if arguments.dry_run_worst_batch:
         parts = model_arguments.train or PUBLISHED
@@ -297,7 +305,9 @@ def summarise(trainer: VisualChatTrainer, learned: EncodedDataset | PackedDatase
     if is_main_process():
         close_run(trainer.state, output)
     if trainer.state.best_metric is not None:
-        logger.info("best checkpoint:  %s (evaluation loss %.4f)", output / "best", trainer.state.best_metric)
+        chosen = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+        best = f"evaluation {chosen} {trainer.state.best_metric:.4f}"
+        logger.info("best checkpoint:  %s (%s)", output / "best", best)
     logger.info("final checkpoint: %s", output / "final")
 
 

@@ -7,7 +7,7 @@ flags are transformers'.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,7 @@ from utils.commands import UsageError
 from utils.data import IGNORED_LABEL, Batch
 from utils.data.bad_records import BadRecords
 from utils.distributed import get_logger, is_main_process
+from utils.model.decoder import gathered
 
 logger = get_logger(__name__)
 
@@ -65,10 +66,12 @@ class VisualChatTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         bad_records: BadRecords | None = None,
         stop_request: StopRequest | None = None,
+        check_answers: Callable[..., dict[str, float]] | None = None,
     ) -> None:
         """`dataset_names` are those that the records come from: each gets a loss of its own. Checkpoints record `run`.
 
-        `bad_records` takes up bad ones that turn up while batches are read (`Collator`).
+        `bad_records` takes up bad ones that turn up while batches are read (`Collator`). Each evaluation has what
+        `check_answers` measures of the model (`AnswerCheck.measure`).
         """
         super().__init__(
             model=model,
@@ -82,6 +85,7 @@ class VisualChatTrainer(Trainer):
         self.loaders = Loaders(args, collator)
         self.throughput = ThroughputMeter(Efficiency.of(model, args))
         self.losses = LossByDataset(dataset_names)
+        self.check_answers = check_answers
         self.bad = BadBatches(BadRecords() if bad_records is None else bad_records)
         self.remove_callback(ProgressCallback)  # our reporter shows what they do
         self.remove_callback(PrinterCallback)
@@ -205,11 +209,10 @@ class VisualChatTrainer(Trainer):
         losses = LossByDataset(self.losses.names)
         with torch.no_grad():
             for batch in dataloader:
-                self.survival.enter(batch, evaluating=True)
+                inputs = self._entered(batch)
                 self.bad.take([batch])
                 if self.bad.strict:
                     self.bad.exchange(self.args.device)
-                inputs = self._prepare_inputs(batch.inputs)
                 outputs = model(**inputs, num_items_in_batch=1)
                 losses.add(batch.origins, outputs.token_losses)
                 totals[0] += outputs.loss.double()
@@ -221,7 +224,18 @@ class VisualChatTrainer(Trainer):
         loss, tokens = totals.tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / max(tokens, 1)}
         metrics |= losses.read(self.args.device, f"{metric_key_prefix}_loss")
+        if self.check_answers is not None:
+            metrics |= self.check_answers(self.model, self._entered, f"{metric_key_prefix}_accuracy")
+        if gate := self.model.model.image_gate:
+            with gathered(*gate.parameters()):
+                sizes = torch.cat([factors.detach().float().abs() for factors in gate.parameters()])
+            metrics[f"{metric_key_prefix}_image_gate"] = float(sizes.mean())
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
+
+    def _entered(self, batch: Batch) -> dict[str, Any]:
+        """The inputs on the device of a batch of evaluation that the model is about to read."""
+        self.survival.enter(batch, evaluating=True)
+        return self._prepare_inputs(batch.inputs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers', with its time left out of the throughput."""

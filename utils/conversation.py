@@ -76,13 +76,15 @@ class Turn:
     """A question with the images that are new in it, and its answer (None where it is yet to be given).
 
     `mentions` are the offsets in the question of the numbers by which it speaks of images ("compare image 1
-    with image 2"), where they were written for it and count through the conversation as the template does.
+    with image 2"), where they were written for it and count through the conversation as the template does. `kind`
+    is what kind of question its record calls it.
     """
 
     question: str
     answer: str | None = None
     images: tuple[Image, ...] = ()
     mentions: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    kind: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images))

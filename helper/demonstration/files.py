@@ -94,7 +94,8 @@ def _records(dialogues: list[_Dialogue]) -> list[dict]:
         messages = []
         for each, shown in dialogue:
             question = "<image>\n" * len(shown) + each.question
-            messages += [{"from": "human", "value": question}, {"from": "gpt", "value": each.answer}]
+            messages.append({"from": "human", "value": question, "kind": each.kind})
+            messages.append({"from": "gpt", "value": each.answer})
         records.append(
             {"image": [path for _, shown in dialogue for path in shown], "conversations": messages}
         )

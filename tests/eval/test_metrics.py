@@ -2,7 +2,8 @@
 
 import pytest
 
-from eval.metrics import is_correct, normalised, vqa_accuracy, word_overlap
+from eval.metrics import vqa_accuracy, word_overlap
+from utils.answers import is_correct, normalised
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,21 @@ def test_pages_fit_wide_and_narrow_windows_light_and_dark(pages, name, tmp_path)
         assert seen["learned"] > 10 and seen["images"] >= 5 and seen["bars"] >= 4, seen
         grounds.add(seen["ground"])
     assert len(grounds) == 2  # light, dark
+
+
+@pytest.mark.parametrize("answer, warned", [("a red ball", False), ("XKQZ", True)])
+def test_answers_that_fall_into_letters_or_bytes_are_warned_of(
+    check, tmp_path, capsys, answer, warned
+) -> None:
+    said = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "two"}]
+    said += [said[0], {"role": "assistant", "content": answer}]
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps([{"messages": said}] * 10))
+    assert (
+        check("--dataset_names", file, "--data_train_split_ratio", 1, "--output_dir", tmp_path, workers=0)
+        == 0
+    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if "single letters" in line]
+    assert len(lines) == warned
+    if warned:
+        assert lines[0].startswith("10 of 20 ") and "'XKQZ' into " in lines[0] and "lower case" in lines[0]

@@ -99,6 +99,11 @@ class RunArguments(ZeroArguments):
     )
     eval_strategy: str = flag("epoch", "When to evaluate: no, steps or epoch.")
     eval_on_start: bool = flag(True, "Evaluate before the first step.")
+    eval_generate: int = flag(
+        0,
+        "At each evaluation generate the answers to this many held-out questions, and report the share that equals the"
+        " reference; 0: none. With it, --metric_for_best_model accuracy chooses best.",
+    )
     save_strategy: str = flag("epoch", "When to write checkpoint-N: no, steps, epoch or best.")
     logging_steps: float = flag(10, "Steps between two log lines.")
     logging_first_step: bool = flag(True, "Log the first step too.")
@@ -123,7 +128,7 @@ class RunArguments(ZeroArguments):
             raise UsageError(
                 "--train_sampling_strategy batch_rebalance is not supported: use --packing, which fills every row"
             )
-        for name in ("max_skipped_steps", "stall_timeout"):
+        for name in ("max_skipped_steps", "stall_timeout", "eval_generate"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} {getattr(self, name):g}: give 0 or more")
         if self.overwrite_output_dir and self.resume_from_checkpoint not in NOT_RESUMED:
@@ -143,6 +148,11 @@ class RunArguments(ZeroArguments):
             self.eval_on_start = False
         elif self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
+        by_accuracy = str(self.metric_for_best_model).removeprefix("eval_") == "accuracy"
+        if by_accuracy and not self.eval_generate:
+            raise UsageError("--metric_for_best_model accuracy needs answers: add --eval_generate 200, say")
+        if self.eval_generate and self.eval_strategy == "no":
+            raise UsageError("--eval_generate answers at evaluations: give --eval_strategy steps or epoch")
         self.deepspeed = self.deepspeed_settings(self.deepspeed)
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing  # newer transformers' name for it

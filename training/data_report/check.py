@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig, ProcessorMixin
+import numpy as np
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import model_and_data
 from training.batches.datasets import longest_conversation, make_rows, read_parts
 from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
 from utils.commands import UsageError, writable_folder
+from utils.conversation import ConversationError
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
 from utils.data.bad_records import BAD_SAMPLES
 from utils.distributed import cores, get_logger
@@ -23,6 +26,9 @@ logger = get_logger(__name__)
 
 _REPORT = "data_report.html"
 _NAMED = 4  # datasets in the page's title
+_LOOKED_AT = 1000  # conversations whose answers' pieces are counted
+_LETTERS = 3  # an answer of fewer falls into letters anyway
+_WORTH_SAYING = 0.05  # share of answers
 
 
 def check(flags: argparse.Namespace) -> int:
@@ -64,6 +70,8 @@ def check(flags: argparse.Namespace) -> int:
         path,
     )
     _say(bad, measured, verdict, path)
+    if rows and (said := pieces_warning(parts[0], processor.tokenizer)):
+        logger.warning("%s", said)
     return 1 if verdict else 0
 
 
@@ -119,6 +127,41 @@ def _settings(flags: argparse.Namespace) -> dict[str, str]:
         for name, value in given.items()
         if value is not None
     }
+
+
+def pieces_warning(part: Mixture, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """One line where a good many answers fall into single letters or bytes; None where they do not.
+
+    The head that says the answers is not trained, and pieces that it has rarely said are slow to learn. No weights
+    are read: that a word has no longer piece of its own is what the tokenizer knows of how rare it is.
+    """
+    answers, broken = 0, []
+    for index in np.linspace(0, len(part) - 1, min(len(part), _LOOKED_AT)).astype(int).tolist():
+        try:
+            said = [turn.answer for turn in part[index].turns]
+        except ConversationError:  # a bad record, which the report lists
+            continue
+        answers += len(said)
+        pieces = map(tokenizer.tokenize, said)
+        broken += [
+            (answer, len(each)) for answer, each in zip(said, pieces, strict=True) if _falls_apart(each)
+        ]
+    if not broken or len(broken) < _WORTH_SAYING * answers:
+        return None
+    answer, count = broken[0]
+    return (
+        f"{len(broken):,} of {answers:,} answers fall into single letters or bytes, {answer[:30]!r} into {count}, say:"
+        " the decoder's head is frozen and has rarely said these, so they are slow to learn; answer in common words of"
+        " lower case"
+    )
+
+
+def _falls_apart(pieces: Sequence[str]) -> bool:
+    """Whether half of an answer's letters or more are pieces by themselves, or written in bytes (`<0x41>`)."""
+    in_bytes = sum(re.fullmatch("<0x[0-9A-F]{2}>", piece) is not None for piece in pieces)
+    words = [re.sub("<0x..>|[^A-Za-z]", "", piece) for piece in pieces]  # without the marks of a space
+    alone, letters = sum(len(word) == 1 for word in words), sum(map(len, words))
+    return letters + in_bytes >= _LETTERS and 2 * (alone + in_bytes) >= letters + in_bytes
 
 
 def _say(bad: BadRecords, measured: Measurement, verdict: str | None, path: Path) -> None:

@@ -1,15 +1,17 @@
 """What a person sees while training runs: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils.distributed import is_main_process
 
 _WORTH_SAYING = 0.01  # a smaller share of time is not shown
+_FAR_ABOVE = 1.25  # times the loss of guessing among all pieces
 
 
 class ProgressReporter(TrainerCallback):
@@ -68,14 +70,13 @@ class ProgressReporter(TrainerCallback):
         if self._evaluation is not None:
             self._evaluation.close()
             self._evaluation = None
-        prefix = "eval_loss/"
-        parts = [
-            f"{name.removeprefix(prefix)} {loss:.4f}"
-            for name, loss in metrics.items()
-            if name.startswith(prefix)
-        ]
-        each = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-        self._write(f"{_place(state)}  evaluation loss {metrics['eval_loss']:.4f}{each}")
+        each = _of_each(metrics, "eval_loss/", "{:.4f}")
+        gate = f"  image gate {metrics['eval_image_gate']:.3f}" if "eval_image_gate" in metrics else ""
+        self._write(f"{_place(state)}  evaluation loss {metrics['eval_loss']:.4f}{each}{gate}")
+        if "eval_accuracy" in metrics:
+            each = _of_each(metrics, "eval_accuracy/", "{:.1%}")
+            took = f"in {metrics['eval_accuracy_seconds']:.1f} s"
+            self._write(f"{_place(state)}  answers right {metrics['eval_accuracy']:.1%}{each}  {took}")
 
     def on_log(
         self,
@@ -102,6 +103,9 @@ class ProgressReporter(TrainerCallback):
         if self._bar is None:
             parts.append(f"{self._left(state)} left")
         self._write(f"{_place(state)}  " + "  ".join(parts))
+        is_first = not any("loss" in line for line in state.log_history[:-1])
+        if is_first and (said := explain_first_loss(logs["loss"], kwargs["model"].config)):
+            self._write(said)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -119,6 +123,30 @@ class ProgressReporter(TrainerCallback):
         if self._shown:
             tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()
+
+
+def explain_first_loss(loss: float, config: PreTrainedConfig) -> str | None:
+    """What to do about a first loss far above that of guessing, ln V of a vocabulary of V pieces; else None."""
+    guessing = math.log(config.get_text_config().vocab_size)
+    if not loss > _FAR_ABOVE * guessing:
+        return None
+    if config.attention == "mmca" and config.image_gate == "none":
+        why = "mmca adds what a second softmax reads of images to the text's, and the new projection's are random"
+        what = "--image_gate head --image_layers none begins as the decoder was; or warm up longer (--num_warmup_steps)"
+    else:
+        why = "the decoder is thrown off by what it reads: images of a new projection, or an unusual chat format"
+        what = "warm up longer (--num_warmup_steps), and look at the samples (--data_debug_path)"
+    return f"the first loss {loss:.1f} is far above that of guessing, {guessing:.1f}: {why}; {what}"
+
+
+def _of_each(metrics: dict[str, float], prefix: str, form: str) -> str:
+    """The values of several datasets or kinds in brackets; of one alone, nothing."""
+    parts = [
+        f"{name.removeprefix(prefix)} {form.format(value)}"
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    ]
+    return f" ({', '.join(parts)})" if len(parts) > 1 else ""
 
 
 def _place(state: TrainerState) -> str:

@@ -49,6 +49,15 @@ def _draw_loss(axes: "Axes", history: History) -> None:
         label = f"best evaluation: {value:.4f} at step {step:,}"
         axes.plot([step], [value], "*", color=_BEST, ms=13, label=label, clip_on=False, zorder=4)
     _scale(axes, [training, evaluation])
+    accuracy = history.series("eval_accuracy")
+    if len(accuracy):
+        right = axes.twinx()
+        _plot_points(
+            right, Series(accuracy.steps, 100 * accuracy.values), "s--", color=_COLOURS[3], label="right"
+        )
+        right.set_ylabel("% of held-out answers right", color=_COLOURS[3])
+        right.set_ylim(0, 100)
+        right.spines["top"].set_visible(False)
     axes.legend(frameon=False)
 
 

@@ -12,6 +12,7 @@ from training.checkpointing.folders import TRAINER_STATE, resumable_checkpoints
 from utils.commands import UsageError
 
 _OF_DATASET = "loss/"
+_OF_ANSWERS = "eval_accuracy/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,12 @@ class History:
                 if name.startswith(_OF_DATASET):
                     names[name.removeprefix(_OF_DATASET)] = None
         return list(names)
+
+    @property
+    def answered(self) -> list[str]:
+        """The kinds of questions, or datasets, whose generated answers were checked, in alphabetical order."""
+        names = {key for line in self.evaluation for key in line if key.startswith(_OF_ANSWERS)}
+        return [name.removeprefix(_OF_ANSWERS) for name in sorted(names)]
 
     @property
     def last_step(self) -> int:

@@ -22,6 +22,14 @@ def run_table(history: History) -> Table:
         best = int(evaluation.values.argmin())
         at = f", best {evaluation.values[best]:.4f} at step {int(evaluation.steps[best]):,}"
         rows.append(("evaluation loss", _first_to_last(evaluation) + at))
+    accuracy, seconds = history.series("eval_accuracy"), history.series("eval_accuracy_seconds").values.sum()
+    if len(accuracy):
+        best = int(accuracy.values.argmax())
+        first, highest, last = (f"{accuracy.values[place]:.1%}" for place in (0, best, -1))
+        at = f"best {highest} at step {int(accuracy.steps[best]):,}"
+        rows.append(("answers right", f"{first} -> {last}, {at}"))
+        share = f", {seconds / history.seconds:.1%} of the time in steps" if history.seconds else ""
+        rows.append(("generating answers", f"{seconds:.1f} s{share}"))
     speed = [
         f"{_median(history, f'{what}_per_second'):,.{digits}f} {unit}/s"
         for what, unit, digits in (
@@ -56,6 +64,15 @@ def dataset_table(history: History) -> Table:
         rows.append((name, *cells, best, _at(evaluation, -1)))
     heading = ("dataset", "training: first", "last", "evaluation: first", "best", "last")
     return [heading, *rows] if rows else []
+
+
+def accuracy_table(history: History) -> Table:
+    """The share of right answers of each kind of question or dataset, a heading first; empty where there is none."""
+    rows: Table = []
+    for name in history.answered:
+        values = history.series(f"eval_accuracy/{name}").values
+        rows.append((name, *(f"{value:.1%}" for value in (values[0], values.max(), values[-1]))))
+    return [("answers right", "first", "best", "last"), *rows] if rows else []
 
 
 def as_markdown(table: Table) -> str:

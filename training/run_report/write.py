@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from training.checkpointing.folders import TRAINER_STATE
 from training.run_report.curves import draw_curves
 from training.run_report.history import History
-from training.run_report.summary import as_markdown, as_text, dataset_table, run_table
+from training.run_report.summary import accuracy_table, as_markdown, as_text, dataset_table, run_table
 from utils.atomic import atomic_write
 from utils.distributed import get_logger
 
@@ -31,11 +31,14 @@ def write_report(history: History, output_dir: str | Path) -> None:
     folder = Path(output_dir)
     name = folder.resolve().name
     draw_curves(history, folder / CURVES, name)
-    run, datasets = run_table(history), dataset_table(history)
+    run, datasets, answers = run_table(history), dataset_table(history), accuracy_table(history)
     parts = [f"# Training run {name}", as_markdown([("", ""), *run])]
     if datasets:
         parts += ["## Loss of each dataset", as_markdown(datasets)]
+    if answers:
+        parts += ["## Right answers to held-out questions", as_markdown(answers)]
     parts.append(f"![Loss, learning rate and speed]({CURVES})")
     atomic_write(folder / SUMMARY, ("\n\n".join(parts) + "\n").encode())
-    for line in (*as_text(run), *(["", *as_text(datasets)] if datasets else [])):
-        logger.info("%s", line)
+    for table in filter(None, (run, datasets, answers)):
+        for line in ([] if table is run else [""]) + as_text(table):
+            logger.info("%s", line)

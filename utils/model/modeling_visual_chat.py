@@ -355,6 +355,8 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, GenerationMi
         Also where the parts are partitioned over processes: nothing is initialised or copied. image_gate: where the
         configuration has one.
         """
+        if (config.image_gate == "none") != (image_gate is None):
+            raise ValueError(f"the configuration says image_gate {config.image_gate}, but another was given")
         with outside_zero3(), torch.device("meta"):
             model = cls(config)
         model.model.vision_tower = vision_tower

@@ -9,7 +9,7 @@ import pytest
 
 from training.run_report.__main__ import main
 from training.run_report.history import History, Series
-from training.run_report.summary import as_markdown, as_text, dataset_table, run_table
+from training.run_report.summary import accuracy_table, as_markdown, as_text, dataset_table, run_table
 from training.run_report.write import write_report
 
 
@@ -33,13 +33,18 @@ def line(step: int, loss: float, **more: float) -> dict[str, float]:
     }
 
 
+def answers(colour: float, count: float) -> dict[str, float]:
+    both = {"eval_accuracy/colour": colour, "eval_accuracy/count": count}
+    return {"eval_accuracy": (colour + count) / 2, **both, "eval_accuracy_seconds": 0.7}
+
+
 LOG = [
-    {"step": 0, "epoch": 0.0, "eval_loss": 5.0, "eval_loss/a": 4.0, "eval_loss/b": 6.0},
+    {"step": 0, "epoch": 0.0, "eval_loss": 5.0, "eval_loss/a": 4.0, "eval_loss/b": 6.0, **answers(0.0, 0.2)},
     line(1, 4.0, **{"loss/a": 3.0, "loss/b": 5.0}),
     line(5, 3.0, step_seconds=1.0, tokens_per_second=50.0, **{"loss/b": 3.0}),
-    {"step": 5, "epoch": 0.5, "eval_loss": 2.0, "eval_loss/a": 1.0, "eval_loss/b": 3.0},
+    {"step": 5, "epoch": 0.5, "eval_loss": 2.0, "eval_loss/a": 1.0, "eval_loss/b": 3.0, **answers(0.9, 0.3)},
     line(10, 2.0, mfu=0.4, **{"loss/a": 2.0, "loss/b": 2.0}),
-    {"step": 10, "epoch": 1.0, "eval_loss": 2.5, "eval_loss/a": 1.5, "eval_loss/b": 3.5},
+    {"step": 10, "epoch": 1.0, "eval_loss": 2.5, "eval_loss/a": 1.5, "eval_loss/b": 3.5, **answers(0.6, 0.4)},
     {"step": 10, "epoch": 1.0, "train_runtime": 9.0, "train_loss": 3.0},
 ]
 
@@ -57,6 +62,12 @@ def test_the_tables_say_first_best_and_last() -> None:
     run = dict(run_table(history))
     assert run["steps"] == "10 of 20, 1.00 epochs"
     assert run["evaluation loss"] == "5.0000 -> 2.5000, best 2.0000 at step 5"
+    assert run["answers right"] == "10.0% -> 50.0%, best 60.0% at step 5"
+    assert run["generating answers"] == "2.1 s, 30.0% of the time in steps"
+    assert accuracy_table(history)[1:] == [
+        ("colour", "0.0%", "90.0%", "60.0%"),
+        ("count", "20.0%", "40.0%", "40.0%"),
+    ]
     assert run["trained on"] == "500 tokens (70 supervised), 14 images"
     assert run["MFU"] == "40.0% median, 40.0% best"
     table = dataset_table(history)

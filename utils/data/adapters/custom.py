@@ -30,6 +30,8 @@ behind the text; within a sentence it becomes the image's name, as the template 
 
     "Compare <image> with <image>, please."      Turn("Compare image 1 with image 2, please.", ...)
 
+A `kind` in a message or in the record names the kind of its questions, by which answers are scored.
+
 As the server does, messages of one role that follow each other are joined; an opening answer and an end without
 an answer are left out.
 """
@@ -88,6 +90,7 @@ class _Message:
     role: str
     text: str
     images: tuple[Image | None, ...]
+    kind: str = ""
 
 
 def custom(record: RawRecord, keep_unanswered: bool = False) -> Conversation:
@@ -127,7 +130,7 @@ def _in_turn(messages: list[_Message], keep_unanswered: bool) -> tuple[list[_Mes
         if others:
             repairs.append(JOINED)
             images = [image for each in (first, *others) for image in each.images]
-            first = _Message(first.role, _joined([first, *others]), tuple(images))
+            first = replace(first, text=_joined([first, *others]), images=tuple(images))
         rounds.append(first)
     if rounds and rounds[0].role == _ASSISTANT:
         rounds, repairs = rounds[1:], [*repairs, GREETING]
@@ -147,7 +150,8 @@ def _turn(question: _Message, answer: _Message | None) -> Turn:
         if place % 2:
             mentions.append(len(text))
         text += piece
-    return Turn(text, answer and answer.text.strip(), question.images, tuple(mentions))
+    kind = question.kind or (answer.kind if answer else "")
+    return Turn(text, answer and answer.text.strip(), question.images, tuple(mentions), kind)
 
 
 def _messages(record: RawRecord) -> list[Any]:
@@ -189,7 +193,12 @@ def _read(raw: Any, number: int, before: int, record: RawRecord) -> _Message:
         raise record.error(
             f"message {number} is from {said!r} and holds an image; images belong to questions"
         )
-    return _Message(role, text, tuple(images))
+    return _Message(role, text, tuple(images), _kind(raw) or _kind(record.fields))
+
+
+def _kind(fields: Mapping[str, Any]) -> str:
+    kind = fields.get("kind")
+    return kind if isinstance(kind, str) else ""
 
 
 def _without_tags(text: str, first: int) -> str:

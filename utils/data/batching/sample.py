@@ -39,20 +39,23 @@ class Sample:
         supervised = int((self.labels != IGNORED_LABEL).sum())
         return replace(self, origins=(Origin(tuple(places), supervised),) if places and supervised else ())
 
-    def first_turns(self, turns: int, tokens_per_image: int) -> "Sample":
-        """The first turns of a conversation, with their images."""
-        end = int(self.turn_ends[turns - 1]) if turns else 0
+    def first_tokens(self, end: int, tokens_per_image: int) -> "Sample":
+        """The tokens of a conversation before `end`, with their images."""
         images = int(self.mm_token_type_ids[:end].sum()) // tokens_per_image
         pixels, features = self.pixel_values, self.image_features
-        first = replace(
+        return replace(
             self,
             input_ids=self.input_ids[:end],
             labels=self.labels[:end],
             mm_token_type_ids=self.mm_token_type_ids[:end],
-            turn_ends=self.turn_ends[:turns],
+            turn_ends=self.turn_ends[self.turn_ends <= end],
             pixel_values=pixels[:images] if pixels is not None and images else None,
             image_features=None if features is None else features[:images],
         )
+
+    def first_turns(self, turns: int, tokens_per_image: int) -> "Sample":
+        """The first turns of a conversation, with their images."""
+        first = self.first_tokens(int(self.turn_ends[turns - 1]) if turns else 0, tokens_per_image)
         return first.of([place for origin in self.origins for place in origin.places])
 
 
