@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 STARTED = time.monotonic()
+TESTS = Path(__file__).resolve().parent
 LENGTHS = ("long", "slow")
+PROCESSES = re.compile(r"\b(subprocess|multiprocessing|os\.fork)\b")
 
 EXPECTED_SKIPS = {
     "there is no GPU here": "*",
@@ -53,9 +57,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Unrun(), "unrun")
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, long ones last: what fails quickly is told early."""
+    """Mark quick tests as unit or integration; these first, long ones last: what fails quickly is told early."""
+    for item in items:
+        if not any(map(item.get_closest_marker, (*LENGTHS, "gpu", "integration"))):
+            item.add_marker("integration" if starts_processes(item) else "unit")
     items.sort(key=lambda item: [item.get_closest_marker(length) is not None for length in LENGTHS])
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Whether the file of a test, or of a fixture that it uses, speaks of processes."""
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    files = {item.path, *(Path(each[-1].func.__code__.co_filename) for each in fixtures)}
+    return any(speaks_of_processes(file) for file in files if TESTS in file.parents)
+
+
+@cache
+def speaks_of_processes(file: Path) -> bool:
+    return PROCESSES.search(file.read_text(encoding="utf-8")) is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -23,9 +23,7 @@ WINGS = {  # the folders and files (without ending) of each
     "fault_tolerance": "training/fault_tolerance training/batches/bad_batches training/checkpointing/durable_engine"
     " training/checkpointing/output_lock",
     "memory_plan": "training/memory helper/plan_memory helper/dry_run",
-    "metrics": "training/metrics/answer_check training/metrics/mfu training/metrics/flops training/metrics/peak_flops"
-    " training/metrics/peak_memory training/metrics/loss_by_dataset training/metrics/throughput"
-    " training/metrics/trackers",
+    "metrics": "training/metrics",
     "reports": "training/data_report training/run_report eval/report eval/report_page/charts helper/check_data",
     "serving": "chat/serving chat/served_session",
     "page": "chat/page chat/web",

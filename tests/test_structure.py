@@ -35,13 +35,13 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_500,
-    "tests: lines": 28_330,
+    "tests: lines": 28_400,
     "core: lines": 18_150,
-    "core: files": 147,
+    "core: files": 145,
     "core: imports of wings": 46,
-    "files above 400 lines": 2,
+    "files above 400 lines": 1,
     "circles of imports": 4,
-    "a training step: modules loaded": 127,
+    "a training step: modules loaded": 124,
     "a chat turn: modules loaded": 65,
     "MMCA: files": 7,
     "in checkpoints: files": 32,

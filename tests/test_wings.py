@@ -1,0 +1,44 @@
+"""The core without its wings: they are deleted in a copy, and the core's unit tests pass there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import house
+
+LEFT_BEHIND = shutil.ignore_patterns(".*", "output", "data", "__pycache__", "*.egg-info")
+PLACES = [place for name in sorted(house.deletable()) for place in house.WINGS[name].split()]
+
+
+def tests_of_the_core() -> list[Path]:
+    """Test files that need none of those wings, nor does a conftest.py above them."""
+    gone = {name for name in house.modules() if house.wing(name) in house.deletable()}
+
+    def is_free(file: Path) -> bool:
+        return not gone & house.closure(*house.imported(file), everywhere=True)
+
+    def above(file: Path) -> list[Path]:
+        return [folder / "conftest.py" for folder in file.parents if (folder / "conftest.py").is_file()]
+
+    files = [file for part in house.LIBRARY for file in (house.ROOT / "tests" / part).rglob("test_*.py")]
+    return [file for file in sorted(files) if all(map(is_free, [file, *above(file)]))]
+
+
+@pytest.mark.long
+def test_the_core_s_unit_tests_pass_without_the_wings(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(house.ROOT, copy, ignore=LEFT_BEHIND)
+    for place in PLACES:
+        shutil.rmtree(copy / place, ignore_errors=True)
+        (copy / f"{place}.py").unlink(missing_ok=True)
+    files = [str(file.relative_to(house.ROOT)) for file in tests_of_the_core()]
+    assert len(files) > 40
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "unit", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(
+        command, cwd=copy, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
