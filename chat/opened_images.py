@@ -20,6 +20,7 @@ class OpenedImage(Image):
     for the model as training and evaluation do it.
     """
 
+    source: bytes | PIL.Image.Image
     size: tuple[int, int] = (0, 0)  # width and height in pixels, upright
 
     __hash__ = Image.__hash__

@@ -1,5 +1,6 @@
 """A dialogue with a model over images and rounds, in which each round costs only its new tokens."""
 
+from collections.abc import Generator as Pieces
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class ChatSession:
         )
         self._generator = Generator(model, processor, self.image_store)
         self.sampling = sampling or Sampling()
-        self._answering: Iterator[str] | None = None
+        self._answering: Pieces[str, None, None] | None = None
 
     @classmethod
     def from_pretrained(
@@ -188,7 +189,9 @@ class ChatSession:
                 f"the dialogue with this question has {len(encoded.input_ids)} tokens and leaves no room for"
                 f" an answer within {self.max_seq_len}; clear it, or ask with less text or fewer images"
             )
-        prompt = Prompt(encoded.input_ids, encoded.mm_token_type_ids == 1, conversation.images)
+        prompt = Prompt(
+            encoded.input_ids, encoded.mm_token_type_ids == 1, tuple(map(open_image, conversation.images))
+        )
         return turn, Request(prompt, min(self.max_new_tokens, room), self._chooser)
 
     def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[OpenedImage, ...]:
@@ -209,7 +212,7 @@ class ChatSession:
             )
         return tuple(open_image(image) for image in images)
 
-    def _answer(self, turn: Turn, request: Request) -> Iterator[str]:
+    def _answer(self, turn: Turn, request: Request) -> Pieces[str, None, None]:
         answer: Answer | None = None
         failed = False
         try:

@@ -24,14 +24,14 @@ import numpy as np
 
 from chat.image_paths import ImagePathError, local_path, split_image_paths
 from utils.commands import ROOT, UsageError
-from utils.conversation import ConversationError, Image, ImageError
+from utils.conversation import Conversation, ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom
 from utils.data.bad_records import BadRecord
 from utils.data.mixing.dataset import DatasetRecords
 from utils.data.readers.file_signatures import REWRITE
 from utils.data.readers.json_stream import JsonStream
 from utils.data.registry import find_specs
-from utils.data.spec import DataError
+from utils.data.spec import DataError, PictureStore
 from utils.image_bytes import shortened
 
 EVAL_DATA = ROOT / "eval" / "eval_data"
@@ -196,6 +196,7 @@ def _own_data(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialo
         except (ConversationError, ImageError) as error:
             yield BadDialogue(place, BadRecord.of(records.place(index), error).reason)
             continue
+        assert isinstance(conversation, Conversation), "this adapter leaves nothing out"
         turns = [
             EvalTurn(
                 turn.question,
@@ -211,12 +212,14 @@ def _own_data(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialo
         yield EvalDialogue(name, tuple(turns), conversation.system)
 
 
-def _written(image: Image, folder: Path) -> str:
+def _written(image: Image, folder: Path | PictureStore) -> str:
     """An image's path as its record writes it; the name of one that the record holds itself."""
     path = image.source
     if not isinstance(path, Path):
         return image.name
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    if isinstance(folder, Path) and path.is_relative_to(folder):
+        path = path.relative_to(folder)
+    return str(path)
 
 
 def _published(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialogue | BadDialogue]:

@@ -52,7 +52,9 @@ class Parts:
         distributed.barrier()
         if not distributed.is_main_process():
             return None
-        return [answers for number in range(len(starts)) for answers in self._kept(number)]
+        kept = [self._kept(number) for number in range(len(starts))]
+        assert None not in kept, "each process has written its parts"
+        return [answers for part in kept if part is not None for answers in part]
 
     def clear(self) -> None:
         """Remove what was kept, once the results are written."""

@@ -132,7 +132,7 @@ def write_report(path: Path, results: Sequence[Results], title: str) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    sets = {each.set_name: [] for each in results}
+    sets: dict[str, list] = {each.set_name: [] for each in results}
     for each in results:
         sets[each.set_name].append(each)
     sections = [_section(name, group) for name, group in sets.items()]

@@ -3,8 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text)
     writer.writerow(COLUMNS + REFERENCE_COLUMNS if referenced else COLUMNS)
     for row in rows:
-        line = [row.test_name, row.image_path, row.question, row.answer or ""]
+        line: list[str | int] = [row.test_name, row.image_path, row.question, row.answer or ""]
         if referenced:
             correct = "" if row.correct is None else int(row.correct)
             line += [" | ".join(row.references), row.kind, correct]
@@ -167,7 +168,7 @@ def _images(number: int) -> str:
 
 def _further_columns(scores: Scores) -> dict[str, Any]:
     """The columns that not every set has, each with how a score fills it."""
-    columns = {}
+    columns: dict[str, Callable[[Score], str | None]] = {}
     if scores.overall.vqa is not None:
         columns["VQA"] = lambda score: None if score.vqa is None else f"{score.vqa:.1%}"
     if scores.overall.overlap is not None:
@@ -176,10 +177,12 @@ def _further_columns(scores: Scores) -> dict[str, Any]:
             ("BLEU-4", "bleu", ".3f"),
             ("CIDEr", "cider", ".2f"),
         ):
-            columns[heading] = lambda score, name=name, form=form: (
-                None if score.overlap is None else format(getattr(score.overlap, name), form)
-            )
+            columns[heading] = partial(_overlap, name=name, form=form)
     return columns
+
+
+def _overlap(score: Score, name: str, form: str) -> str | None:
+    return None if score.overlap is None else format(getattr(score.overlap, name), form)
 
 
 def _cells(label: str, score: Score, further: dict[str, Any]) -> tuple[str, ...]:

@@ -4,12 +4,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from eval.metrics import WordOverlap, vqa_accuracy, word_overlap
 from utils.answers import is_correct, normalised
 
 WORDS_OF_A_SENTENCE = 5
 """Where a reference has so many words or more, the overlap of words is told beside exact match."""
+
+Key = TypeVar("Key", str, int)
 
 _Z = 1.959964  # of the normal distribution's 95 %
 
@@ -96,11 +99,12 @@ def accuracy_interval(right: Sequence[bool], clusters: Sequence[str]) -> tuple[f
     effective = count / effect
     middle = share + _Z**2 / (2 * effective)
     reach = _Z * math.sqrt(share * (1 - share) / effective + _Z**2 / (4 * effective**2))
-    return tuple(max(0.0, min(1.0, (middle + side) / (1 + _Z**2 / effective))) for side in (-reach, reach))
+    low, high = (max(0.0, min(1.0, (middle + side) / (1 + _Z**2 / effective))) for side in (-reach, reach))
+    return low, high
 
 
-def _groups(answers: Sequence[Scored], key: Callable[[Scored], object]) -> dict[object, list[Scored]]:
-    groups: dict[object, list[Scored]] = {}
+def _groups(answers: Sequence[Scored], key: Callable[[Scored], Key]) -> dict[Key, list[Scored]]:
+    groups: dict[Key, list[Scored]] = {}
     for scored in answers:
         groups.setdefault(key(scored), []).append(scored)
     return dict(sorted(groups.items()))

@@ -50,10 +50,10 @@ def extract(model: str, output: Path, center_crop: bool = False) -> QwenVisionCo
     if output.exists():
         raise FileExistsError(f"{output} exists already: remove it, or name another folder")
     shape = _published_shape(model)
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, tensor in ShardedWeights.of(model).read(lambda name: name.startswith(PREFIX)):
         if name != PREFIX + NOT_TAKEN:
-            state |= _renamed(name.removeprefix(PREFIX), tensor, shape["heads"])
+            state |= _renamed(name.removeprefix(PREFIX), tensor, int(shape["heads"]))
     config = _config(shape, state)
     _refuse_misfits(model, config, state)
     with atomic_directory(output) as folder:

@@ -313,7 +313,11 @@ def summarise(trainer: VisualChatTrainer, learned: EncodedDataset | PackedDatase
 
 def _silence_false_alarms() -> None:
     for name, alarm in FALSE_ALARMS:
-        logging.getLogger(name).addFilter(lambda record, text=alarm: text not in str(record.msg))
+        logging.getLogger(name).addFilter(partial(_says_other, text=alarm))
+
+
+def _says_other(record: logging.LogRecord, text: str) -> bool:
+    return text not in str(record.msg)
 
 
 def _leave_at_once(output_dir: str) -> None:

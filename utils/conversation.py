@@ -94,6 +94,7 @@ class Turn:
         text, done, mentions = "", 0, []
         for place in self.mentions:
             number = _DIGITS.match(self.question, place)
+            assert number, "mentions are places of numbers"
             text += self.question[done:place]
             mentions.append(len(text))
             text += str(int(number[0]) + images)

@@ -67,16 +67,17 @@ def everyone(value: T) -> list[T]:
 
 def decided_by_main(decide: Callable[[], T]) -> T:
     """What the main process decides; an error that it raises is raised in all. All call."""
-    result, error = None, None
+    decision: list[T] = []
+    error: Exception | None = None
     if is_main_process():
         try:
-            result = decide()
+            decision.append(decide())
         except Exception as raised:  # whatever it is, the others must not wait for a decision
             error = raised
-    result, error = everyone((result, error))[0]
+    decision, error = everyone((decision, error))[0]
     if error is not None:
         raise error
-    return result
+    return decision[0]
 
 
 @contextmanager

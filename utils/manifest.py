@@ -8,11 +8,12 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 from utils.atomic import atomic_write
 
@@ -20,6 +21,8 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 _LIBRARIES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "safetensors")
 _CHUNK = 1 << 20  # bytes
+
+T = TypeVar("T")
 
 
 class ManifestError(ValueError):
@@ -47,7 +50,9 @@ def write_manifest(folder: str | Path, order: int = 0) -> Manifest:
     """Read every file in `folder` and write down what they are, as the last file of all."""
     folder = Path(folder)
     names = [name for name in _files(folder) if name != MANIFEST]
-    manifest = Manifest(order, _versions(), dict(zip(names, _records(folder, names), strict=True)))
+    manifest = Manifest(
+        order, _versions(), dict(zip(names, _side_by_side(_record, folder, names), strict=True))
+    )
     body = {"format": _FORMAT, **asdict(manifest)}
     atomic_write(folder / MANIFEST, json.dumps({**body, "digest": _digest(body)}, indent=1))
     return manifest
@@ -96,7 +101,7 @@ def damage(folder: str | Path, contents: bool = True) -> list[str]:
             found[name] = f"{name} has {size:,} bytes of {record.size:,}"
     if contents:
         names = [name for name in manifest.files if name not in found]
-        for name, seen in zip(names, _records(folder, names, tolerant=True), strict=True):
+        for name, seen in zip(names, _side_by_side(_record_or_error, folder, names), strict=True):
             if isinstance(seen, str):
                 found[name] = f"{name} cannot be read ({seen})"
             elif seen != manifest.files[name]:
@@ -108,19 +113,17 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _records(folder: Path, names: Iterable[str], tolerant: bool = False) -> list[FileRecord | str]:
-    """Records of files, hashed side by side; with `tolerant`, the error's text where one cannot be read."""
-
-    def record(name: str) -> FileRecord | str:
-        try:
-            return _record(folder / name)
-        except OSError as error:
-            if not tolerant:
-                raise
-            return error.strerror or str(error)
-
+def _side_by_side(record: Callable[[Path], T], folder: Path, names: Iterable[str]) -> list[T]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing leaves Python's lock alone
-        return list(pool.map(record, names))
+        return list(pool.map(record, (folder / name for name in names)))
+
+
+def _record_or_error(path: Path) -> FileRecord | str:
+    """The error's text where the file cannot be read."""
+    try:
+        return _record(path)
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _record(path: Path) -> FileRecord:

@@ -101,7 +101,7 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
             orientation = _orientation(opened)
             size = opened.size[::-1] if orientation in _ON_ITS_SIDE else opened.size
             divisor = _divisor(size, least_side, exact=orientation != 1)
-            opened.draft(None, tuple(side // divisor for side in opened.size))
+            opened.draft(None, (opened.width // divisor, opened.height // divisor))
         upright = _upright_rgb(opened, name)
         refuse_lost_data(encoded, opened.format)
         return np.array(upright), size or upright.size
@@ -174,6 +174,7 @@ def _divisor(size: tuple[int, int], least_side: int, exact: bool = False) -> int
 
 def _decoded(encoded: bytes, size: tuple[int, int], divisor: int) -> np.ndarray | None:
     """The pixels of a JPEG; None where the decoder finds fault with it but lost nothing: Pillow is to judge."""
+    assert simplejpeg is not None, "it has told the size"
     least_width, least_height = (-(-side // divisor) for side in size)
     try:
         return simplejpeg.decode_jpeg(

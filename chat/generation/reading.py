@@ -8,7 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,16 +101,16 @@ class Reading(ABC):
         self._real, self._images = np.concatenate([self._real, real], axis=1), images
         return logits, work
 
-    def rows(self, numbers: Sequence[int]) -> Self:
+    def rows(self, numbers: Sequence[int]) -> "Reading":
         """These rows in a reading of their own; the same number may come several times."""
         return self._gathered([(self, numbers)])
 
-    def beside(self, other: Self) -> Self:
+    def beside(self, other: "Reading") -> "Reading":
         """The rows of this reading, and those of another behind them."""
         return self._gathered([(self, range(self.size)), (other, range(other.size))])
 
     @torch.inference_mode()
-    def _gathered(self, parts: Sequence[tuple[Self, Sequence[int]]]) -> Self:
+    def _gathered(self, parts: "Sequence[tuple[Reading, Sequence[int]]]") -> "Reading":
         found = copy.copy(self)
         found._cache = growing_cache()
         found._images = [part._images[number] for part, numbers in parts for number in numbers]

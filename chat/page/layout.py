@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from chat.generation.sampling import Sampling
+from chat.opened_images import open_image
 from chat.page.messages import chat_messages
 from chat.page.visitor import House, Visitor, Wishes
 from chat.serving.errors import ApiError
@@ -177,7 +178,7 @@ def _typed(question: str, files: Sequence[str]) -> Typed:
 
 
 def _files(turn: Turn, guest: Visitor) -> list[str]:
-    return [guest.files[image.digest] for image in turn.images]
+    return [guest.files[open_image(image).digest] for image in turn.images]
 
 
 def _kept(guest: Visitor, folder: Path) -> str:

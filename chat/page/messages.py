@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
+from chat.opened_images import open_image
 from utils.conversation import Image, Turn
 
 
@@ -12,7 +13,7 @@ def chat_messages(turns: Sequence[Turn], files: Mapping[str, str]) -> list[dict[
     numbers = count(1)
     messages: list[dict[str, Any]] = []
     for turn in turns:
-        images = [_image(next(numbers), image, files[image.digest]) for image in turn.images]
+        images = [_image(next(numbers), image, files[image.digest]) for image in map(open_image, turn.images)]
         messages.append({"role": "user", "content": [*images, _text(turn.question)]})
         messages.append({"role": "assistant", "content": [_text(turn.answer or "…")]})
     return messages

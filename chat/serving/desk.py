@@ -98,8 +98,8 @@ class Desk:
             answer = _Answer(self._engine, asked, request.receive, account)
             completion = Completion(self._serving.name)
             if not options.stream:
-                pieces = [piece async for piece in answer.pieces()]
-                return JSONResponse(completion.whole("".join(pieces), answer.statistics))
+                text = "".join([piece async for piece in answer.pieces()])
+                return JSONResponse(completion.whole(text, answer.statistics))
             pieces = answer.pieces()
             first = await anext(pieces, "")  # a mistake found now still has a status of its own
             usage = options.stream_options is not None and options.stream_options.include_usage

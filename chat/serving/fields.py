@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from chat.serving.errors import invalid, shortened
 
-_EMPTY = (False, "", [], {})
+_EMPTY: tuple[Any, ...] = (False, "", [], {})
 
 
 @dataclass(frozen=True)

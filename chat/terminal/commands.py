@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.image_paths import existing_image_paths
+from chat.opened_images import open_image
 from chat.saved_dialogues import load_dialogue, save_dialogue
 from chat.session import ChatError
 from chat.terminal.settings import change_setting, shown_settings
@@ -52,7 +53,7 @@ def _undo(talk: Talk, _: str) -> None:
 
 def _retry(talk: Talk, _: str) -> None:
     turn = talk.session.undo()
-    talk.waiting, kept = turn.images, talk.waiting
+    talk.waiting, kept = tuple(map(open_image, turn.images)), talk.waiting
     try:
         talk.ask(turn.question)
     finally:

@@ -194,7 +194,7 @@ class JsonScreen:
         pass
 
     def end(self, answer: str, cost: Cost | None) -> None:
-        said = {"question": self._question, "answer": answer}
+        said: dict[str, object] = {"question": self._question, "answer": answer}
         if cost is not None:
             figures = {
                 name: round(value, 4) if isinstance(value, float) else value

@@ -1,6 +1,7 @@
 """Settings that can be changed while one talks."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 from chat.generation.sampling import Sampling
 from chat.session import ChatSession
@@ -18,18 +19,19 @@ def change_setting(session: ChatSession, name: str, value: str) -> None:
     """Set one of `SETTINGS`. Raises `SettingError`, and `SamplingError` for a value that makes no sense."""
     if name not in SETTINGS:
         raise SettingError(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
-    kind = float if _KINDS.get(name) is float else int
+    kind: type[float] | type[int] = float if _KINDS.get(name) is float else int
     try:
         number = kind(value)
     except ValueError as error:
         wanted = "a number" if kind is float else "a whole number"
         raise SettingError(f"{name} takes {wanted}, not {value!r}") from error
     if name != LENGTH:
-        session.sampling = replace(session.sampling, **{name: number})
+        changed: dict[str, Any] = {name: number}
+        session.sampling = replace(session.sampling, **changed)
     elif number < 1:
         raise SettingError(f"{LENGTH} is {number}; an answer needs at least 1 token")
     else:
-        session.max_new_tokens = number
+        session.max_new_tokens = int(number)
 
 
 def shown_settings(session: ChatSession) -> str:

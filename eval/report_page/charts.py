@@ -56,7 +56,7 @@ def accuracy_chart(title: str, groups: Mapping[str, Sequence[Score | None]], nam
     """Accuracy by group: for each a score of every checkpoint of `names`, None where it has no such question."""
     made, y = [], 4.0
     for group, scores in groups.items():
-        bars = []
+        bars: list[Bar] = []
         for series, (score, name) in enumerate(zip(scores, names, strict=True)):
             if score is None:
                 continue

@@ -147,7 +147,7 @@ def _forms_table(rows: Sequence[Row]) -> Table:
         first = mean(rows, name, lambda row: row["losses"][0])
         rate = next(row["rate"] for row in rows if row["form"] == name)
         choices = (form.attention, form.image_layers, form.image_gate, str(form.lora or "-"))
-        table.append((name, *choices, f"{rate:g}", f"{first.value:.1f}"))
+        table.append((name, *choices, f"{rate:g}", f"{first.value:.1f}" if first else "-"))
     return table
 
 

@@ -83,9 +83,9 @@ def _openai(number: int, album: Album, folder: Path) -> dict:
         url = "data:image/jpeg;base64," + base64.b64encode(album.encoded(things[0])).decode()
     else:
         url = _drawn(things, f"openai-{number}", album, folder)[0]
-    messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
+    messages: list[dict] = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
     for turn in rounds:
-        picture = [{"type": "image_url", "image_url": {"url": url}}] if turn.new else []
+        picture: list[dict] = [{"type": "image_url", "image_url": {"url": url}}] if turn.new else []
         question = [*picture, {"type": "text", "text": turn.question}]
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})

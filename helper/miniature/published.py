@@ -13,6 +13,7 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import PIL.Image
@@ -80,7 +81,7 @@ def _llava_and_cgd(root: Path, records: int, album: Album) -> None:
     names, strangers = list(known), list(unknown)
     pairs = [(names[number], names[number - 1]) for number in range(records - 2)]
     pairs += [(names[0], strangers[0]), (strangers[1], names[0])]
-    data = {}
+    data: dict[str, Any] = {}
     for number, pair in enumerate(pairs):
         things = [(known | unknown)[name] for name in pair]
         _add_instructions(data, "CGD", number, [f"CGD_IMG_{name}" for name in pair], things, album)
@@ -90,7 +91,8 @@ def _llava_and_cgd(root: Path, records: int, album: Album) -> None:
 def _mimic_it(root: Path, records: int, album: Album) -> None:
     """SD, SN, TVC and VST: pictures as base64 in one object, instructions in another."""
     for letters, count in {"SD": 2, "SN": 3, "TVC": 3, "VST": 4}.items():
-        store, data = {}, {}
+        store: dict[str, str] = {}
+        data: dict[str, Any] = {}
         counts = [count] * records + [_TOO_MANY_IMAGES] * (letters == "VST")
         for number, images in enumerate(counts):
             things = {f"{letters}_IMG_{len(store) + place:06d}": album.thing() for place in range(images)}
@@ -211,7 +213,7 @@ def _spoken(rounds: list[Round], image_ids: list[int]) -> list[dict]:
         new = image_ids[shown : shown + len(turn.new)]
         shown += len(new)
         here = "".join(f"here is IMAGE#{image_id}{_SPARKLES_TAG}. " for image_id in new)
-        question = {"role": "user", "content": here + named(turn.question)}
+        question: dict[str, Any] = {"role": "user", "content": here + named(turn.question)}
         if new:
             question["images"] = [{"image_id": image_id} for image_id in new]
         messages += [question, {"role": "assistant", "content": named(turn.answer)}]

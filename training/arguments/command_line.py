@@ -69,7 +69,8 @@ def _values(kind: Any) -> str:
 
 def _described(field: dataclasses.Field, kind: Any) -> str:
     text = field.metadata["help"]
-    default = field.default_factory() if get_origin(kind) is list else field.default
+    factory = field.default_factory
+    default = factory() if callable(factory) and get_origin(kind) is list else field.default
     if default in (dataclasses.MISSING, None, []):
         return text.replace("%", "%%")
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
@@ -130,10 +131,9 @@ def parse_flags(argv: Sequence[str] | None) -> tuple["Parser", argparse.Namespac
 
 def model_and_data(flags: argparse.Namespace) -> tuple[ModelArguments, DataArguments]:
     """The arguments of model and data among the values of `read_flags`; `UsageError` where they contradict."""
-    return tuple(
-        kind(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)})
-        for kind in (ModelArguments, DataArguments)
-    )
+    model = {field.name: getattr(flags, field.name) for field in dataclasses.fields(ModelArguments)}
+    data = {field.name: getattr(flags, field.name) for field in dataclasses.fields(DataArguments)}
+    return ModelArguments(**model), DataArguments(**data)
 
 
 def _known(parser: "Parser", argv: Sequence[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -24,7 +25,7 @@ class Parser(HfArgumentParser):
             "--help_all", action="help", help="Show these flags and all of transformers' as well."
         )
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """End the program with code 2 and a line that the main process prints."""
         message = re.sub(
             r"(--\w+)/--[\w-]+", r"\1", message

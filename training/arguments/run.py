@@ -1,7 +1,7 @@
 """The flags of a run: the published recipe as defaults, and what transformers' `TrainingArguments` lack."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from training.arguments.sharding import ZeroArguments, flag
 from training.arguments.transformers_flags import refuse_what_is_not_offered
@@ -9,6 +9,9 @@ from utils.commands import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainingArguments as Others
+else:
+    Others = object  # transformers is imported once the flags are known
 
 
 def _loader_workers() -> int:
@@ -22,12 +25,20 @@ def _loader_workers() -> int:
 
 
 @dataclass
-class RunArguments(ZeroArguments):
+class RunArguments(ZeroArguments, Others):
     """How to train: the published recipe as defaults of transformers' `TrainingArguments`, of which
     `training.arguments.parser` makes this a part, and the 2023 flags that those lack.
     """
 
-    output_dir: str | None = flag("./output", "Folder for checkpoint-N, best and final.")
+    if TYPE_CHECKING:  # theirs, and settled below
+        use_cpu: bool = False
+        bf16: bool = False
+        fp16: bool = False
+        deepspeed: Any = None
+        activation_checkpointing: bool | None = None
+        metric_for_best_model: str | None = None
+
+    output_dir: str = flag("./output", "Folder for checkpoint-N, best and final.")
     overwrite_output_dir: bool = flag(
         False, "If output_dir holds an earlier run, delete its checkpoints, best and final, and train there."
     )

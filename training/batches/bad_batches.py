@@ -74,5 +74,6 @@ class BadBatches:
         return [bad for batch in new for bad in batch]
 
     def _write(self) -> None:
+        assert self.records.path is not None
         with self._list.writing(self.records.path):
             self.records.write()

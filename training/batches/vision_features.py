@@ -128,7 +128,9 @@ def _pictures(parts: Sequence[Mixture]) -> list[_Picture]:
     found: dict[bytes, _Picture] = {}
     for number, part in enumerate(parts):
         records = range(rank(), part.num_sources, world_size())
-        keys = parallel_map(Subset(_Keys(part), records), "looking for pictures")
+        keys: Iterator[list[bytes | None]] = parallel_map(
+            Subset(_Keys(part), records), "looking for pictures"
+        )
         for record, of_record in zip(records, keys, strict=True):
             for place, key in enumerate(of_record):
                 if key is not None:

@@ -34,8 +34,10 @@ class ResumeError(ValueError):
 def results_in(output_dir: str | Path) -> list[str]:
     """The names of what an earlier run has left there that another would replace: checkpoint-N, best, final."""
     output = Path(output_dir)
-    checkpoints = [folder for folder in output.glob("checkpoint-*") if _STEP.fullmatch(folder.name)]
-    checkpoints.sort(key=lambda folder: int(_STEP.fullmatch(folder.name)[1]))
+    numbers = {
+        folder: found for folder in output.glob("checkpoint-*") if (found := _STEP.fullmatch(folder.name))
+    }
+    checkpoints = sorted(numbers, key=lambda folder: int(numbers[folder][1]))
     return [folder.name for folder in (*checkpoints, output / "best", output / "final") if folder.is_dir()]
 
 
@@ -92,7 +94,7 @@ def resume_folder(output_dir: str | Path, wanted: str | bool | None) -> Path | N
     if wanted in NOT_RESUMED:
         return None
     if wanted not in (*_NEWEST, "auto"):
-        return _named(Path(wanted))
+        return _named(Path(str(wanted)))
     sound, damaged = _sorted_out(output_dir)
     for folder in reversed(sound):
         found = damage(folder)

@@ -176,24 +176,26 @@ class Run:
         )
 
     def _check_flags(self, written: "Run", folder: Path) -> None:
-        if written.flags is None:
+        flags, models = self.flags, self.models
+        assert flags is not None and models is not None, "a run of now knows its own"
+        if written.flags is None or written.models is None:
             logger.info("%s does not record its flags, so they are not compared", folder)
             return
         before = {**BEFORE, **written.flags}
         before.setdefault("train", _trained(PUBLISHED, before))
         changed = {
-            name: f"--{name} {_shown(before[name])} (now {_shown(self.flags[name])})"
-            for name in sorted(before.keys() & self.flags.keys())
-            if before[name] != self.flags[name]
+            name: f"--{name} {_shown(before[name])} (now {_shown(flags[name])})"
+            for name in sorted(before.keys() & flags.keys())
+            if before[name] != flags[name]
         }
-        fixed = FIXED | {flag for flag in _MODELS if written.models[flag] != self.models[flag]}
-        if any(each.flags["lr_scheduler_type"] in _ADAPTIVE for each in (written, self)):
+        fixed = FIXED | {flag for flag in _MODELS if written.models[flag] != models[flag]}
+        if any(each["lr_scheduler_type"] in _ADAPTIVE for each in (written.flags, flags)):
             fixed |= set(_SCHEDULE)
-        if bool(before.get("lora_learning_rate")) != bool(self.flags["lora_learning_rate"]):
+        if bool(before.get("lora_learning_rate")) != bool(flags["lora_learning_rate"]):
             fixed.add("lora_learning_rate")  # with a rate of their own, adapters are a group of their own
         refused = [said for name, said in changed.items() if name in fixed]
         refused += [
-            f"--{flag} {_shown(self.flags[flag])} with different weights"
+            f"--{flag} {_shown(flags[flag])} with different weights"
             for flag in _MODELS
             if flag in fixed and flag not in changed
         ]

@@ -160,10 +160,10 @@ class _Asked(dict):
 
 def _fields(model: str, location: tuple[Any, ...]) -> list[str]:
     """The names that a pydantic model of DeepSpeed takes, at a place within it."""
-    known = {
+    known: dict[str, type[BaseModel]] = {
         each.__name__: each for each in _descendants(BaseModel) if each.__module__.startswith("deepspeed")
     }
-    current = known.get(model)
+    current: Any = known.get(model)
     for part in location[:-1]:
         annotation = (
             current.model_fields[part].annotation if current and part in current.model_fields else None
@@ -177,7 +177,7 @@ def _fields(model: str, location: tuple[Any, ...]) -> list[str]:
     return [name for key, field in current.model_fields.items() for name in (key, field.alias) if name]
 
 
-def _descendants(kind: type) -> Iterator[type]:
+def _descendants(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
     for child in kind.__subclasses__():
         yield child
         yield from _descendants(child)

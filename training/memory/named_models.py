@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,7 @@ DECODERS = {
 }
 """Shapes of published decoders, from their config.json."""
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "clip-vit-base-patch16": partial(
         CLIPVisionConfig,
         hidden_size=768,
@@ -134,7 +135,7 @@ def _plain(name: str) -> str:
     return _ENDINGS.sub("", short)
 
 
-def _unknown(flag: str, name: str, known: object) -> UsageError:
+def _unknown(flag: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(
         f"--{flag} {name}: no folder with a config.json, and no configuration can be fetched; known without either"
         f" are {', '.join(known)}"

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from training.memory.live import LiveMemory
@@ -56,7 +57,7 @@ def _on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _keep_integers_real(
-    func: Callable[..., Any], tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: OpOverload, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Send what is made or moved "to the device of the model" there only if it is floating point."""
     device = kwargs.get("device")

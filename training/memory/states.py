@@ -8,6 +8,7 @@ single precision whatever the weights are.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,10 +76,11 @@ class Sharding:
 
         zero = DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
         devices = [each.device if each else "none" for each in (zero.offload_optimizer, zero.offload_param)]
+        kinds: list[Any] = [getattr(each, "value", each) for each in devices]
         return cls(
             gpus=gpus,
             stage=int(zero.stage),
-            offload=Offload(*(getattr(each, "value", each) for each in devices)),
+            offload=Offload(*kinds),
             reduce_bucket=zero.reduce_bucket_size * (2 if zero.overlap_comm and zero.stage < 3 else 1),
             max_reuse_distance=zero.max_reuse_distance,
             persistence_threshold=zero.param_persistence_threshold,

@@ -136,6 +136,8 @@ def _left_out(layer: nn.Module, image_layers: str, passes_on: bool) -> float:
     if image_layers == "full":
         return 0.0
     parts = parts_of(layer)
+    if parts is None:
+        return 0.0
     skipped = [parts.query, parts.mlp] + [parts.output] * (image_layers == "none")
     return sum(_matrices(part, passes_on) for part in skipped if part is not None)
 

@@ -77,6 +77,7 @@ class ThroughputMeter:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         totals, (waited, memory) = counts.tolist(), largest.tolist()  # waits for the device
         now = time.perf_counter()
+        assert self._since is not None, "batches have been waited for"
         seconds = max(now - self._since - self._paused, 1e-9)
         measures = {
             f"{name}_per_second": round(total / seconds, 2)

@@ -104,8 +104,8 @@ def picks_rows(decoder: nn.Module) -> bool:
     layers = getattr(decoder, "layers", None)
     if layers is None or not len(layers):
         return False
-    found = [parts_of(layer) for layer in layers]
-    if None in found:
+    found = [parts for layer in layers if (parts := parts_of(layer)) is not None]
+    if len(found) < len(layers):
         return False
     last = len(found) - 1
     for number, (layer, parts) in enumerate(zip(layers, found, strict=True)):
@@ -204,7 +204,7 @@ class _Hooks:
                 part.register_forward_hook(self.put)
 
     def enter(self, attention: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if attention is not self._parts.attention:
+        if self._parts is None or attention is not self._parts.attention:
             return
         rows = kwargs.get(ROWS)
         if rows is None:
@@ -223,7 +223,7 @@ class _Hooks:
 
     def put(self, part: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
         picked = self._picked(part)
-        if part is self._parts.mlp:
+        if self._parts is not None and part is self._parts.mlp:
             self._rows.pop(get_ident(), None)  # the layer's last part
         if picked is None:
             return None
@@ -236,7 +236,7 @@ class _Hooks:
         flat = out.flatten(0, -2)
         counts = None if picked.counts is None else picked.counts.flatten().to(flat.device)
         if picked.rows is None:
-            return (flat * counts[:, None].to(flat)).view_as(out)
+            return out if counts is None else (flat * counts[:, None].to(flat)).view_as(out)
         shape = self._shapes[get_ident()]
         return _Put.apply(flat, picked.rows.to(flat.device), counts, shape.numel()).view(*shape, -1)
 

@@ -1,6 +1,6 @@
 """The configuration of a VisualChat model: an encoder, a projector, a decoder, and how they meet."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -40,8 +40,12 @@ class VisualChatConfig(PreTrainedConfig):
     model_type = "visual_chat"
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 (transformers' own form)
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # what they are once this is made
+        vision_config: PreTrainedConfig
+        text_config: PreTrainedConfig
+    else:
+        vision_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
     projector_type: str = "linear"
     attention: str = "mmca"
     image_layers: str = "full"
@@ -57,14 +61,15 @@ class VisualChatConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _as_config(self.vision_config, default="clip_vision_model")
-        self.text_config = _as_config(self.text_config, default="llama")
+        text: PreTrainedConfig = _as_config(self.text_config, default="llama")
+        self.text_config = text
         if self.projector_type not in PROJECTOR_TYPES:
             choices = ", ".join(PROJECTOR_TYPES)
             raise ValueError(f"projector_type is {self.projector_type!r}; choose one of {choices}")
         check_images_path(self.attention, self.image_layers, self.image_gate)
         # The embedding learns and the head does not, so they are never one tensor.
         self.tie_word_embeddings = False
-        self.text_config.tie_word_embeddings = False
+        text.tie_word_embeddings = False
         super().__post_init__(**kwargs)
 
 

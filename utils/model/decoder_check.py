@@ -38,9 +38,10 @@ def check_computes_mmca(
     """
     config = config.get_text_config(decoder=True)
     others = sorted({kind for kind in _layer_kinds(config) if any(word in kind for word in _NO_ATTENTION)})
-    if others:
-        cause = f"its layers of kind {', '.join(others)} mix tokens otherwise than by attention"
-    else:
+    cause = (
+        f"its layers of kind {', '.join(others)} mix tokens otherwise than by attention" if others else None
+    )
+    if cause is None:
         cause = _why_not(config, attention, "full")
     if cause is not None:
         raise ValueError(
@@ -57,7 +58,8 @@ def check_computes_mmca(
 def _why_not(config: PreTrainedConfig, attention: str, image_layers: str) -> str | None:
     try:
         small = json.dumps(_small(config), sort_keys=True)
-        return _what_is_wrong(type(config), small, attention, image_layers)
+        kind: Any = type(config)
+        return _what_is_wrong(kind, small, attention, image_layers)
     except Exception as error:  # whatever a decoder does with sizes and arguments that it does not know
         said = (str(error).strip().splitlines() or [""])[0]
         if isinstance(error, ValueError):
@@ -94,7 +96,7 @@ def _what_is_wrong(
     places = torch.arange(tokens)
     changed[places + 1, places] = torch.randn(embedded[0].shape, generator=generator)
     position_ids = torch.cat([torch.arange(int(count)) for count in _CONVERSATIONS.bincount()])
-    given = {
+    given: dict[str, Any] = {
         "inputs_embeds": changed,
         "position_ids": position_ids.expand(tokens + 1, -1),
         "mm_token_type_ids": _KINDS.expand(tokens + 1, -1),

@@ -15,6 +15,7 @@ that size it is a third. `tests/utils/model/test_image_preprocessing.py` measure
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -72,10 +73,10 @@ def normalised(processor: BaseImageProcessor, frames: Iterable[torch.Tensor], co
 
     In one piece of memory, for at this size a fresh one costs as much as the arithmetic.
     """
-    pixels = None
-    for number, frame in enumerate(frames):
-        if pixels is None:
-            pixels = torch.empty(count, *frame.shape)
+    frames = iter(frames)
+    first = next(frames)
+    pixels = torch.empty(count, *first.shape)
+    for number, frame in enumerate(chain([first], frames)):
         pixels[number] = frame
     scale = processor.rescale_factor if processor.do_rescale else 1.0
     if not processor.do_normalize:
@@ -127,7 +128,7 @@ class Framing:
     @property
     def least_side(self) -> int:
         """The picture is not needed larger than this in both directions."""
-        return self.shortest_edge or max(self.size)
+        return self.shortest_edge or max(self.size or (0,))
 
     def frame(self, picture: np.ndarray, full_size: tuple[int, int]) -> torch.Tensor:
         """Scale and crop pixels [H, W, 3], perhaps decoded at a fraction of `full_size` (width, height), to
@@ -154,12 +155,12 @@ class Framing:
         """Height and width after scaling; those of the full size, so that a fraction shifts nothing."""
         if self.size is not None:
             return self.size
+        assert self.shortest_edge is not None, "a framing scales to the one or the other"
         short, long = sorted((width, height))
         long = int(self.shortest_edge * long / short)
         return (long, self.shortest_edge) if width <= height else (self.shortest_edge, long)
 
 
-@lru_cache(maxsize=16)
 def _does_nothing_else(kind: type[TorchvisionBackend]) -> bool:
     return all(getattr(kind, step) is getattr(TorchvisionBackend, step) for step in _STEPS)
 

@@ -66,14 +66,15 @@ class ImageStatesMaker:
 
     def __init__(self, decoder: nn.Module, image_layers: str = "full") -> None:
         self._decoder, self._image_layers = decoder, image_layers
-        self._rotary = getattr(decoder, "rotary_emb", None)
+        rotary = getattr(decoder, "rotary_emb", None)
         attention = getattr(next(iter(getattr(decoder, "layers", ())), None), "self_attn", None)
         module: ModuleType | None = sys.modules.get(type(attention).__module__)
-        self._apply = getattr(module, "apply_rotary_pos_emb", None)
-        if self._rotary is None or self._apply is None:
+        apply = getattr(module, "apply_rotary_pos_emb", None)
+        if rotary is None or apply is None:
             raise NotReusable(
                 f"{type(decoder).__name__} does not place its tokens by rotary embeddings of keys"
             )
+        self._rotary, self._apply = rotary, apply
         self.reach = _reach(decoder.config)
         on_device = (each.device for each in decoder.parameters() if each.device.type != "meta")
         self.device = next(on_device, torch.device("cpu"))  # of what goes in; "meta" is offloaded
@@ -166,5 +167,5 @@ def _reach(config: PreTrainedConfig) -> int:
         limits.append(config.max_position_embeddings)
     if rope.get("rope_type") == "longrope":
         known = rope.get("original_max_position_embeddings")
-        limits.append(known or getattr(config, "original_max_position_embeddings", 1))
+        limits.append(getattr(config, "original_max_position_embeddings", 1) if known is None else known)
     return min(limits)

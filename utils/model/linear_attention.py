@@ -50,7 +50,7 @@ def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
     The three parts are copies: views of one storage could not be saved apart.
     """
-    split = {}
+    split: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         for kind in ("weight", "bias"):
             if name.endswith(f"in_proj_{kind}"):

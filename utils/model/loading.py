@@ -57,6 +57,8 @@ def load_model(
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         overrides = {name: kwargs.pop(name) for name in _CHOICES if name in kwargs}
         config = cls.config_class.from_pretrained(config or path, **hub, **overrides)
+    if config is None:
+        raise ValueError("from_pretrained without a path needs a config")
     asked = kwargs.pop("attn_implementation", None)
     if asked is not None:
         config = copy.deepcopy(config)
@@ -112,14 +114,15 @@ def _load_trained_over_bases(
     with torch.device("meta"):
         skeleton = cls(config)
     needed = held_names(skeleton) | {name for name in skeleton.state_dict() if name.startswith(NEW_PARTS)}
-    if config.text_config.vocab_size > config.frozen_from["vocab_size"] and HEAD not in needed:
+    old_vocabulary = _frozen_from(path, config)["vocab_size"]
+    if config.text_config.vocab_size > old_vocabulary and HEAD not in needed:
         needed.add(NEW_HEAD_ROWS)
     _refuse_misfits(path, {"missing_keys": needed - set(trained)})
     adapters = {name: trained.pop(name) for name in list(trained) if is_lora(name)}
 
     state = _base_weights(path, config, base_models, kwargs.get("dtype") or config.dtype)
     if NEW_HEAD_ROWS in trained:
-        state[HEAD][config.frozen_from["vocab_size"] :] = trained.pop(NEW_HEAD_ROWS)
+        state[HEAD][old_vocabulary:] = trained.pop(NEW_HEAD_ROWS)
     state.update(trained)
     model, report = load(None, *args, config=config, state_dict=state, output_loading_info=True, **kwargs)
     _refuse_misfits(path, report)
@@ -135,7 +138,8 @@ def _base_weights(
     dtype: torch.dtype | str | None,
 ) -> dict[str, torch.Tensor]:
     """The frozen weights under our names, in main memory, the vocabulary grown to ours."""
-    bases = {**config.frozen_from, **(base_models or {})}
+    frozen_from = _frozen_from(path, config)
+    bases = {**frozen_from, **(base_models or {})}
     for part in ("language_model", "vision_model"):
         folder = Path(bases[part].removeprefix(LOCAL_FOLDER))
         if folder.is_absolute() and not folder.exists():
@@ -144,9 +148,9 @@ def _base_weights(
                 f' exist here; say where it is: base_models={{"{part}": ...}}'
             )
     decoder = load_decoder(bases["language_model"], dtype)
-    if decoder.config.vocab_size != config.frozen_from["vocab_size"]:
+    if decoder.config.vocab_size != frozen_from["vocab_size"]:
         raise CheckpointError(
-            f"{path} was trained over a decoder of {config.frozen_from['vocab_size']} tokens, but"
+            f"{path} was trained over a decoder of {frozen_from['vocab_size']} tokens, but"
             f" {bases['language_model']} has {decoder.config.vocab_size}; pass the right one in base_models"
         )
     grow_vocabulary(decoder, config.text_config.vocab_size)
@@ -155,6 +159,15 @@ def _base_weights(
     state.update({ENCODER + name: tensor for name, tensor in tower.state_dict().items()})
     state[HEAD] = decoder.get_output_embeddings().weight.detach()
     return state
+
+
+def _frozen_from(path: str | Path, config: VisualChatConfig) -> dict[str, Any]:
+    if config.frozen_from is None:
+        raise CheckpointError(
+            f"{path} holds trained weights only, and its config.json names no base models (frozen_from); copy the whole"
+            " folder again"
+        )
+    return config.frozen_from
 
 
 def _load_adapters(path: str | Path, model: PreTrainedModel, adapters: dict[str, torch.Tensor]) -> None:

@@ -100,8 +100,8 @@ def layout_of(
 
     The decoder's own visibility counts: under a sliding window, all softmaxes read within it.
     """
-    own = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.ndim == 4
-    if not own and not isinstance(mask, Visibility):
+    is_table = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.ndim == 4
+    if mask is None or not (is_table or isinstance(mask, Visibility)):
         found = "none" if mask is None else f"{mask.dtype} of shape {list(mask.shape)}"
         raise ValueError(
             f"MMCA needs a boolean [B, 1, Q, K] mask and got {found}: the decoder around"
@@ -262,7 +262,7 @@ def _attention_function(joint: bool):
         if exported and mm_token_type_ids is not None:
             given = attention_mask, mm_token_type_ids, query, key, value
             return mmca_reference(*given, scaling, joint, gate), None
-        layout = mmca_layout
+        layout: Layout | MaskedLayout | None = mmca_layout
         if layout is None:
             keys = key.shape[2]
             layout = layout_of(module, attention_mask, mm_token_type_ids, keys, sliding_window, joint)

@@ -113,8 +113,8 @@ def prepare_layout(
     """Choose the kernel of a decoder for embeddings on a device, and make what it needs of a layout."""
     states = States.of_config(config, device, dtype)
     name = prepare_kernel(states, device)
-    kernel = KERNELS.get(name) if layout.queries > 1 else None
-    if not layout.is_causal or (kernel and kernel.for_text(states)):
+    kernel = KERNELS.get(name) if states is not None and layout.queries > 1 else None
+    if not layout.is_causal or (kernel and states and kernel.for_text(states)):
         layout.prepared(kernel.prepare if kernel else masked_form)
 
 
@@ -166,9 +166,11 @@ def _choose(wanted: str, states: States, device: torch.device) -> str:
                 return name
             _warn_once(f"attention is computed without the kernel {name}, which is faster: {error}")
     if wanted not in (AUTO, MASKED):
-        kernel = KERNELS.get(wanted)
-        reason = "this copy of the code has no such kernel" if kernel is None else kernel.why_not(states)
-        reason = reason or _self_test_error(kernel, states, device)
+        asked = KERNELS.get(wanted)
+        if asked is None:
+            reason = "this copy of the code has no such kernel"
+        else:
+            reason = asked.why_not(states) or _self_test_error(asked, states, device)
         if reason is None:
             return wanted
         _warn_once(f"{VARIABLE}={wanted}: {reason}; using {MASKED}")
@@ -194,9 +196,9 @@ def _self_test(kernel: Kernel, states: States, device: torch.device) -> str | No
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0]}"
     for ours, theirs in pairs:
-        error = float((ours - theirs).detach().float().abs().max() / theirs.detach().float().abs().max())
-        if not error <= _TOLERANCE[states.dtype]:
-            return f"its results are off by {error:.1e}"
+        off = float((ours - theirs).detach().float().abs().max() / theirs.detach().float().abs().max())
+        if not off <= _TOLERANCE[states.dtype]:
+            return f"its results are off by {off:.1e}"
     return None
 
 
@@ -217,8 +219,9 @@ def _compare(kernel: Kernel, states: States, device: torch.device) -> list[tuple
     ]
     gate = torch.randn(heads[0], generator=generator, dtype=torch.float32, device="cpu")
     given.append(gate.to(device).requires_grad_())
-    found = kernel.attend(layout, *given[:3], None, given[3])
-    wanted = attend_masked(masked_form(layout), *given[:3], gate=given[3])
+    query, key, value, factors = given
+    found = kernel.attend(layout, query, key, value, None, factors)
+    wanted = attend_masked(masked_form(layout), query, key, value, gate=factors)
     grads = (torch.autograd.grad(out.float().square().sum(), given) for out in (found, wanted))
     return [(found, wanted), *zip(*grads, strict=True)]
 

@@ -10,7 +10,7 @@ tokens is known beforehand.
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -80,7 +80,7 @@ class Layout:
         return self._elsewhere[device]
 
     @cached_property
-    def _prepared(self) -> dict[Callable[["Layout"], object], object]:
+    def _prepared(self) -> dict[Callable[["Layout"], Any], Any]:
         return {}
 
     @cached_property
@@ -118,7 +118,7 @@ def build_layout(
     text_before, image_before = (_before(mask.flatten()) for mask in (is_text, is_image))
     asking = torch.zeros_like(is_text)
     asking[:, keys - queries :] = True
-    sizes = [None] * 4
+    sizes: list[int | None] = [None] * 4
     if image_tokens is not None:
         rest = batch * keys - image_tokens
         sizes = [rest, image_tokens, rest, image_tokens] if queries == keys else [None] * 4

@@ -7,11 +7,14 @@ one softmax over both kinds, are computed here alone.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.nn import functional as F
 
 from .mmca_layout import Layout
+
+T = TypeVar("T", torch.Tensor, "Picked")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +58,8 @@ class Reading:
     of_images: bool
 
     def to(self, device: torch.device) -> "Reading":
-        moved = (_moved(part, device) for part in (self.keys, self.mask, self.blank))
-        return Reading(*moved, self.of_images)
+        mask, blank = _moved(self.mask, device), _moved(self.blank, device)
+        return Reading(_moved(self.keys, device), mask, blank, self.of_images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +192,7 @@ def attend_masked(
             term = term * gate.to(term.dtype)[:, None, None]
         out = term if out is None else out + term
     if layout.queries is None:
+        assert out is not None, "text reads at least itself"
         return out.transpose(1, 2).contiguous()
     own = value[:, :, -rows:] if layout.own_keys is None else _pick(value, layout.own_keys)
     own = _repeat(own, groups).transpose(1, 2)  # [B, Q, H, D]
@@ -219,5 +223,6 @@ def _repeat(states: torch.Tensor, groups: int) -> torch.Tensor:
     return states if groups == 1 else states.repeat_interleave(groups, dim=1)
 
 
-def _moved(part: "torch.Tensor | Picked | None", device: torch.device) -> "torch.Tensor | Picked | None":
+def _moved(part: T | None, device: torch.device) -> T | None:
+    """A tensor, or a `Picked`, on a device."""
     return None if part is None else part.to(device)

@@ -1,5 +1,7 @@
 """The README.md of a checkpoint folder."""
 
+from transformers import PreTrainedConfig
+
 from .configuration_visual_chat import VisualChatConfig
 
 _CARD = """\
@@ -57,13 +59,15 @@ def model_card(config: VisualChatConfig, size: int) -> str:
     else:
         others = ["low-rank adapters"] if config.lora else []
         others += [f"trained weights of the {part}" for part in config.trained_parts or ()]
-        others = "".join(f", {each}" for each in others)
-        form = _TRAINED.format(size=readable_size(size), others=others, **config.frozen_from)
+        said = "".join(f", {each}" for each in others)
+        form = _TRAINED.format(size=readable_size(size), others=said, **(config.frozen_from or {}))
+    vision: PreTrainedConfig = config.vision_config
+    text: PreTrainedConfig = config.text_config
     return _CARD.format(
-        encoder=config.vision_config.model_type,
+        encoder=vision.model_type,
         tokens=config.image_seq_length,
         projector=config.projector_type,
-        decoder=config.text_config.model_type,
+        decoder=text.model_type,
         attention=config.attention,
         form=form,
     )

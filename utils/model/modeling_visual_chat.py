@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,7 +86,9 @@ class VisualChatPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load either form of checkpoint, strictly: a missing or unexpected key is an error that names it.
 
         The trained-only form takes the frozen weights from the base models that its config.json names.
@@ -276,7 +279,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
                 f"a decoder of type {self.language_model.config.model_type} has no parts that image tokens can be"
                 f" kept out of, as image_layers {image_layers} asks; pass image_layers full"
             )
-        if image_layers == "full":
+        if features is None or image_layers == "full":
             return ComputedRows(wanted)
         is_text = kinds[:, -embedded.shape[1] :].to(embedded.device) != 1
         layout, text = kwargs.get("mmca_layout"), None

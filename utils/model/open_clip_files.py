@@ -150,7 +150,7 @@ def _in_folder_or_hub(place: str, name: str) -> OpenClipFiles | None:
 def _is_architecture(name: str) -> bool:
     """Told by open_clip's own files of descriptions, for importing it takes seconds."""
     package = find_spec("open_clip")
-    if package is None or not name:
+    if package is None or package.origin is None or not name:
         return False
     return (Path(package.origin).parent / "model_configs" / f"{name}.json").is_file()
 

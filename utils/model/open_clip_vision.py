@@ -35,7 +35,7 @@ class OpenClipVisionModel(PreTrainedModel):
     def __init__(self, config: OpenClipVisionConfig) -> None:
         super().__init__(config)
         self.gradient_checkpointing = False
-        in_parts = _zero3() is not None and "timm_model_name" in config.vision_cfg
+        in_parts = _zero3() is not None and "timm_model_name" in (config.vision_cfg or {})
         self.trunk = _trunk_in_parts(config) if in_parts else _trunk(config)
         self._lacks_buffers = any(each.is_meta for each in self.trunk.buffers())
         self._buffers_anew: dict[str, torch.Tensor] = {}
@@ -119,7 +119,9 @@ def _trunk(config: OpenClipVisionConfig) -> nn.Module:
         raise ImportError(
             "this encoder is built by the package open_clip: pip install open_clip_torch"
         ) from error
-    settings = CLIPVisionCfg(**{**config.vision_cfg, **_NO_REGULARISATION, "timm_model_pretrained": False})
+    settings = CLIPVisionCfg(
+        **{**(config.vision_cfg or {}), **_NO_REGULARISATION, "timm_model_pretrained": False}
+    )
     trunk = _without_pooling(_build_vision_tower(config.embed_dim, settings, config.quick_gelu))
     for module in list(trunk.modules()):
         for name, child in module.named_children():
@@ -132,7 +134,8 @@ def _trunk(config: OpenClipVisionConfig) -> nn.Module:
 
 def _tokens(features: torch.Tensor, trunk: nn.Module) -> torch.Tensor:
     """What a trunk gives as [N, S, D]: tokens already, or a map [N, D, rows, columns] or [N, rows, columns, D]."""
-    widths = {getattr(trunk, name, None) for name in ("num_features", "head_hidden_size")} - {None}
+    names = ("num_features", "head_hidden_size")
+    widths = {width for name in names if (width := getattr(trunk, name, None)) is not None}
     if features.ndim == 4:
         is_last = features.shape[3] in widths and (
             features.shape[1] not in widths or getattr(trunk, "output_fmt", None) == "NHWC"

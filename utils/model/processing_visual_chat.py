@@ -37,7 +37,7 @@ class RendersToMessages(Protocol):
     def error(self, message: str) -> Exception: ...
 
 
-class VisualChatProcessorKwargs(ProcessingKwargs, total=False):
+class VisualChatProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # a typed dictionary
     """Defaults of a call: the template writes the BOS itself, and the model wants to know each token's
     kind."""
 
@@ -66,7 +66,7 @@ class VisualChatProcessor(ProcessorMixin):
         image_token: str = "<image>",
         image_summary_token: str | None = None,
     ) -> None:
-        if not getattr(tokenizer, "is_fast", False):
+        if tokenizer is None or not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer; labels need its character offsets"
             )

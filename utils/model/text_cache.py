@@ -18,7 +18,7 @@ class GrowingLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self._length = 0
-        self._memory: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._memory: tuple[torch.Tensor, ...] = ()  # of keys and values
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -38,16 +38,16 @@ class GrowingLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def _make_room(self, key_states: torch.Tensor, value_states: torch.Tensor, used: int) -> None:
-        if self._memory is not None and self._memory[0].shape[2] >= self._length:
+        if self._memory and self._memory[0].shape[2] >= self._length:
             return
         size = max(self._least, 2 * self._length)
         grown = []
         for number, new in enumerate((key_states, value_states)):
             memory = new.new_empty(*new.shape[:2], size, new.shape[3])
-            if self._memory is not None:
+            if self._memory:
                 memory[:, :, :used] = self._memory[number][:, :, :used]
             grown.append(memory)
-        self._memory = (grown[0], grown[1])
+        self._memory = tuple(grown)
 
     def _show(self) -> None:
         self.keys, self.values = (memory[:, :, : self._length] for memory in self._memory)

@@ -151,7 +151,8 @@ def _turn(question: _Message, answer: _Message | None) -> Turn:
             mentions.append(len(text))
         text += piece
     kind = question.kind or (answer.kind if answer else "")
-    return Turn(text, answer and answer.text.strip(), question.images, tuple(mentions), kind)
+    images = tuple(each for each in question.images if each is not None)  # listed ones are in place by now
+    return Turn(text, None if answer is None else answer.text.strip(), images, tuple(mentions), kind)
 
 
 def _messages(record: RawRecord) -> list[Any]:
@@ -177,8 +178,8 @@ def _read(raw: Any, number: int, before: int, record: RawRecord) -> _Message:
     if not isinstance(content, str | list):
         if content is None:
             raise record.error(f"message {number} has no text, under neither value nor content")
-        found = f"{content!r:.40} ({_KINDS.get(type(content), type(content).__name__)})"
-        raise record.error(f"message {number} has no text, but {found} under {key}; write it in quotes")
+        other = f"{content!r:.40} ({_KINDS.get(type(content), type(content).__name__)})"
+        raise record.error(f"message {number} has no text, but {other} under {key}; write it in quotes")
     texts: list[str] = []
     images: list[Image | None] = []
     for part in [content] if isinstance(content, str) else content:

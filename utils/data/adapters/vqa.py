@@ -23,7 +23,7 @@ records by id; one question of a record is drawn each time, and the picture bear
 Some covers were not to be had, and a picture of one pixel stands in their place: those records are left out.
 """
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import PIL.Image
@@ -78,6 +78,8 @@ def _is_stand_in(image: Image) -> bool:
 
     A file that is missing or broken is none: it is named where pictures are decoded.
     """
+    if not isinstance(image.source, Path):
+        return False
     try:
         with PIL.Image.open(image.source) as opened:
             return min(opened.size) <= 1

@@ -67,7 +67,7 @@ def select(
         bad.total += len(asked)
 
     own = known.arrangement.own
-    left_out = Counter()
+    left_out: Counter[str] = Counter()
     for number, rule in enumerate(known.rules, start=1):
         left_out[rule] += int(own[known.status == number].sum())
     if too_many.any():

@@ -59,22 +59,22 @@ class Records(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self._read(self._rows[int(index) % len(self)])
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         return map(self._read, self._rows)
 
-    def _read(self, row: Any) -> dict[str, Any]:
+    def _read(self, row: Any) -> Any:
         return row
 
 
 class _TextRecords(Records):
     """Records kept as JSON texts."""
 
-    def _read(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, row: dict[str, Any]) -> Any:
         if row["problem"] is not None:
             return Unusable(row["problem"])
         try:

@@ -2,8 +2,8 @@
 
 import gzip
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from utils.data.spec import DataError
 
@@ -39,12 +39,12 @@ def is_packed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def open_unpacked(path: Path) -> BinaryIO:
+def open_unpacked(path: Path) -> BufferedIOBase:
     """The bytes of a file, of one named .gz what is packed in it."""
     return gzip.open(path) if is_packed(path) else path.open("rb")
 
 
-def refuse_other_kinds(path: Path, file: BinaryIO, remedy: str = FETCH) -> int:
+def refuse_other_kinds(path: Path, file: BufferedIOBase, remedy: str = FETCH) -> int:
     """How many bytes the byte order mark of a text file takes, 0 or 3.
 
     Raises `DataError` for an empty file and for one whose first bytes say that it is no JSON text.

@@ -79,7 +79,7 @@ class JsonStream:
     def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
         while True:
-            self._place = _SPACE.match(self._text, self._place).end()
+            self._place = _end(_SPACE, self._text, self._place)
             if self._place < len(self._text):
                 return self._text[self._place]
             if not self._more():
@@ -126,7 +126,7 @@ class JsonStream:
             except ValueError as error:  # a number of thousands of digits
                 raise self.error(str(error)) from error
             else:
-                might_go_on = _PART_OF_NUMBER.match(self._text, end).end() == len(self._text)
+                might_go_on = _end(_PART_OF_NUMBER, self._text, end) == len(self._text)
                 if not might_go_on or not self._more():
                     text = self._text[self._place : end]
                     self._place = end
@@ -239,3 +239,9 @@ def _refuse_cut_off(path: Path, remedy: str) -> None:
             f"{path} is cut off: after {size:,} bytes it ends with {ending[-20:]!r}, not with ] or }};"
             f" {remedy}"
         )
+
+
+def _end(pattern: re.Pattern[str], text: str, place: int) -> int:
+    """Where what begins at a place and matches ends."""
+    found = pattern.match(text, place)
+    return found.end() if found else place
