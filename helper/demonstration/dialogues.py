@@ -62,7 +62,7 @@ def _question(
 ) -> tuple[str, str, str] | None:
     """Question, answer and kind, a question that is not among those `asked`; None where there is none."""
     possible = [kind for kind in kinds if len(shown) >= _LEAST[kind]]
-    weights = np.array([1 if _LEAST[kind] == 1 and len(shown) > 1 else 2 for kind in possible], float)
+    weights = np.array([_WEIGHTS[kind] for kind in possible], float)
     for _ in range(50):
         kind = str(rng.choice(possible, p=weights / weights.sum())) if possible else "name"
         made = KINDS[kind](rng, shown, things)
@@ -169,5 +169,8 @@ KINDS: dict[str, Callable[[np.random.Generator, Sequence[str], Sequence[str]], _
     "match": _match,
 }
 """Kinds of question, each with what makes one; None where these images allow none."""
+
+_WEIGHTS = {"name": 1, "exists": 1, "which": 2, "same": 4, "count": 2, "odd": 4, "match": 4}
+"""How often each comes: images that are compared with each other take the most samples to learn."""
 
 _LEAST = {"name": 1, "exists": 1, "which": 2, "same": 2, "count": 2, "odd": 3, "match": 2}
