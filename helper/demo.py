@@ -114,6 +114,7 @@ def save_untrained(made: Demonstration, final: Path, folder: Path) -> None:
         attention=config.attention,
         image_layers=config.image_layers,
         image_gate=config.image_gate,
+        image_summary="mean" if config.image_summary_token_id is not None else "none",
         lora=LoraSettings(**config.lora) if config.lora else None,
         dtype=torch.bfloat16,
     )
