@@ -15,6 +15,7 @@ from utils.conversation import Conversation, Image, ImageError, Turn
 from utils.data.bad_records import BadRecord, RecordPlace, SourceRecord
 from utils.data.batching.sample import IGNORED_LABEL, Sample
 from utils.data.mixing.epoch_plan import join
+from utils.data.mixing.mixture import Mixture
 from utils.data.spec import DataError
 
 _MAX_WORKERS = 256
@@ -71,6 +72,9 @@ class EncodedDataset(Dataset):
 
         `features`: read in the place of pixels; then no image is decoded.
         """
+        assert on_bad == "raise" or isinstance(conversations, Mixture), (
+            "only a mixture knows its records one by one"
+        )
         self.conversations = conversations
         self.processor = processor
         self.max_seq_len = max_seq_len
@@ -87,14 +91,15 @@ class EncodedDataset(Dataset):
         """Raises `DataError` where the data cannot be read at all (a cache that is gone); see `encode` for the rest,
         which is not raised where `on_bad` is "skip".
         """
-        if self.on_bad == "raise":
-            return self.encode(self.conversations[index])
+        conversations = self.conversations
+        if self.on_bad == "raise" or not isinstance(conversations, Mixture):
+            return self.encode(conversations[index])
         try:
-            return self.encode(self.conversations[index], self.conversations.places_of(index))
+            return self.encode(conversations[index], conversations.places_of(index))
         except DataError:
             raise
         except ValueError as error:  # ConversationError, ImageError, and the processor's about a text
-            return self._without_bad(self.conversations.records_of(index), error)
+            return self._without_bad(conversations.records_of(index), error)
 
     def encode(
         self, conversation: Conversation, places: Sequence[RecordPlace] = (), count_cut: bool = True
@@ -145,7 +150,7 @@ class EncodedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to conversations that are joined anew in each."""
-        if hasattr(self.conversations, "set_epoch"):
+        if isinstance(self.conversations, Mixture):
             self.conversations.set_epoch(epoch)
 
     def without_pixels(self, epoch: int) -> "EncodedDataset":
@@ -154,17 +159,16 @@ class EncodedDataset(Dataset):
         This dataset's epoch stays.
         """
         conversations = copy(self.conversations)
-        if hasattr(conversations, "set_epoch"):
-            conversations.set_epoch(epoch)
-        return EncodedDataset(conversations, self.processor, self.max_seq_len, False, on_bad=self.on_bad)
+        dataset = EncodedDataset(conversations, self.processor, self.max_seq_len, False, on_bad=self.on_bad)
+        dataset.set_epoch(epoch)
+        return dataset
 
     @property
     def fingerprint(self) -> str | None:
-        """The same where the token ids of all samples are; None where the conversations have none."""
-        conversations = getattr(self.conversations, "fingerprint", None)
-        if conversations is None:
+        """The same where the token ids of all samples are; None where they are of no mixture."""
+        if not isinstance(self.conversations, Mixture):
             return None
-        parts = (conversations, self.processor.text_fingerprint, str(self.max_seq_len))
+        parts = (self.conversations.fingerprint, self.processor.text_fingerprint, str(self.max_seq_len))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property

@@ -74,11 +74,11 @@ def index_dataset(records: DatasetRecords) -> DatasetIndex:
     texts = json.loads((entry / _TEXTS).read_text())
     with np.load(entry / _ARRAYS) as arrays:
         return DatasetIndex(
-            Arrangement(*(arrays[name] for name in _ARRANGEMENT)),
-            *(arrays[name] for name in _COLUMNS),
-            tuple(texts["rules"]),
-            tuple(texts["reasons"]),
-            texts["repairs"],
+            Arrangement(**{name: arrays[name] for name in _ARRANGEMENT}),
+            **{name: arrays[name] for name in _COLUMNS},
+            rules=tuple(texts["rules"]),
+            reasons=tuple(texts["reasons"]),
+            repairs=texts["repairs"],
             identity=f"{entry.parent.name}/{entry.name}",
         )
 
