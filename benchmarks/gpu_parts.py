@@ -22,7 +22,7 @@ from benchmarks.train_step import Step
 from benchmarks.turns import memory_bandwidth, product_speed, take_turns, timed
 from training.memory.batch import BatchShape
 from training.memory.trace import enable_checkpointing, meta_model, trace
-from training.metrics.peak_flops import peak_flops
+from training.metrics.mfu import peak_flops
 from utils.model import VisualChatForConditionalGeneration, freeze
 
 Result = dict[str, str | float | int | bool | None]

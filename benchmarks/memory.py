@@ -19,9 +19,9 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from training.ds_configs import Offload, zero_config
 from training.memory.batch import BatchShape, make_batch
-from training.memory.foretell import foretell
 from training.memory.live import LiveMemory, tensors_alive
 from training.memory.plan import Training
+from training.memory.predict import predict_in_subprocess
 from training.memory.states import Sharding
 from training.memory.trace import enable_checkpointing
 from training.parameter_groups import parameter_groups
@@ -155,7 +155,7 @@ def _measure(case: Case, config: VisualChatConfig, shape: BatchShape) -> None:
     dist.barrier()
     if is_main_process():
         sharding = Sharding.of(settings, world_size())
-        plan = foretell(
+        plan = predict_in_subprocess(
             Training(config, case.dtype, (shape,), sharding, None, case.checkpointing, case.accumulation)
         )
         predicted = plan.peak + (0 if on_gpu else plan.states.host)

@@ -19,7 +19,7 @@ from benchmarks.layouts import between
 from benchmarks.random_models import DECODERS, IMAGE_TOKENS, SIDE, attention, described, random_model
 from benchmarks.turns import peak_memory, print_machine, print_ratios, take_turns, timed
 from training.metrics.flops import StepFlops, visible_pairs
-from training.metrics.peak_flops import peak_flops
+from training.metrics.mfu import peak_flops
 from utils.model import VisualChatForConditionalGeneration, freeze
 
 

@@ -9,7 +9,7 @@ from training.arguments.parser import VisualChatTrainingArguments
 from training.memory.states import Sharding, Weights, states
 from utils.commands import UsageError
 from utils.distributed import get_logger
-from utils.model.building import LoraSettings, build_visual_chat
+from utils.model.building import build_visual_chat
 from utils.model.freezing import PUBLISHED, Learning, held_names, part_of_each
 from utils.model.liger import apply_liger
 from utils.model.loading import CheckpointError
@@ -27,13 +27,6 @@ def load_model(
     resumed: the run's own checkpoint. What it holds is taken from there, whatever the run began with; DeepSpeed's
     state, which is read later, has only what learns.
     """
-    lora = LoraSettings(
-        lang_dim=model_arguments.lang_lora_dim,
-        lang_module_name=model_arguments.lang_lora_module_name,
-        vis_dim=model_arguments.vis_lora_dim,
-        vis_module_name=model_arguments.vis_lora_module_name,
-        alpha=model_arguments.lora_alpha,
-    )
     logger.info(
         "attention: %s, image layers: %s, image gate: %s, image summary: %s, projector: %s",
         model_arguments.attention_name,
@@ -51,7 +44,7 @@ def load_model(
             image_layers=model_arguments.images_go_through,
             image_gate=model_arguments.gate,
             image_summary=model_arguments.summary,
-            lora=lora or None,
+            lora=model_arguments.lora,
             dtype=arguments.dtype,
             train=model_arguments.train or PUBLISHED,
         )
@@ -59,7 +52,7 @@ def load_model(
             _begin(model, model_arguments)
         elif not is_merged(resumed):
             start_from(model, resumed)
-        if arguments.epoch_checkpoint_form == "full" and lora:
+        if arguments.epoch_checkpoint_form == "full" and model_arguments.lora:
             _refuse_merging(model)
         logger.info("learning: %s", learning(model, arguments))
         if arguments.use_liger_kernel:

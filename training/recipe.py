@@ -34,6 +34,7 @@ from utils.distributed import cores, world_size
 RECIPES = ROOT / "recipes"
 WRITTEN = "recipe.yaml"
 
+FLAGS = [each.name for kind in (ModelArguments, DataArguments, RunArguments) for each in fields(kind)]
 OWN_KEYS = ("global_batch", "processes", "launcher")
 LAUNCHERS = ("deepspeed", "torchrun")
 STARTS_ONLY = {"overwrite_output_dir", "resume_from_checkpoint", "dry_run_worst_batch", "local_rank"}
@@ -113,13 +114,12 @@ def _changes(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_unknown(recipe: Mapping[str, Any], name: str) -> None:
-    own = {each.name for kind in (ModelArguments, DataArguments, RunArguments) for each in fields(kind)}
-    if not recipe.keys() - own - {*OWN_KEYS}:
+    if not recipe.keys() - {*FLAGS, *OWN_KEYS}:
         return
     # Takes seconds, which a recipe of the project's own flags need not wait for.
     from training.arguments.parser import Parser
 
-    known = {*own, *OWN_KEYS, *(action.dest for action in Parser()._actions)}
+    known = {*FLAGS, *OWN_KEYS, *(action.dest for action in Parser()._actions)}
     for key in recipe:
         if key not in known:
             close = get_close_matches(key, known, n=1)
@@ -183,25 +183,20 @@ def start_processes(processes: Processes, flags: Sequence[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", *launcher, "training.main", *flags])
 
 
-def write(argv: Sequence[str] | None, folder: Path) -> None:
-    """Write all flags of this training into its output folder, as a recipe that starts the same training.
-
-    All flags of the project stand there, and those of transformers that differ from its defaults.
-    """
-    from training.arguments.command_line import parse_flags
-
-    parser, flags = parse_flags(argv)
-    recipe = resolved(flags, parser)
+def write(recipe: Mapping[str, Any], folder: Path) -> None:
+    """Write the recipe of a training (`resolved`) into its output folder."""
     head = f"# Every flag of this training. Again: visualchat train {folder / WRITTEN} output_dir=ANOTHER\n"
-    atomic_write(folder / WRITTEN, head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    atomic_write(folder / WRITTEN, head + text)
 
 
 def resolved(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The recipe of a training's flags; what is not set is left out."""
-    own = [each.name for kind in (ModelArguments, DataArguments, RunArguments) for each in fields(kind)]
+    """The recipe that starts the same training: all flags of the project that are set, and those of transformers
+    that differ from its defaults.
+    """
     others = [name for name, value in vars(flags).items() if value != parser.get_default(name)]
     values = {}
-    for name in dict.fromkeys([*own, *others]):
+    for name in dict.fromkeys([*FLAGS, *others]):
         value = getattr(flags, name)
         if name not in STARTS_ONLY and value is not None and value != []:
             values[name] = _absolute(value) if name in PATHS else value

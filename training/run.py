@@ -5,16 +5,17 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from training import recipe
 from training.arguments import DataArguments, ModelArguments
-from training.arguments.command_line import parse_arguments
+from training.arguments.command_line import parse_flags, training_arguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.batches.datasets import bad_records, longest_conversation, make_rows, read_parts
 from training.batches.vision_features import store_features
@@ -23,8 +24,7 @@ from training.checkpointing.output_lock import OutputInUseError, reserved
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import SavingError
 from training.data_report.debug import dump_samples
-from training.ds_configs.own_config import mismatches_named
-from training.fault_tolerance.departures import end_after
+from training.ds_configs.user_config import mismatches_named
 from training.fault_tolerance.exit_codes import (
     FINISHED,
     INTERRUPTED,
@@ -36,10 +36,10 @@ from training.fault_tolerance.exit_codes import (
     last_checkpoint,
 )
 from training.fault_tolerance.nan_guard import SKIPPED_STEPS
-from training.fault_tolerance.peers import PeerWatch
+from training.fault_tolerance.peers import PeerWatch, end_after
 from training.fault_tolerance.signals import StopRequest
 from training.fault_tolerance.watchdog import STALLED_AT
-from training.memory.worst_batch import WorstBatch, largest_of
+from training.memory.worst_batch import dry_run, largest_of
 from training.metrics.answer_check import AnswerCheck
 from training.metrics.progress import ProgressReporter
 from training.metrics.trackers import begin_wandb
@@ -105,14 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     _silence_false_alarms()
     request = StopRequest()
-    model_arguments, data_arguments, arguments = parse_arguments(argv)
+    parser, flags = parse_flags(argv)
+    model_arguments, data_arguments, arguments = training_arguments(parser, flags)
     request.leave = partial(_leave_at_once, arguments.output_dir)
     peers = PeerWatch(partial(end_after, output_dir=arguments.output_dir))
     code, reason, has_stopped = FINISHED, "", False
     try:
         with reserved(arguments.output_dir):
-            words = sys.argv[1:] if argv is None else argv
-            train(model_arguments, data_arguments, arguments, request, words)
+            train(model_arguments, data_arguments, arguments, request, recipe.resolved(flags, parser))
     except USER_ERRORS as error:
         _report(error)
         code = MISTAKE
@@ -144,11 +144,11 @@ def train(
     data_arguments: DataArguments,
     arguments: VisualChatTrainingArguments,
     request: StopRequest,
-    command_line: Sequence[str] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> None:
     """The whole story: data, model, training, and what is left of it on the disk.
 
-    `command_line`, which the arguments were read from, is written into the output folder as a recipe.
+    `values`, those of the recipe that repeats this training, are written into the output folder.
     Raises `StoppedBySignal` where `request` ended it early.
     """
     if not (is_main_process() and sys.stderr.isatty()):
@@ -158,8 +158,8 @@ def train(
     seed_everything(arguments.seed)
     run = Run.of(model_arguments, data_arguments, arguments)
     resumed = prepare_output(arguments, run)
-    if command_line is not None:
-        decided_by_main(lambda: recipe.write(command_line, Path(arguments.output_dir)))
+    if values is not None:
+        decided_by_main(lambda: recipe.write(values, Path(arguments.output_dir)))
     bad = bad_records(data_arguments, arguments.output_dir)
     if resumed:
         bad.restore()  # what was found before the run was interrupted
@@ -197,6 +197,8 @@ def train(
         check_answers = AnswerCheck(asked, processor.tokenizer, count, arguments.seed, batch_size).measure
     # On a GPU packed rows are all of one width, which its kernels are compiled for.
     width = data_arguments.max_seq_len if data_arguments.packing and arguments.device.type == "cuda" else 8
+    largest, parts = largest_of(data_arguments, arguments, processor), model_arguments.train or PUBLISHED
+    rehearsal = partial(dry_run, batches=largest, train=parts)
     trainer = VisualChatTrainer(
         model=model,
         args=arguments,
@@ -210,10 +212,8 @@ def train(
         bad_records=bad,
         stop_request=request,
         check_answers=check_answers,
+        dry_run=rehearsal if arguments.dry_run_worst_batch else None,
     )
-    if arguments.dry_run_worst_batch:
-        parts = model_arguments.train or PUBLISHED
-        trainer.add_callback(WorstBatch(trainer, largest_of(data_arguments, arguments, processor), parts))
     if arguments.overwrite_output_dir:  # not before all that could go wrong with flags, data and model
         decided_by_main(lambda: _remove_run(arguments.output_dir))
     with mismatches_named():

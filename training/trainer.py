@@ -1,17 +1,17 @@
 """transformers' Trainer on DeepSpeed, with what is particular to this project and nothing else.
 
-Its own code: parameter groups, global batches that do not depend on the number of processes, a loss that is a
-mean over supervised tokens, atomic checkpoints in two forms, and throughput. The loop, schedules, logging and
-flags are transformers'.
+A step, in the order of the methods: `get_batch_samples` reads its batches; each goes forward (`compute_loss`) and
+backward (`training_step`); before and after the optimizer the loss and the gradient are judged
+(`_before_optimizer_step`, `_get_grad_norm`). What the processes agree on is a `Verdict`, and `_act_on` does it.
+The loop, schedules, logging and flags are transformers'.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -32,19 +32,20 @@ from training.arguments.parser import VisualChatTrainingArguments
 from training.batches.bad_batches import BadBatches
 from training.batches.loaders import EpochSetter, Loaders
 from training.checkpointing.run_record import Run
-from training.checkpointing.writer import CheckpointWriter, SavingError
+from training.checkpointing.writer import CheckpointWriter
 from training.ds_configs import gather_by_layer
-from training.fault_tolerance.callback import Survival
+from training.fault_tolerance.callback import RunGuard, Verdict
 from training.fault_tolerance.signals import StopRequest
 from training.metrics.loss_by_dataset import LossByDataset
 from training.metrics.mfu import Efficiency
 from training.metrics.throughput import ThroughputMeter
 from training.metrics.trackers import TensorBoard
 from training.parameter_groups import parameter_groups
+from training.run_context import RunContext
 from utils.commands import UsageError
 from utils.data import IGNORED_LABEL, Batch
 from utils.data.bad_records import BadRecords
-from utils.distributed import get_logger, is_main_process
+from utils.distributed import get_logger
 from utils.model.decoder import gathered
 
 logger = get_logger(__name__)
@@ -52,6 +53,9 @@ logger = get_logger(__name__)
 
 class VisualChatTrainer(Trainer):
     """Trains a visual chat model on encoded conversations and writes checkpoint-N, best and final."""
+
+    context: RunContext  # these two since training is prepared
+    checkpoints: CheckpointWriter
 
     def __init__(
         self,
@@ -67,11 +71,13 @@ class VisualChatTrainer(Trainer):
         bad_records: BadRecords | None = None,
         stop_request: StopRequest | None = None,
         check_answers: Callable[..., dict[str, float]] | None = None,
+        dry_run: Callable[[RunContext], object] | None = None,
     ) -> None:
         """`dataset_names` are those that the records come from: each gets a loss of its own. Checkpoints record `run`.
 
         `bad_records` takes up bad ones that turn up while batches are read (`Collator`). Each evaluation has what
-        `check_answers` measures of the model (`AnswerCheck.measure`).
+        `check_answers` measures of the model (`AnswerCheck.measure`). `dry_run` is called before the first step, and
+        has to leave everything as it was.
         """
         super().__init__(
             model=model,
@@ -93,40 +99,42 @@ class VisualChatTrainer(Trainer):
             self.add_callback(TensorBoard())
         if args.stage3_gather_layers and args.hf_deepspeed_config.is_zero3():
             gather_by_layer(model)
-        self.checkpoints = CheckpointWriter(self, run)
-        self._failed_saves = 0  # in a row
         self._batches: deque[Batch] = deque()  # of the step, those that are not trained on yet
         self._batch = Batch({})  # that is trained on
-        self.survival = Survival(self, stop_request or StopRequest())
-        self.add_callback(self.survival)
+        self.run, self.dry_run = run, dry_run
+        self._evaluation_due = False  # since the run was stopped in it
+        self.guard = RunGuard(args, stop_request or StopRequest())
+        self.add_callback(self.guard)
 
-    # Batches
+    # Preparation
 
-    def get_train_dataloader(self) -> DataLoader:
-        """The training batches of this process (`Loaders.training`)."""
-        return self.loaders.training(self.train_dataset, self._train_batch_size)
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """The evaluation batches of this process, in the order of the data."""
-        return self.loaders.evaluation(eval_dataset or self.eval_dataset)
-
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list, Any]:
-        """The micro-batches of an optimizer step and their supervised tokens on all processes."""
-        waited_for = self.throughput.waiting_for(self.survival.reading(epoch_iterator))
-        batches = list(islice(waited_for, num_batches))
-        inputs, supervised = super().get_batch_samples(
-            iter([batch.inputs for batch in batches]), num_batches, device
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[torch.nn.Module, DataLoader]:
+        """As transformers', which would insist on the frozen weights that our engine state leaves out."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self.context = RunContext(
+            engine=self.deepspeed,
+            state=self.state,
+            args=self.args,
+            model=self.model,
+            processor=self.processing_class,
+            schedule=self.lr_scheduler,
+            save_random_state=self._save_rng_state,
         )
-        self.bad.take(batches)
-        if self.bad.strict:
-            self.bad.exchange(device)
-        self.throughput.step(batches)
-        self._batches = deque(batches)
-        return inputs, supervised.clamp(min=1)  # none at all: a loss of 0, not of 0 / 0
-
-    # Optimisation
+        self.checkpoints = CheckpointWriter(self.context, self.run)
+        if resume_from_checkpoint is not None:
+            self.checkpoints.restore(resume_from_checkpoint)
+            # Logging, evaluating and saving are as often as flags say now.
+            self.state.compute_steps(self.args, max_steps)
+            control = self.state.stateful_callbacks.get("TrainerControl", {})
+            self._evaluation_due = bool(control.get("args", {}).get("should_evaluate"))
+        self.guard.begin(self.state)
+        if self.dry_run is not None:
+            with self.guard.pausing():
+                self.dry_run(self.context)
+        self.deepspeed.basic_optimizer.register_step_pre_hook(self._before_optimizer_step)
+        return prepared
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that `--optim` names (AdamW) over this project's parameter groups.
@@ -137,11 +145,7 @@ class VisualChatTrainer(Trainer):
             try:
                 optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 self.optimizer = optimizer(self._parameter_groups(), **settings)
-            except (
-                ImportError,
-                TypeError,
-                ValueError,
-            ) as error:  # a package is missing, or --optim_args do not fit
+            except (ImportError, TypeError, ValueError) as error:  # not installed, or --optim_args do not fit
                 optim = getattr(self.args.optim, "value", self.args.optim)
                 raise UsageError(f"--optim {optim} cannot be used: {error}") from error
         elif isinstance(self.optimizer, DummyOptim):
@@ -160,9 +164,31 @@ class VisualChatTrainer(Trainer):
             self.args.lora_learning_rate,
         )
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: transformers' formula is for full training, and visits all modules in every step."""
-        return 0
+    # A step
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The training batches of this process (`Loaders.training`)."""
+        return self.loaders.training(self.train_dataset, self._train_batch_size)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """The evaluation batches of this process, in the order of the data."""
+        return self.loaders.evaluation(eval_dataset or self.eval_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        """The micro-batches of an optimizer step and their supervised tokens on all processes."""
+        waited_for = self.throughput.waiting_for(self.guard.reading(epoch_iterator))
+        batches = list(islice(waited_for, num_batches))
+        inputs, supervised = super().get_batch_samples(
+            iter([batch.inputs for batch in batches]), num_batches, device
+        )
+        self.bad.take(batches)
+        if self.bad.strict:
+            self.bad.exchange(device)
+        self.throughput.step(batches)
+        self._batches = deque(batches)
+        return inputs, supervised.clamp(min=1)  # none at all: a loss of 0, not of 0 / 0
 
     def compute_loss(
         self,
@@ -174,23 +200,46 @@ class VisualChatTrainer(Trainer):
         """As transformers'; whose tokens cost how much is taken down."""
         origins = self._batch.origins
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self.survival.note(loss, outputs.token_losses, origins)
+        self.guard.note(loss, outputs.token_losses, origins)
         self.losses.add(origins, outputs.token_losses)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As transformers'; a loss that is no number, whose step is dropped, does not count."""
+        """As transformers', unless the training stops here; a loss that is no number does not count."""
+        self._evaluate_if_due()  # not before: the random state has been restored by now
         self._batch = self._batches.popleft()
-        self.survival.enter(self._batch)
+        self._act_on(self.guard.before_batch(self._batch))
         loss = super().training_step(model, inputs, num_items_in_batch)
         return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # without waiting for the device to know
 
+    def _before_optimizer_step(self, *hooked: Any) -> None:
+        self._act_on(self.guard.judge_step())
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self.survival.check_gradient(norm)
+        self.guard.judge_gradient(norm, getattr(self.context.engine.optimizer, "overflow", False))
         return norm
+
+    def _act_on(self, verdict: Verdict) -> None:
+        """Do what all processes have agreed on.
+
+        Raises `StoppedBySignal` where that is to stop.
+        """
+        if verdict is Verdict.SKIP_STEP:
+            for group in self.context.engine.basic_optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # a parameter without a gradient is left as it is
+        elif verdict is Verdict.SAVE_AND_STOP:
+            if not self.guard.is_saved():
+                self.guard.back_to_last_step()
+                self._save()
+            self._stop()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: transformers' formula is for full training, and visits all modules in every step."""
+        return 0
 
     # Evaluation and logging
 
@@ -234,7 +283,7 @@ class VisualChatTrainer(Trainer):
 
     def _entered(self, batch: Batch) -> dict[str, Any]:
         """The inputs on the device of a batch of evaluation that the model is about to read."""
-        self.survival.enter(batch, evaluating=True)
+        self._act_on(self.guard.before_batch(batch, evaluating=True))
         return self._prepare_inputs(batch.inputs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -242,11 +291,17 @@ class VisualChatTrainer(Trainer):
         with self.throughput.paused():
             return super().evaluate(*args, **kwargs)
 
+    def _evaluate_if_due(self) -> None:
+        """The evaluation in which the run was stopped, from its beginning."""
+        if self._evaluation_due:
+            self._evaluation_due = False
+            self._determine_best_metric(self._evaluate(None, None), None)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add throughput and the datasets' losses to training's lines."""
         if "loss" in logs:
             self.bad.exchange(self.args.device)
-            logs["loss"] *= self.survival.share_of_steps_kept()
+            logs["loss"] *= self.guard.share_of_steps_kept()
             logs |= self.losses.read(self.args.device) | self.throughput.read(self.args.device)
         super().log(logs, start_time)
 
@@ -263,41 +318,32 @@ class VisualChatTrainer(Trainer):
             return False
         is_best = super()._determine_best_metric(metrics, trial)
         if is_best:
-            with self.survival.pausing(), self.throughput.paused(), self._tolerated():
+            saving = self.checkpoints.tolerating_failed_saves()
+            with self.guard.pausing(), self.throughput.paused(), saving:
                 self.export(Path(self.args.output_dir, "best"))
         return is_best
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._save()
+        if self.guard.is_stopping:
+            self._stop()
+
+    def _save(self) -> None:
+        """Write checkpoint-N, unless the disk refuses it and further saves may follow; all processes call."""
         self.bad.exchange(self.args.device)  # a resumed run finds those listed that it will not meet again
-        with self.survival.saving(), self.throughput.paused(), self._tolerated():
+        self.state.stateful_callbacks["TrainerControl"] = self.control.state()  # is an evaluation still due?
+        saving = self.checkpoints.tolerating_failed_saves()
+        with self.guard.saving(), self.throughput.paused(), saving:
             self.checkpoints.save()
 
-    @contextmanager
-    def _tolerated(self) -> Iterator[None]:
-        """Training goes on where a save fails: the disk may be freed before the next one. Not for ever."""
-        try:
-            yield
-        except SavingError as error:
-            self._failed_saves += 1
-            if self._failed_saves > self.args.max_failed_saves:
-                raise
-            if is_main_process():  # all have the same to say
-                logger.warning("%s; training goes on, free the disk before the next save", error)
-        else:
-            self._failed_saves = 0
+    def _stop(self) -> NoReturn:
+        stopped = self.guard.stopped()
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        raise stopped
 
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
-    ) -> tuple[torch.nn.Module, DataLoader]:
-        """As transformers', which would insist on the frozen weights that our engine state leaves out."""
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self.survival.guard(self.deepspeed.basic_optimizer)  # the one that steps, whoever made it
-        if resume_from_checkpoint is not None:
-            self.checkpoints.restore(resume_from_checkpoint)
-            self.state.compute_steps(
-                self.args, max_steps
-            )  # logging, evaluating and saving as often as flags say now
-        return prepared
+    def _finalize_training(self, *args: Any) -> Any:
+        self._evaluate_if_due()  # no step has begun
+        return super()._finalize_training(*args)
 
     def _load_best_model(self) -> None:
         self.checkpoints.load_engine(self.state.best_model_checkpoint)

@@ -24,7 +24,9 @@ def ended(monkeypatch, tmp_path, error):
 
     arguments = SimpleNamespace(output_dir=str(tmp_path))
     monkeypatch.setattr(training.run, "configure_logging", lambda: None)
-    monkeypatch.setattr(training.run, "parse_arguments", lambda argv: (None, None, arguments))
+    monkeypatch.setattr(training.run, "parse_flags", lambda argv: (None, None))
+    monkeypatch.setattr(training.run, "training_arguments", lambda parser, flags: (None, None, arguments))
+    monkeypatch.setattr(training.run.recipe, "resolved", lambda flags, parser: {})
     monkeypatch.setattr(training.run, "train", fail)
     return training.run.main([])
 

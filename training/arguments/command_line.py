@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from training.arguments import DataArguments, ModelArguments, RunArguments
 from utils.commands import UsageError
@@ -22,6 +22,7 @@ _TRANSFORMERS_FLAGS = (
 )
 _GROUPS = {"model": ModelArguments, "data": DataArguments, "training": RunArguments}
 
+T = TypeVar("T")
 AddFlags = Callable[[argparse.ArgumentParser], None]
 """Adds a program's own flags to those of training."""
 
@@ -77,21 +78,28 @@ def _described(field: dataclasses.Field, kind: Any) -> str:
     return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})".replace("%", "%%")
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, "VisualChatTrainingArguments"]:
-    """Read the command line, and start the process group, which the training arguments need.
+def parse_flags(argv: Sequence[str] | None) -> tuple["Parser", argparse.Namespace]:
+    """The values of training's command line as given, and the parser that knows their defaults.
 
     A mistake ends the program with code 2 and one line that says what to do.
     """
     from training.arguments.parser import Parser
-    from utils.distributed import initialise
 
     parser = Parser()
-    argv = _known(parser, argv)
-    initialise(use_cpu="--use_cpu" in argv)
+    return parser, _parsed(parser, argv)
+
+
+def training_arguments(
+    parser: "Parser", flags: argparse.Namespace
+) -> tuple[ModelArguments, DataArguments, "VisualChatTrainingArguments"]:
+    """What a training takes, from `parse_flags`; starts the process group, and ends the program as that does."""
+    from training.arguments.parser import VisualChatTrainingArguments
+    from utils.distributed import initialise
+
+    initialise(use_cpu=flags.use_cpu)
     try:
-        model, data, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        model, data = model_and_data(flags)
+        training = arguments_of(VisualChatTrainingArguments, flags)
         if data.packing and training.train_sampling_strategy == "group_by_length":
             raise UsageError(
                 "--packing fills every row, so there is no length to group by: leave out one of them"
@@ -103,6 +111,13 @@ def parse_arguments(
         return model, data, training
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, "VisualChatTrainingArguments"]:
+    """What a training takes, from its command line."""
+    return training_arguments(*parse_flags(argv))
 
 
 def read_flags(
@@ -118,28 +133,27 @@ def read_flags(
     parser = Parser(prog, description)
     if add_flags:
         add_flags(parser)
-    return parser.parse_args(_known(parser, argv))
+    return _parsed(parser, argv)
 
 
-def parse_flags(argv: Sequence[str] | None) -> tuple["Parser", argparse.Namespace]:
-    """The values of training's command line as given, and the parser that knows their defaults."""
-    from training.arguments.parser import Parser
-
-    parser = Parser()
-    return parser, parser.parse_args(_known(parser, argv))
+def arguments_of(kind: type[T], flags: argparse.Namespace) -> T:
+    """The arguments of that kind among a command line's values; `UsageError` where they contradict each other."""
+    return kind(
+        **{field.name: getattr(flags, field.name) for field in dataclasses.fields(kind) if field.init}
+    )
 
 
 def model_and_data(flags: argparse.Namespace) -> tuple[ModelArguments, DataArguments]:
-    """The arguments of model and data among the values of `read_flags`; `UsageError` where they contradict."""
-    model = {field.name: getattr(flags, field.name) for field in dataclasses.fields(ModelArguments)}
-    data = {field.name: getattr(flags, field.name) for field in dataclasses.fields(DataArguments)}
-    return ModelArguments(**model), DataArguments(**data)
+    """The arguments of model and data; `UsageError` where they contradict, or name what cannot be there."""
+    model = arguments_of(ModelArguments, flags)
+    model.require_plausible_names()
+    return model, arguments_of(DataArguments, flags)
 
 
-def _known(parser: "Parser", argv: Sequence[str] | None) -> list[str]:
-    """The words of the command line, in today's form; ends the program where one is not known."""
+def _parsed(parser: "Parser", argv: Sequence[str] | None) -> argparse.Namespace:
+    """The values of a command line; ends the program where a word of it is not known."""
     argv = _as_today(list(sys.argv[1:] if argv is None else argv))
-    _, unknown = parser.parse_known_args(argv)
+    flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
         if word.startswith("-"):
             known = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
@@ -147,7 +161,7 @@ def _known(parser: "Parser", argv: Sequence[str] | None) -> list[str]:
             parser.error(f"unknown flag {word}: {hint}")
     if unknown:
         parser.error(f"unexpected word {unknown[0]}: a flag may be missing before it")
-    return argv
+    return flags
 
 
 def _as_today(argv: list[str]) -> list[str]:

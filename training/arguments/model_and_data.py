@@ -8,11 +8,14 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from training.arguments.sharding import flag
 from utils.commands import UsageError
 from utils.hub import CONFIG, require_model
+
+if TYPE_CHECKING:
+    from utils.model.lora import LoraSettings
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,9 @@ class ModelArguments:
         if self.lora_alpha is not None and self.lora_alpha <= 0:
             raise UsageError(f"--lora_alpha {self.lora_alpha}: give a positive number, or leave it out")
         self._check_train()
+
+    def require_plausible_names(self) -> None:
+        """Raises `UsageError` for a model that is neither a model's folder here nor a name that the hub may have."""
         for name in ("lm_model_name_or_path", "vision_model_name_or_path"):
             _check_model(name, getattr(self, name))
 
@@ -124,6 +130,20 @@ class ModelArguments:
         if not is_architecture(self.vision_model_name_or_path):
             vision = self.vision_model_name_or_path.removeprefix(LOCAL_FOLDER).removeprefix(HUB)
             require_model("--vision_model_name_or_path", vision, (CONFIG, OPEN_CLIP))
+
+    @property
+    def lora(self) -> "LoraSettings | None":
+        """The adapters that the flags ask for."""
+        from utils.model.lora import LoraSettings  # takes seconds to import
+
+        settings = LoraSettings(
+            lang_dim=self.lang_lora_dim,
+            lang_module_name=self.lang_lora_module_name,
+            vis_dim=self.vis_lora_dim,
+            vis_module_name=self.vis_lora_module_name,
+            alpha=self.lora_alpha,
+        )
+        return settings or None
 
     @property
     def projector(self) -> str:

@@ -27,7 +27,6 @@ class Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with code 2 and a line that the main process prints."""
-        message = re.sub(
-            r"(--\w+)/--[\w-]+", r"\1", message
-        )  # of the two ways to write a flag the documented one
+        # Of the two ways to write a flag the documented one.
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)
         raise SystemExit(complain(re.sub(r"^argument (--\w+):", r"\1:", message)))

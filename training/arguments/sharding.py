@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.ds_configs import Offload, zero_config
-from training.ds_configs.own_config import read_own_config
+from training.ds_configs.user_config import read_user_config
 from utils.commands import UsageError
 
 
@@ -68,7 +68,7 @@ class ZeroArguments:
         )
 
     def _own(self, path: str, flag: str) -> dict[str, Any]:
-        config = read_own_config(path, flag)
+        config = read_user_config(path, flag)
         for name in ("offload_optimizer", "offload_param"):
             if getattr(self, name) != "none":
                 raise UsageError(f"--{name} has no effect beside {flag} {path}: set it in the file")

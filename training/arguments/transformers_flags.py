@@ -76,7 +76,5 @@ def refuse_what_is_not_offered(arguments: Any) -> None:
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         given = getattr(arguments, field.name)
-        if given != default and (
-            given or default
-        ):  # nothing has several forms: None, "", a list without elements
+        if given != default and (given or default):  # nothing has several forms: None, "", an empty list
             raise UsageError(f"--{field.name} is not supported: {REFUSED[field.name]}")

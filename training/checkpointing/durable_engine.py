@@ -40,10 +40,7 @@ class DurableCheckpointEngine(TorchCheckpointEngine):
                 torch.save(state_dict, file, _use_new_zipfile_serialization=self.zipfile_serialization)
                 file.flush()
                 os.fsync(file.fileno())
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch makes a RuntimeError of the former, with another text
+        except (OSError, RuntimeError) as error:  # torch makes the latter of the former, with another text
             self.failure = self.failure or next(iter(refusals), error)
 
 

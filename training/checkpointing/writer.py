@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,28 +23,17 @@ from training.checkpointing.folders import (
 )
 from training.checkpointing.resharding import load_resharded
 from training.checkpointing.run_record import Run
-from utils.atomic import (
-    atomic_write,
-    begin_directory,
-    clear_leftovers,
-    commit_directory,
-    staging_of,
-    sync,
-)
+from training.run_context import RunContext
+from utils.atomic import atomic_write, begin_directory, clear_leftovers, commit_directory, staging_of, sync
 from utils.distributed import barrier, everyone, get_logger, is_main_process, rank
 from utils.manifest import write_manifest
 from utils.model.checkpoint import save_full, save_trained_only
 from utils.model.freezing import held_names
 from utils.model.loading import HEAD
 
-if TYPE_CHECKING:
-    from training.trainer import VisualChatTrainer
-
 logger = get_logger(__name__)
 
 _DISK_ERRORS = (OSError, SafetensorError, RuntimeError)  # the last is what torch makes of some of them
-
-
 _SETTINGS = ("weight_decay", "betas", "eps", "initial_lr")  # of an optimizer's group, as flags give them
 
 
@@ -53,58 +42,73 @@ class SavingError(RuntimeError):
 
 
 class CheckpointWriter:
-    """Writes a trainer's checkpoints and reads them back into its engine; all processes call alike."""
+    """Writes a training's checkpoints and reads them back into its engine; all processes call alike."""
 
-    def __init__(self, trainer: "VisualChatTrainer", run: Run) -> None:
-        self.trainer, self.run = trainer, run
+    def __init__(self, context: RunContext, run: Run) -> None:
+        self.context, self.run = context, run
         self._failure: Exception | None = None  # of this process, since all last agreed
+        self._failed_saves = 0  # in a row
+
+    @contextmanager
+    def tolerating_failed_saves(self) -> Iterator[None]:
+        """Training goes on where a save fails: the disk may be freed before the next one. Not for ever."""
+        try:
+            yield
+        except SavingError as error:
+            self._failed_saves += 1
+            if self._failed_saves > self.context.args.max_failed_saves:
+                raise
+            if is_main_process():  # all have the same to say
+                logger.warning("%s; training goes on, free the disk before the next save", error)
+        else:
+            self._failed_saves = 0
 
     def export(self, folder: str | Path, form: str) -> None:
         """Write the model in the form full or trained; `SavingError` in all processes where one cannot."""
         folder = Path(folder)
         weights = self._consolidated(trained_only=form == "trained")
-        with self._remembered():
+        with self._collecting_errors():
             if is_main_process():
                 self._write_model(begin_directory(folder), form, weights)
                 write_manifest(staging_of(folder))
                 commit_directory(staging_of(folder), folder)
-        self._agree(folder)
+        self._raise_if_any_failed(folder)
 
     def save(self) -> None:
         """Write checkpoint-N aside, from all processes, and give it its name when all is on the disk.
 
         Raises `SavingError` in all processes alike where one of them cannot write.
         """
-        trainer, state = self.trainer, self.trainer.state
-        target = Path(trainer.args.output_dir, checkpoint_name(state.global_step))
+        args, state = self.context.args, self.context.state
+        target = Path(args.output_dir, checkpoint_name(state.global_step))
         staging = staging_of(target)
-        with self._remembered():
+        with self._collecting_errors():
             if is_main_process():
                 begin_directory(target)
-        self._agree(target)  # the folder is there
-        with self._remembered():
+        self._raise_if_any_failed(target)  # the folder is there
+        with self._collecting_errors():
             if not staging.is_dir():
                 shared = f"process {rank()} does not see it: all nodes have to share the disk of --output_dir"
                 raise FileNotFoundError(errno.ENOENT, shared)
-        form = trainer.args.epoch_checkpoint_form
+        form = args.epoch_checkpoint_form
         weights = self._consolidated(trained_only=form == "trained")
-        if not trainer.args.save_only_model:
+        if not args.save_only_model:
             self._write_engine(staging)
         if state.best_global_step:
-            best = Path(trainer.args.output_dir, checkpoint_name(state.best_global_step))
+            best = Path(args.output_dir, checkpoint_name(state.best_global_step))
             state.best_model_checkpoint = str(best) if best == target or best.is_dir() else None
-        with self._remembered():
+        with self._collecting_errors():
             if is_main_process():
                 self._write_model(staging, form, weights)
-                torch.save(trainer.lr_scheduler.state_dict(), staging / SCHEDULER)
+                torch.save(self.context.schedule.state_dict(), staging / SCHEDULER)
                 self.run.save(staging)
                 state.save_to_json(str(staging / TRAINER_STATE))
-        self._agree(target)  # everyone has written
-        with self._remembered():
+        self._raise_if_any_failed(target)  # everyone has written
+        with self._collecting_errors():
             if is_main_process():
                 write_manifest(staging, next_order(target.parent))
                 commit_directory(staging, target)
-        self._agree(target)
+        self._raise_if_any_failed(target)
         if is_main_process():
             self._tidy(target)
 
@@ -112,14 +116,14 @@ class CheckpointWriter:
         """Put engine and schedule back to where they were, under the rates and decay that this run's flags give."""
         folder = Path(folder)
         written = self.run.load(folder)
-        schedule = self.trainer.lr_scheduler
+        schedule = self.context.schedule
         schedule = getattr(schedule, "scheduler", schedule)  # accelerate wraps that of an own configuration
         settings = [
             {name: group[name] for name in _SETTINGS if name in group}
             for group in schedule.optimizer.param_groups
         ]
         if written.processes != self.run.processes and self.run.zero_stage > 0:
-            load_resharded(self.trainer.deepspeed, folder, Path(self.trainer.args.output_dir))
+            load_resharded(self.context.engine, folder, Path(self.context.args.output_dir))
         else:  # without ZeRO every process holds the whole state
             self.load_engine(folder)
         for group, setting in zip(schedule.optimizer.param_groups, settings, strict=True):
@@ -128,19 +132,19 @@ class CheckpointWriter:
 
     def load_engine(self, folder: str | Path) -> None:
         """Read DeepSpeed's state: trained weights and the optimizer."""
-        self.trainer.deepspeed.load_checkpoint(str(folder), load_module_strict=False)
+        self.context.engine.load_checkpoint(str(folder), load_module_strict=False)
 
     def _write_engine(self, staging: Path) -> None:
         """DeepSpeed's state and the random states, from all processes."""
         from training.checkpointing.durable_engine import DurableCheckpointEngine  # chooses the device
 
-        engine = self.trainer.deepspeed
+        engine = self.context.engine
         writer = engine.checkpoint_engine = DurableCheckpointEngine(engine._config)
-        tag = f"global_step{self.trainer.state.global_step}"
+        tag = f"global_step{self.context.state.global_step}"
         engine.save_checkpoint(str(staging), tag=tag, save_latest=False, exclude_frozen_parameters=True)
         self._failure = self._failure or writer.failure
-        with self._remembered():
-            self.trainer._save_rng_state(str(staging))
+        with self._collecting_errors():
+            self.context.save_random_state(str(staging))
             alone = self.run.processes == 1
             sync(staging / ("rng_state.pth" if alone else f"rng_state_{rank()}.pth"))
             if is_main_process():
@@ -148,23 +152,23 @@ class CheckpointWriter:
 
     def _tidy(self, target: Path) -> None:
         """Point to the new checkpoint and remove old ones: it is complete whether this succeeds or not."""
-        trainer = self.trainer
         try:
             point_to(target)
             clear_leftovers(target.parent)  # of saves that failed on a disk that could not even remove them
-            rotate(target.parent, trainer.args.save_total_limit, [trainer.state.best_model_checkpoint])
+            kept = [self.context.state.best_model_checkpoint]
+            rotate(target.parent, self.context.args.save_total_limit, kept)
         except OSError as error:
             logger.warning("%s is written, but tidying up %s failed: %s", target.name, target.parent, error)
 
     @contextmanager
-    def _remembered(self) -> Iterator[None]:
+    def _collecting_errors(self) -> Iterator[None]:
         """An error of the disk is kept until all processes meet, so that none waits for one that has left."""
         try:
             yield
         except _DISK_ERRORS as error:
             self._failure = self._failure or error
 
-    def _agree(self, target: Path) -> None:
+    def _raise_if_any_failed(self, target: Path) -> None:
         """Wait for everyone; where anyone has failed, remove what was written and raise in all."""
         failure, self._failure = self._failure, None
         found = [each for each in everyone(failure and _one_line(failure)) if each]
@@ -179,7 +183,7 @@ class CheckpointWriter:
 
     def _write_model(self, folder: Path, form: str, weights: dict[str, torch.Tensor]) -> None:
         save = save_trained_only if form == "trained" else save_full
-        save(self.trainer.model, self.trainer.processing_class, folder, state_dict=weights)
+        save(self.context.model, self.context.processor, folder, state_dict=weights)
 
     def _consolidated(self, trained_only: bool) -> dict[str, torch.Tensor]:
         """Weights as tensors of their own, whole, on the CPU of the main process; elsewhere none.
@@ -189,7 +193,7 @@ class CheckpointWriter:
         """
         import deepspeed  # at the top it would choose the device before the arguments are read
 
-        model = self.trainer.model
+        model = self.context.model
         held = held_names(model) | {HEAD}  # the head has rows of added tokens
         weights = {}
         for name, parameter in model.named_parameters():

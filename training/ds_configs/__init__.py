@@ -1,6 +1,6 @@
 """The DeepSpeed configurations of ZeRO stages 0 to 3: one builder, since they differ in a few lines.
 
-`--deepspeed_config FILE` replaces them by a JSON file of one's own (`own_config`).
+`--deepspeed_config FILE` replaces them by a JSON file of one's own (`user_config`).
 """
 
 from dataclasses import dataclass

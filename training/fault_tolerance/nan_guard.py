@@ -42,7 +42,7 @@ class _Batch:
     origins: Sequence[Origin]
 
 
-class LossGuard:
+class NanGuard:
     """Keeps what a step's batches cost until all processes agree that it was numbers."""
 
     def __init__(self, output_dir: str | Path, max_skipped: int) -> None:

@@ -33,7 +33,7 @@ def record_stall(output_dir: str | Path, step: int) -> None:
     threading.Thread(target=write, name="stalled", daemon=True).start()
 
 
-class StallWatch:
+class Watchdog:
     """Calls `on_stall` with the last place that was marked, once, when no other was for `timeout` seconds."""
 
     def __init__(self, timeout: float, on_stall: Callable[[str], None]) -> None:

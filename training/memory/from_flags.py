@@ -4,8 +4,10 @@ import argparse
 
 import torch
 
+from training.arguments import ModelArguments
+from training.arguments.command_line import arguments_of
 from training.ds_configs import AUTO, Offload, zero_config
-from training.ds_configs.own_config import read_own_config
+from training.ds_configs.user_config import read_user_config
 from training.memory.batch import BatchShape, largest_batches
 from training.memory.named_models import decoder_config, encoder_config
 from training.memory.plan import Training
@@ -13,7 +15,6 @@ from training.memory.states import Sharding
 from utils.commands import UsageError
 from utils.model import VisualChatConfig
 from utils.model.freezing import PUBLISHED, check_parts
-from utils.model.lora import LoraSettings
 from utils.model.projector import image_seq_length
 
 _DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -31,22 +32,16 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
     )
     placeholders = 1 + (flags.image_summary == "mean")
     decoder.vocab_size += placeholders  # models that have room for them need fewer rows than foretold
-    projector = "linear" if flags.vis_proj == "baseline" else flags.vis_proj
+    model = arguments_of(ModelArguments, flags)
     config = VisualChatConfig(
         text_config=decoder,
         vision_config=encoder,
-        projector_type=projector,
-        attention=flags.attention or ("mmca" if flags.enable_mmca_attention else "causal"),
-        image_layers=flags.image_layers or "full",
-        image_gate=flags.image_gate or "none",
+        projector_type=model.projector,
+        attention=model.attention_name,
+        image_layers=model.images_go_through,
+        image_gate=model.gate,
         image_token_id=decoder.vocab_size - 1,
-        image_seq_length=image_seq_length(projector, encoder),
-    )
-    lora = LoraSettings(
-        lang_dim=flags.lang_lora_dim,
-        lang_module_name=flags.lang_lora_module_name,
-        vis_dim=flags.vis_lora_dim,
-        vis_module_name=flags.vis_lora_module_name,
+        image_seq_length=image_seq_length(model.projector, encoder),
     )
     try:
         check_parts(flags.train, decoder.num_hidden_layers)
@@ -57,7 +52,7 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         dtype=_DTYPES["fp16" if flags.fp16 else flags.precision],
         batches=batches_of(flags, config.image_seq_length, supervised),
         sharding=Sharding.of(_deepspeed(flags, decoder.hidden_size), gpus),
-        lora=lora or None,
+        lora=model.lora,
         gradient_checkpointing=_recomputes(flags),
         accumulation=flags.gradient_accumulation_steps,
         train=tuple(flags.train or PUBLISHED),
@@ -94,7 +89,7 @@ def _deepspeed(flags: argparse.Namespace, width: int) -> dict:
     """The configuration, "auto" replaced by what transformers makes of it for a decoder of that width."""
     own = flags.deepspeed_config or flags.deepspeed
     if own:
-        zero = read_own_config(own).get("zero_optimization", {})
+        zero = read_user_config(own).get("zero_optimization", {})
         automatic = {"reduce_bucket_size": width**2, "stage3_param_persistence_threshold": 10 * width}
         zero = {name: automatic.get(name) if value == AUTO else value for name, value in zero.items()}
         return {"zero_optimization": {name: value for name, value in zero.items() if value is not None}}

@@ -9,51 +9,31 @@ bit, as without it.
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
-from transformers import ProcessorMixin, TrainerCallback
+from transformers import ProcessorMixin
 
 from training.arguments import DataArguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.fault_tolerance.rng_state import RandomState
 from training.memory.batch import BatchShape, largest_batches, make_batch
-from training.memory.foretell import foretell
 from training.memory.live import LiveMemory, tensors_alive
 from training.memory.plan import MemoryPlan, Training
+from training.memory.predict import predict_in_subprocess
 from training.memory.states import Sharding
+from training.run_context import RunContext
 from utils.commands import GIB, UsageError
 from utils.distributed import everyone, get_logger, is_main_process
 from utils.model.freezing import PUBLISHED
 from utils.model.lora import LoraSettings
-
-if TYPE_CHECKING:
-    from training.trainer import VisualChatTrainer
 
 logger = get_logger(__name__)
 
 _COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")  # of DeepSpeed's engine
 _SHORT = 64  # tokens
 _SCALERS = ("loss_scaler", "loss_scale_config")  # of its optimizers, for fp16
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """Bytes at the peak of the largest batch's step, on the process that needed the most."""
-
-    predicted: int
-    measured: int
-
-    def describe(self, plan: MemoryPlan, available: int | None) -> str:
-        """The line in the log."""
-        batch = plan.batch
-        room = f", of {available / GIB:.2f} GiB" if available else ""
-        return (
-            f"largest batch ({batch.rows} x {batch.length} tokens, {batch.images} images a row): predicted"
-            f" {self.predicted / GIB:.3f} GiB, measured {self.measured / GIB:.3f} GiB"
-            f" ({100 * (self.predicted / self.measured - 1):+.1f} %){room}"
-        )
 
 
 def largest_of(
@@ -70,75 +50,83 @@ def largest_of(
     )
 
 
-class WorstBatch(TrainerCallback):
-    """Rehearses a step with the largest batches when training begins; `rehearsal` is what came out."""
+def dry_run(context: RunContext, batches: Sequence[BatchShape], train: Sequence[str] = PUBLISHED) -> None:
+    """Put the largest batches through a step that changes nothing, and log its peak of memory; all processes call.
 
-    def __init__(
-        self, trainer: "VisualChatTrainer", batches: Sequence[BatchShape], train: Sequence[str] = PUBLISHED
-    ) -> None:
-        """train: the parts that learn (see `utils.model.freezing`)."""
-        self.trainer, self.batches, self.train = trainer, tuple(batches), tuple(train)
-        self.rehearsal: Rehearsal | None = None
+    train: the parts that learn (see `utils.model.freezing`).
+    """
+    device = context.args.device
+    training = _training(context, batches, train)
+    plan = everyone(predict_in_subprocess(training) if is_main_process() else None)[0]
+    meter = _Meter(device)  # before copies are made of what is to be put back
+    with _as_before(context.engine):
+        try:
+            with meter:
+                _steps(context, batches)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"the largest batch does not fit: {plan.batch.rows} x {plan.batch.length} tokens,"
+                f" {plan.batch.images} images a row, predicted {plan.peak / GIB:.2f} GiB; python -m"
+                " helper.plan_memory says what fits"
+            ) from error
+    available = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    predicted = plan.peak + (0 if available else plan.states.host)  # a CPU holds what is offloaded as well
+    logger.info("%s", _described(plan, predicted, max(everyone(meter.peak)), available))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        with self.trainer.survival.rehearsing():
-            plan = everyone(foretell(self._training()) if is_main_process() else None)[0]
-            meter = _Meter(args.device)  # before copies are made of what is to be put back
-            with _as_before(self.trainer):
-                try:
-                    with meter:
-                        self._steps()
-                except torch.OutOfMemoryError as error:
-                    raise UsageError(
-                        f"the largest batch does not fit: {plan.batch.rows} x {plan.batch.length} tokens,"
-                        f" {plan.batch.images} images a row, predicted {plan.peak / GIB:.2f} GiB; python -m"
-                        " helper.plan_memory says what fits"
-                    ) from error
-        device = args.device
-        available = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-        offloaded = 0 if available else plan.states.host  # a CPU holds that as well
-        self.rehearsal = Rehearsal(plan.peak + offloaded, max(everyone(meter.peak)))
-        logger.info("%s", self.rehearsal.describe(plan, available))
 
-    def _training(self) -> Training:
-        args, config = self.trainer.args, self.trainer.model.config
-        return Training(
-            config=config,
-            dtype=args.dtype,
-            batches=self.batches,
-            sharding=Sharding.of(args.hf_deepspeed_config.config, args.world_size),
-            lora=LoraSettings(**config.lora) if config.lora else None,
-            gradient_checkpointing=args.gradient_checkpointing,
-            accumulation=args.gradient_accumulation_steps,
-            train=self.train,
-        )
+def _described(plan: MemoryPlan, predicted: int, measured: int, available: int | None) -> str:
+    """The line in the log: bytes at the peak, on the process that needed the most."""
+    batch = plan.batch
+    room = f", of {available / GIB:.2f} GiB" if available else ""
+    return (
+        f"largest batch ({batch.rows} x {batch.length} tokens, {batch.images} images a row): predicted"
+        f" {predicted / GIB:.3f} GiB, measured {measured / GIB:.3f} GiB ({100 * (predicted / measured - 1):+.1f} %)"
+        f"{room}"
+    )
 
-    def _steps(self) -> None:
-        """A step in which every batch meets the gradients of another; without accumulation a step for each.
 
-        A short one comes first, after which the optimizer has its states, as it will have from then on.
-        """
-        self._step([replace(self.batches[-1], rows=1, length=_SHORT, images=0)])
-        if self.trainer.args.gradient_accumulation_steps == 1:
-            for batch in self.batches:
-                self._step([batch])
-        else:
-            self._step([*self.batches, self.batches[0]])
+def _training(context: RunContext, batches: Sequence[BatchShape], train: Sequence[str]) -> Training:
+    args, config = context.args, context.model.config
+    return Training(
+        config=config,
+        dtype=args.dtype,
+        batches=tuple(batches),
+        sharding=Sharding.of(args.hf_deepspeed_config.config, args.world_size),
+        lora=LoraSettings(**config.lora) if config.lora else None,
+        gradient_checkpointing=args.gradient_checkpointing,
+        accumulation=args.gradient_accumulation_steps,
+        train=tuple(train),
+    )
 
-    def _step(self, batches: Sequence[BatchShape]) -> None:
-        engine = self.trainer.deepspeed
-        for number, batch in enumerate(batches, 1):
-            inputs = self._batch(batch)
-            engine.set_gradient_accumulation_boundary(number == len(batches))
-            engine.backward(engine(**inputs, num_items_in_batch=batch.learned).loss, scale_wrt_gas=False)
-            del inputs
-        engine.step()
 
-    def _batch(self, shape: BatchShape) -> dict[str, torch.Tensor]:
-        config, device = self.trainer.model.config, self.trainer.args.device
-        side = config.vision_config.image_size
-        batch = make_batch(shape, config.image_token_id, _text_token(self.trainer), side, device="cpu")
-        return {name: values.to(device) for name, values in batch.items()}
+def _steps(context: RunContext, batches: Sequence[BatchShape]) -> None:
+    """A step in which every batch meets the gradients of another; without accumulation a step for each.
+
+    A short one comes first, after which the optimizer has its states, as it will have from then on.
+    """
+    _step(context, [replace(batches[-1], rows=1, length=_SHORT, images=0)])
+    if context.args.gradient_accumulation_steps == 1:
+        for batch in batches:
+            _step(context, [batch])
+    else:
+        _step(context, [*batches, batches[0]])
+
+
+def _step(context: RunContext, batches: Sequence[BatchShape]) -> None:
+    engine = context.engine
+    for number, batch in enumerate(batches, 1):
+        inputs = _inputs(context, batch)
+        engine.set_gradient_accumulation_boundary(number == len(batches))
+        engine.backward(engine(**inputs, num_items_in_batch=batch.learned).loss, scale_wrt_gas=False)
+        del inputs
+    engine.step()
+
+
+def _inputs(context: RunContext, shape: BatchShape) -> dict[str, torch.Tensor]:
+    config = context.model.config
+    text = next(iter(context.processor.tokenizer("a", add_special_tokens=False).input_ids))
+    batch = make_batch(shape, config.image_token_id, text, config.vision_config.image_size, device="cpu")
+    return {name: values.to(context.args.device) for name, values in batch.items()}
 
 
 class _Meter:
@@ -159,7 +147,7 @@ class _Meter:
             self._live.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.device.type == "cuda":
             self.peak = torch.cuda.max_memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)  # those that are logged begin with the training
@@ -168,18 +156,12 @@ class _Meter:
             self.peak = self._live.peak
 
 
-def _text_token(trainer: "VisualChatTrainer") -> int:
-    tokenizer = trainer.processing_class.tokenizer
-    return next(iter(tokenizer("a", add_special_tokens=False).input_ids))
-
-
 @contextmanager
-def _as_before(trainer: "VisualChatTrainer") -> Iterator[None]:
+def _as_before(engine: Any) -> Iterator[None]:
     """Put back everything that a step at a learning rate of zero changes.
 
     Raises `UsageError` for an optimizer whose first step does not begin with zeros.
     """
-    engine = trainer.deepspeed
     sharded, optimizer = engine.optimizer, engine.basic_optimizer
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         raise UsageError(

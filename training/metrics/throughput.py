@@ -1,8 +1,11 @@
 """How fast training goes, and what it uses: rates over all processes, waiting, memory, share of the peak."""
 
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,17 +13,15 @@ import torch.distributed as dist
 
 from training.metrics.flops import visible_pairs
 from training.metrics.mfu import Efficiency
-from training.metrics.peak_memory import peak_memory
 from utils.commands import GIB
 from utils.data import IGNORED_LABEL, Batch
 
 _RATES = ("tokens", "supervised_tokens", "images")
+_STATUS = Path("/proc/self/status")
 
 
 class ThroughputMeter:
-    """Counts what the batches hold, on the batches' device and without waiting for it, and the time in
-    between.
-    """
+    """Counts what the batches hold, on the batches' device and without waiting for it, and the time in between."""
 
     def __init__(self, efficiency: Efficiency | None = None) -> None:
         """Without `efficiency` the share of the peak is not told."""
@@ -119,3 +120,15 @@ def _positions(inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.
     begins = torch.zeros_like(positions, dtype=torch.bool)
     begins[:, :-1] = positions[:, :-1].eq(0) & positions[:, 1:].eq(1)
     return positions, positions.gt(0) | begins
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of tensors on an accelerator, as its allocator counts them; on a CPU the whole process's."""
+    if device.type != "cpu":
+        return torch.get_device_module(device).max_memory_allocated(device)
+    if _STATUS.is_file():  # Linux; getrusage there also counts what the process was before it became Python
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

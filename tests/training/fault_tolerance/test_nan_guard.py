@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from training.fault_tolerance.exit_codes import MISTAKE, TrainingDivergedError
-from training.fault_tolerance.nan_guard import LossGuard
+from training.fault_tolerance.nan_guard import NanGuard
 from utils.data.bad_records import Origin, RecordPlace
 
 PLACES = [RecordPlace("llava", "llava/detail_23k.json", index) for index in range(3)]
 NAN, INF = float("nan"), float("inf")
 
 
-def noted(guard: LossGuard, token_losses: list[float]) -> bool:
+def noted(guard: NanGuard, token_losses: list[float]) -> bool:
     """A batch of three conversations of two supervised tokens each; whether its loss is bad."""
     losses = torch.tensor(token_losses)
     return bool(guard.note(losses.sum(), losses, [Origin((place,), 2) for place in PLACES]))
@@ -26,7 +26,7 @@ def noted(guard: LossGuard, token_losses: list[float]) -> bool:
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_names_the_conversation_and_stops(tmp_path, bad):
-    guard = LossGuard(tmp_path, max_skipped=0)
+    guard = NanGuard(tmp_path, max_skipped=0)
     assert not noted(guard, [1.0] * 6)
     assert noted(guard, [1.0, 1.0, 1.0, bad, 1.0, 1.0])
     with pytest.raises(
@@ -39,12 +39,12 @@ def test_names_the_conversation_and_stops(tmp_path, bad):
 
 
 def test_skips_as_many_steps_as_allowed(tmp_path):
-    guard = LossGuard(tmp_path, max_skipped=2)
+    guard = NanGuard(tmp_path, max_skipped=2)
     for step in (3, 5):
         assert noted(guard, [NAN] * 6)
         guard.skip(step)
         guard.clear()
-    again = LossGuard(tmp_path, max_skipped=2)
+    again = NanGuard(tmp_path, max_skipped=2)
     again.restore(4)  # a run that goes on from step 4 has skipped step 3 alone
     assert again.skipped == 1
     noted(again, [NAN] * 6)
@@ -57,7 +57,7 @@ def test_skips_as_many_steps_as_allowed(tmp_path):
 def test_a_disk_that_takes_no_list_is_named_once_and_stops_nothing(tmp_path, caplog):
     folder = tmp_path / "run"
     folder.write_text("")  # a file where the folder should be refuses whatever goes into it
-    guard = LossGuard(folder, max_skipped=9)
+    guard = NanGuard(folder, max_skipped=9)
     for step in (3, 5):
         guard.skip(step)
     [warning] = [line for line in caplog.records if line.levelname == "WARNING"]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.fault_tolerance.departures import described
-from training.fault_tolerance.peers import Departure
+from training.fault_tolerance.peers import Departure, described
 
 ROOT = Path(__file__).resolve().parents[3]
 CASES = [

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from training.fault_tolerance.exit_codes import MISTAKE, RANK_LOST, STALLED
-from training.fault_tolerance.watchdog import STALLED_AT, StallWatch, last_stall, record_stall
+from training.fault_tolerance.watchdog import STALLED_AT, Watchdog, last_stall, record_stall
 
 
 def test_says_where_it_stood_once():
@@ -17,7 +17,7 @@ def test_says_where_it_stood_once():
         place.append(where)
         said.set()
 
-    watch = StallWatch(0.2, on_stall)
+    watch = Watchdog(0.2, on_stall)
     watch.start()
     watch.mark("in step 3, training on a text-only batch")
     assert said.wait(30)
@@ -26,7 +26,7 @@ def test_says_where_it_stood_once():
 
 def test_what_moves_after_a_stall_waits_for_the_end():
     said = threading.Event()
-    watch = StallWatch(0.2, lambda where: said.set())
+    watch = Watchdog(0.2, lambda where: said.set())
     watch.start()
     assert said.wait(30)
     late = threading.Thread(target=watch.mark, args=["in step 4"], daemon=True)
@@ -40,12 +40,12 @@ def test_what_moves_after_a_stall_waits_for_the_end():
 
 def test_what_takes_its_time_is_no_stall():
     said = threading.Event()
-    watch = StallWatch(0.1, lambda where: said.set())
+    watch = Watchdog(0.1, lambda where: said.set())
     watch.start()
     with watch.paused():
         assert not said.wait(1)
     watch.stop()
-    off = StallWatch(0, lambda where: said.set())
+    off = Watchdog(0, lambda where: said.set())
     off.start()
     assert not said.wait(0.5)
 

@@ -9,8 +9,7 @@ import torch
 from training.metrics import throughput
 from training.metrics.flops import StepFlops, visible_pairs
 from training.metrics.mfu import Efficiency
-from training.metrics.peak_memory import peak_memory
-from training.metrics.throughput import ThroughputMeter
+from training.metrics.throughput import ThroughputMeter, peak_memory
 from utils.data import Batch
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from training.ds_configs import zero_config
-from training.ds_configs.own_config import mismatches_named, read_own_config, unknown_keys
+from training.ds_configs.user_config import mismatches_named, read_user_config, unknown_keys
 from utils.commands import UsageError
 
 
@@ -59,7 +59,7 @@ def test_the_values_of_known_keys_may_be_auto_and_parameters_of_the_optimizer_ar
 def test_a_file_is_read_as_it_is(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(zero_config(2)))
-    assert read_own_config(str(path)) == zero_config(2)
+    assert read_user_config(str(path)) == zero_config(2)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_mistakes_in_a_file_get_one_line(tmp_path, text, says):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UsageError) as error:
-        read_own_config(str(path))
+        read_user_config(str(path))
     assert says in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 

@@ -24,7 +24,7 @@ _FREE = (
 )  # read by the optimizer or scheduler that is named beside them
 
 
-def read_own_config(path: str, flag: str = "--deepspeed_config") -> dict[str, Any]:
+def read_user_config(path: str, flag: str = "--deepspeed_config") -> dict[str, Any]:
     """The configuration in a JSON file.
 
     Raises `UsageError` where there is no such file, where it is not JSON, for a key that DeepSpeed does not

@@ -14,11 +14,11 @@ from utils.commands import ROOT
 _LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def foretell(training: Training) -> MemoryPlan:
+def predict_in_subprocess(training: Training) -> MemoryPlan:
     """`Planner().plan(training)`; neither a GPU nor this process's state is touched."""
     environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS}
     done = subprocess.run(
-        [sys.executable, "-m", "training.memory.foretell"],
+        [sys.executable, "-m", "training.memory.predict"],
         input=pickle.dumps(training),
         capture_output=True,
         cwd=ROOT,
