@@ -15,12 +15,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Form:
-    """An attention, what images go through in the decoder, the gate on what is read of them, and LoRA's rank."""
+    """An attention, what images go through in the decoder, the gate on what is read of them, and their summaries."""
 
     attention: str
     image_layers: str = "full"
     image_gate: str = "none"
-    lora: int = 0
+    image_summary: str = "none"
 
     @property
     def name(self) -> str:
@@ -30,8 +30,8 @@ class Form:
             parts.append(self.image_layers)
         if self.image_gate != "none":
             parts.append("gate")
-        if self.lora:
-            parts.append("lora")
+        if self.image_summary != "none":
+            parts.append("summary")
         return "-".join(parts)
 
 
@@ -39,15 +39,15 @@ FORMS = {
     form.name: form
     for form in (
         Form("causal"),
+        Form("mmca", "none", "head", "mean"),
         Form("mmca", "none", "head"),
         Form("mmca"),
+        Form("cross", "none", "none", "mean"),
+        Form("causal", image_summary="mean"),
+        Form("mmca", "full", "head", "mean"),
+        Form("mmca", "no_mlp", "head", "mean"),
         Form("cross", "none"),
-        Form("mmca", "full", "head"),
         Form("cross"),
-        Form("mmca", "no_mlp", "head"),
-        Form("mmca", "none"),
-        Form("mmca", lora=16),
-        Form("causal", lora=16),
     )
 }
 """Those that matter most first: an interrupted comparison has these of every seed."""
@@ -57,21 +57,28 @@ FORMS = {
 class Plan:
     """How each form learns and is asked; the same for all.
 
-    Every sample is seen once: first single images, then dialogues, as many as the last of `asked_singles` and of
-    `asked_dialogues`. The rate rises for `warmup` steps and then stays, so the model after N samples is the one that a
-    training of N samples gives, and one run answers for all N.
+    Every sample is seen once: first single images, then dialogues that ask what each of several images shows, then
+    dialogues of all kinds, as many as the last of `asked_singles`, `asked_names` and `asked_dialogues`. Projection,
+    embedding, gate and adapters learn, the projection at the rate that a search found. The rate rises for `warmup`
+    steps and then stays, so the model after N samples is the one that a training of N samples gives, and one run
+    answers for all N.
     """
 
     things: int = 12
-    batch: int = 16
-    warmup: int = 4
+    batch: int = 8
+    warmup: int = 8
+    lora: int = 16  # rank of adapters in the decoder's attention
+    lora_rate: float = 1e-3
+    embedding_rate: float = 1e-4
     rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3)
     gate_rate: float = 0.03
     search_singles: int = 96
-    search_dialogues: int = 48
-    asked_singles: tuple[int, ...] = (48, 80, 112, 160, 208, 256, 320)
-    asked_dialogues: tuple[int, ...] = (64, 128, 192, 256)
+    search_names: int = 48
+    asked_singles: tuple[int, ...] = (48, 80, 112, 160, 208, 256)
+    asked_names: tuple[int, ...] = (64, 128, 192, 256, 320)
+    asked_dialogues: tuple[int, ...] = (96, 192, 288, 384)
     held_out_singles: int = 48
+    held_out_names: int = 24
     held_out_dialogues: int = 32
     distractors: tuple[int, ...] = (0, 1, 2, 4, 6, 8)
     distractor_dialogues: int = 8  # for each number of them

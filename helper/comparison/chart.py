@@ -1,4 +1,4 @@
-"""Right answers against samples, a line for each form: single images on the left, dialogues on the right."""
+"""Right answers against samples, a line for each form; a panel for each part of the training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,22 +7,26 @@ from helper.comparison.cells import FORMS, Row
 from helper.comparison.statistics import answered, mean
 
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-PARTS = {"singles": "single images", "dialogues": "dialogues over three images"}
+PARTS = {
+    "singles": "single images",
+    "names": "what each of three images shows",
+    "dialogues": "dialogues of all kinds over three images",
+}
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Write a PNG of 1,320 x 600 pixels: means over seeds, with their 95 % intervals as bands."""
+    """Write a PNG of 1,680 x 600 pixels: means over seeds, with their 95 % intervals as bands."""
     from matplotlib.figure import Figure  # here: it takes a second to import
 
-    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
     forms = [name for name in FORMS if any(row["form"] == name for row in rows)]
-    for axes, (part, title) in zip(figure.subplots(1, 2, sharey=True), PARTS.items(), strict=True):
+    for axes, (part, title) in zip(figure.subplots(1, len(PARTS), sharey=True), PARTS.items(), strict=True):
         for place, form in enumerate(forms):
             sizes = rows[0]["settings"][f"asked_{part}"]
             known = {size: mean(rows, form, answered(part, size)) for size in sizes}
             known = {size: value for size, value in known.items() if value is not None}
             middle = [100 * each.value for each in known.values()]
-            halves = [100 * (each.half or 0) for each in known.values()]
+            halves = [100 * each.half if each.n > 2 else 0 for each in known.values()]
             colour, style = _COLOURS[place % len(_COLOURS)], "--" if place >= len(_COLOURS) else "-"
             axes.plot(
                 list(known), middle, color=colour, linestyle=style, marker="o", markersize=3, label=form

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from helper.comparison.cells import Form, Plan, Row
-from helper.comparison.task import Sample, Task
+from helper.comparison.chart import PARTS
+from helper.comparison.task import Sample, Task, commonest
 from training.metrics.flops import StepFlops, visible_pairs
 from training.parameter_groups import parameter_groups
 from utils.data import Collator, EncodedDataset
@@ -36,7 +37,8 @@ class Learner:
             attention=form.attention,
             image_layers=form.image_layers,
             image_gate=form.image_gate,
-            lora=LoraSettings(lang_dim=form.lora) if form.lora else None,
+            image_summary=form.image_summary,
+            lora=LoraSettings(lang_dim=plan.lora, lang_module_name="self_attn"),
             dtype=torch.bfloat16,
         )
         if form.attention == "causal":
@@ -46,7 +48,14 @@ class Learner:
         for parameter in self.learning:  # the frozen weights stay in bfloat16
             parameter.data = parameter.data.float()
         self.model.get_input_embeddings().register_forward_hook(_rounded)
-        groups = parameter_groups(self.model, rate, rate, weight_decay=0.0, gate_learning_rate=plan.gate_rate)
+        groups = parameter_groups(
+            self.model,
+            rate,
+            plan.embedding_rate,
+            weight_decay=0.0,
+            gate_learning_rate=plan.gate_rate,
+            lora_learning_rate=plan.lora_rate,
+        )
         self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / plan.warmup)
@@ -121,12 +130,12 @@ def _rounded(_embedding: nn.Module, _inputs: Any, embedded: torch.Tensor) -> tor
 
 
 def search(form: Form, rate: float, plan: Plan, task: Task) -> Row:
-    """The first samples of seed 0 with a learning rate; `last_loss` is the mean over the last half of the dialogues."""
+    """The first samples of seed 0 with a learning rate; `last_loss` is the mean over the last half of the names."""
     learner = Learner(form, rate, 0, plan, task)
     for batch in _batches(task.singles(0), plan.search_singles, plan.batch):
         learner.learn(batch)
     before = len(learner.losses)
-    for batch in _batches(task.dialogues(0), plan.search_dialogues, plan.batch):
+    for batch in _batches(task.names(0), plan.search_names, plan.batch):
         learner.learn(batch)
     last = learner.losses[(before + len(learner.losses)) // 2 :]
     return {"rate": rate, "last_loss": float(np.mean(last)), "losses": _rounded_list(learner.losses)}
@@ -137,7 +146,7 @@ def compare(form: Form, rate: float, seed: int, plan: Plan, task: Task) -> Row:
     learner = Learner(form, rate, seed, plan, task)
     held_out = task.questions(seed, plan)
     asked: list[Row] = []
-    seen = {"singles": 0, "dialogues": 0}
+    seen = dict.fromkeys(PARTS, 0)
 
     def learn(part: str, stream: Iterator[Sample], questions: Sequence[Sample]) -> None:
         ask_after = getattr(plan, f"asked_{part}")
@@ -148,12 +157,14 @@ def compare(form: Form, rate: float, seed: int, plan: Plan, task: Task) -> Row:
                 costs = {"seconds": round(learner.seconds, 2), "operations": learner.operations}
                 asked.append({**seen, **costs, "part": part, "right": counted(learner, questions)})
 
-    learn("singles", task.singles(seed), held_out.singles)
-    learn("dialogues", task.dialogues(seed), held_out.dialogues)
+    for part in PARTS:
+        learn(part, getattr(task, part)(seed), getattr(held_out, part))
     others = {
         str(count): counted(learner, samples)["overall"] for count, samples in held_out.among_others.items()
     }
-    return {"rate": rate, "losses": _rounded_list(learner.losses), "asked": asked, "among_others": others}
+    guessed = {part: commonest(getattr(held_out, part)) for part in seen}
+    found = {"rate": rate, "losses": _rounded_list(learner.losses), "commonest": guessed}
+    return {**found, "asked": asked, "among_others": others}
 
 
 def counted(learner: Learner, samples: Sequence[Sample]) -> dict[str, list[int]]:

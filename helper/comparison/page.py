@@ -25,6 +25,9 @@ def page(rows: Sequence[Row], picture: str) -> str:
         as_markdown(_forms_table(rows)),
         "## What may be said",
         "\n".join(f"- {sentence}" for sentence in verdicts(rows)),
+        "This is one frozen decoder of 135 million parameters, one encoder with nine tokens an image, pictograms, and"
+        " some hundred samples. It says how soon each form learns to see here; not how a larger decoder behaves, nor"
+        " what any form knows after a long training.",
     ]
     for part, title in PARTS.items():
         parts += [
@@ -59,7 +62,8 @@ def accuracy_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Tabl
     for form in _shown(rows):
         cells = [_percent(mean(rows, form, answered(part, size))) for size in sizes]
         table.append((form, *cells, _samples_to(rows, form, part)))
-    return table
+    guessed = _percent(mean(rows, rows[0]["form"], lambda row: row["commonest"][part]))
+    return [*table, ("the commonest answer of each kind", *[guessed] * len(sizes), "-")]
 
 
 def lead_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Table:
@@ -116,8 +120,10 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def _verdict(ahead: Mean) -> str:
     points = f"{100 * ahead.value:+.1f} points"
-    if ahead.half is None:
-        return f"{points} in the one seed there is, which says nothing certain"
+    if ahead.n < 3:
+        return (
+            f"{points} ({ahead.n} seed{'s' * (ahead.n > 1)}, which say{'s' * (ahead.n == 1)} nothing certain)"
+        )
     interval = f"({points} ± {100 * ahead.half:.1f}, {ahead.n} seeds)"
     if not ahead.is_certain:
         return f"no certain difference {interval}"
@@ -127,26 +133,30 @@ def _verdict(ahead: Mean) -> str:
 def _method(plan: Row, seeds: Sequence[int]) -> str:
     rates = ", ".join(f"{rate:g}" for rate in plan["rates"])
     return (
-        "SmolLM2-135M-Instruct as decoder, EfficientNet-Lite0 (ImageNet) as encoder, both frozen; a random projection"
-        f" and the embedding learn. {plan['things']} things, drawn as pictograms in two styles; questions are about a"
-        f" third style. A training sees {plan['asked_singles'][-1]:,} single images (*What is this?*), then"
-        f" {plan['asked_dialogues'][-1]:,} dialogues over two or three images, each once, {plan['batch']} a step. Its"
-        f" rate stays constant after {plan['warmup']} steps, so that the model after N samples is that of a training of"
+        "SmolLM2-135M-Instruct as decoder, EfficientNet-Lite0 (ImageNet) as encoder, both frozen. A random projection,"
+        f" the embedding (rate {plan['embedding_rate']:g}) and adapters of rank {plan['lora']} in the decoder's"
+        f" attention (rate {plan['lora_rate']:g}) learn. {plan['things']} things, drawn as pictograms in two styles;"
+        f" questions are about a third style. A training sees {plan['asked_singles'][-1]:,} single images (*What is"
+        f" this?*), then {plan['asked_names'][-1]:,} dialogues that ask what each of two or three images shows, then"
+        f" {plan['asked_dialogues'][-1]:,} of all kinds, each once, {plan['batch']} a step. The rates stay constant"
+        f" after {plan['warmup']} steps, so that the model after N samples is that of a training of"
         f" N samples: one run a seed gives all sizes. Seeds: {', '.join(map(str, seeds))}; a seed chooses samples,"
         " questions and projection, the same for each form. Each form has the learning rate, of"
-        f" {rates}, whose loss was least at the end of {plan['search_singles']} single images and"
-        f" {plan['search_dialogues']} dialogues of another seed; the gate's is {plan['gate_rate']:g}. An answer is"
+        f" {rates} for the projection, whose loss was least at the end of {plan['search_singles']} single images and"
+        f" {plan['search_names']} dialogues of another seed; the gate's is {plan['gate_rate']:g}. An answer is"
         " right where each of its tokens, its end too, is the likeliest one."
     )
 
 
 def _forms_table(rows: Sequence[Row]) -> Table:
-    table: Table = [("form", "attention", "image layers", "gate", "LoRA", "learning rate", "loss at first")]
+    table: Table = [
+        ("form", "attention", "image layers", "gate", "summary", "learning rate", "loss at first")
+    ]
     for name in _shown(rows):
         form = FORMS[name]
         first = mean(rows, name, lambda row: row["losses"][0])
         rate = next(row["rate"] for row in rows if row["form"] == name)
-        choices = (form.attention, form.image_layers, form.image_gate, str(form.lora or "-"))
+        choices = (form.attention, form.image_layers, form.image_gate, form.image_summary)
         table.append((name, *choices, f"{rate:g}", f"{first.value:.1f}" if first else "-"))
     return table
 
@@ -163,10 +173,9 @@ def _cost(name: str, part: str) -> Measure:
     """Of a sample of a part."""
 
     def measure(row: Row) -> float:
-        singles = [each for each in row["asked"] if each["part"] == "singles"][-1]
-        if part == "singles":
-            return singles[name] / singles[part]
-        return (row["asked"][-1][name] - singles[name]) / row["asked"][-1][part]
+        last = [each for each in row["asked"] if each["part"] == part][-1]
+        before = [each[name] for each in row["asked"] if each[part] == 0]
+        return (last[name] - max(before, default=0)) / last[part]
 
     return measure
 

@@ -1,5 +1,6 @@
 """What is taught and asked: single images and dialogues by seed, and the encoder's features of every image."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ IMAGES, ROUNDS = 3, 4
 """Of a dialogue."""
 _DRAWN = 30  # images of a thing in a style
 _ENCODED_TOGETHER = 32
-_SINGLES, _DIALOGUES, _QUESTIONS = range(3)
+_SINGLES, _DIALOGUES, _QUESTIONS, _NAMES = range(4)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class HeldOut:
     """What a trained model is asked; `among_others` by the number of other images."""
 
     singles: Sequence[Sample]
+    names: Sequence[Sample]
     dialogues: Sequence[Sample]
     among_others: Mapping[int, Sequence[Sample]]
 
@@ -63,17 +65,24 @@ class Task:
         while True:
             yield single(rng, self.learnt)
 
+    def names(self, seed: int) -> Iterator[Sample]:
+        """Dialogues that ask what each of two or three images shows, without end."""
+        return self._dialogues(np.random.default_rng([seed, _NAMES]), ("name",))
+
     def dialogues(self, seed: int) -> Iterator[Sample]:
-        """Dialogues over two or three images, without end."""
-        rng = np.random.default_rng([seed, _DIALOGUES])
+        """Dialogues of all kinds over two or three images, without end."""
+        return self._dialogues(np.random.default_rng([seed, _DIALOGUES]))
+
+    def _dialogues(self, rng: np.random.Generator, kinds: Sequence[str] = ()) -> Iterator[Sample]:
         while True:
-            yield dialogue(rng, self.learnt, IMAGES - int(rng.random() < 1 / 3))
+            yield dialogue(rng, self.learnt, IMAGES - int(rng.random() < 1 / 3), kinds)
 
     def questions(self, seed: int, plan: Plan) -> HeldOut:
         """About images in the style that is held out; dialogues over three."""
         rng, images = np.random.default_rng([seed, _QUESTIONS]), self.held_out
         return HeldOut(
             [single(rng, images) for _ in range(plan.held_out_singles)],
+            [dialogue(rng, images, IMAGES, ("name",)) for _ in range(plan.held_out_names)],
             [dialogue(rng, images, IMAGES) for _ in range(plan.held_out_dialogues)],
             {
                 others: [among_others(rng, images, others) for _ in range(plan.distractor_dialogues)]
@@ -88,9 +97,9 @@ def single(rng: np.random.Generator, images: Images) -> Sample:
     return _sample(rng, images, [Round("What is this?", thing, "name", (thing,))])
 
 
-def dialogue(rng: np.random.Generator, images: Images, count: int) -> Sample:
-    """Questions of several kinds about so many images."""
-    return _sample(rng, images, make_dialogue(rng, list(images), count, ROUNDS))
+def dialogue(rng: np.random.Generator, images: Images, count: int, kinds: Sequence[str] = ()) -> Sample:
+    """Questions of these kinds (all) about so many images."""
+    return _sample(rng, images, make_dialogue(rng, list(images), count, ROUNDS, kinds))
 
 
 def among_others(rng: np.random.Generator, images: Images, others: int) -> Sample:
@@ -109,6 +118,15 @@ def _sample(rng: np.random.Generator, images: Images, rounds: Sequence[Round]) -
         for each in rounds
     ]
     return Sample(Conversation(tuple(turns), system=""), tuple(each.kind for each in rounds))
+
+
+def commonest(samples: Sequence[Sample]) -> float:
+    """The share that is right where each question is given the commonest answer of its kind."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        for kind, turn in zip(sample.kinds, sample.conversation.turns, strict=True):
+            answers[kind][turn.answer] += 1
+    return sum(max(each.values()) for each in answers.values()) / sum(map(Counter.total, answers.values()))
 
 
 def task_of(folder: Path, plan: Plan) -> Task:

@@ -17,9 +17,9 @@ from helper.comparison import learning
 from helper.comparison.cells import FORMS, Cell, Form, Plan, Results, Row, searches, trainings
 from helper.comparison.page import accuracy_table, lead_table, page, verdicts
 from helper.comparison.statistics import Mean, answered, lead, log_samples_to, mean
-from helper.comparison.task import Task
+from helper.comparison.task import Sample, Task, commonest
 from utils.commands import UsageError
-from utils.conversation import Image
+from utils.conversation import Conversation, Image, Turn
 
 ASSETS = Path(__file__).parents[3] / "assets"
 LENGTH = 5  # tokens of an image
@@ -27,10 +27,12 @@ PLAN = Plan(
     batch=4,
     rates=(1e-3, 2e-3),
     search_singles=4,
-    search_dialogues=8,
+    search_names=8,
     asked_singles=(4, 8),
+    asked_names=(4,),
     asked_dialogues=(4,),
     held_out_singles=3,
+    held_out_names=2,
     held_out_dialogues=2,
     distractors=(0, 1),
     distractor_dialogues=2,
@@ -43,6 +45,7 @@ def row(form: str, seed: int, *rights: float, first: float = 10.0) -> Row:
         {
             "part": "singles",
             "singles": 4 * number,
+            "names": 0,
             "dialogues": 0,
             "seconds": 2.0 * number,
             "operations": 1e9 * number,
@@ -50,7 +53,9 @@ def row(form: str, seed: int, *rights: float, first: float = 10.0) -> Row:
         }
         for number, right in enumerate(rights, start=1)
     ]
-    last = {**asked[-1], "part": "dialogues", "dialogues": 4, "seconds": 10.0, "operations": 1e10}
+    named = {**asked[-1], "part": "names", "names": 4, "seconds": 8.0, "operations": 5e9}
+    named["right"] = {"overall": [50, 100], "name": [50, 100]}
+    last = {**named, "part": "dialogues", "dialogues": 4, "seconds": 14.0, "operations": 1.3e10}
     last["right"] = {"overall": [50, 100], "match": [10, 40], "same": [40, 60]}
     return {
         "form": form,
@@ -58,7 +63,8 @@ def row(form: str, seed: int, *rights: float, first: float = 10.0) -> Row:
         "search": False,
         "rate": 1e-3,
         "losses": [first, 1.0],
-        "asked": [*asked, last],
+        "commonest": {"singles": 0.1, "names": 0.1, "dialogues": 0.4},
+        "asked": [*asked, named, last],
         "among_others": {"0": [9, 10], "2": [8, 10]},
         "settings": PLAN.settings,
     }
@@ -118,6 +124,7 @@ def test_samples_that_it_took() -> None:
         ("form", "4", "8", "samples to 90 %"),
         ("causal", "50.0 ± 0.0 %", "75.0 ± 190.6 %", "8 (1 of 2)"),
         ("mmca", "92.5 ± 31.8 %", "90.0 ± 0.0 %", "4 (2 of 2)"),
+        ("the commonest answer of each kind", "10.0 ± 0.0 %", "10.0 ± 0.0 %", "-"),
     ]
     assert lead_table(rows, "singles", (4,))[1] == ("mmca", "+42.5 ± 31.8 %", "0.50")
 
@@ -130,17 +137,18 @@ def test_samples_that_it_took() -> None:
             (0.55, 0.66, 0.74),
             "certainly more right than causal (+5.0 points ± 2.5, 3 seeds)",
         ),
-        ((0.50, 0.71), (0.60, 0.70), "no certain difference"),
+        ((0.50, 0.71, 0.6), (0.60, 0.70, 0.6), "no certain difference"),
+        ((0.50, 0.60), (0.60, 0.70), "-10.0 points (2 seeds, which say nothing certain)"),
         ((0.55, 0.66, 0.74), (0.60, 0.70, 0.80), "certainly fewer right than causal"),
-        ((0.5,), (0.6,), "-10.0 points in the one seed there is, which says nothing certain"),
+        ((0.5,), (0.6,), "-10.0 points (1 seed, which says nothing certain)"),
     ],
 )
 def test_what_is_said_is_what_came_out(mmca: tuple, causal: tuple, said: str) -> None:
     rows = [row("mmca", seed, right, right) for seed, right in enumerate(mmca)]
     rows += [row("causal", seed, right, right) for seed, right in enumerate(causal)]
-    first, second = verdicts(rows)
+    first, _, second = verdicts(rows)
     assert first.startswith("**mmca**, single images: ") and said in first
-    assert second.startswith("**mmca**, dialogues over three images: ")
+    assert second.startswith("**mmca**, dialogues of all kinds over three images: ")
 
 
 def test_the_page_takes_a_comparison_that_is_not_finished(tmp_path: Path) -> None:
@@ -149,9 +157,9 @@ def test_the_page_takes_a_comparison_that_is_not_finished(tmp_path: Path) -> Non
         results.add(Cell(seed, place, form), row(form, seed, 0.5, 0.95, first=10.8))
     helper.compare.write_page(results, tmp_path)
     with PIL.Image.open(tmp_path / "images" / "attentions.png") as picture:
-        assert picture.size == (1320, 600)
+        assert picture.size == (1680, 600)
     text = (tmp_path / "comparison.md").read_text()
-    assert "| mmca-none-gate | mmca | none | head | - | 0.001 | 10.8 |" in text
+    assert "| mmca-none-gate | mmca | none | head | none | 0.001 | 10.8 |" in text
     assert "| match | 25.0 ± 0.0 % | 25.0 % |" in text  # by kind
     assert "| 2 | 80.0 ± 0.0 % | 80.0 % |" in text  # two other images
     assert "| causal | 0.5 | 1.5 | 0.25 | 2 |" in text  # 4 s for 8 single images, 6 more for 4 dialogues
@@ -202,6 +210,13 @@ def test_questions_are_the_seeds_and_about_the_style_that_is_held_out(task: Task
             assert sample.conversation.images[number].name.endswith(turn.answer)
 
 
+def test_the_commonest_answer_is_that_of_a_questions_kind() -> None:
+    samples = [
+        Sample(Conversation((Turn("a?", answer), Turn("b?", "yes"))), ("name", "same")) for answer in "xxy"
+    ]
+    assert commonest(samples) == pytest.approx(5 / 6)
+
+
 # Of a tiny decoder and encoder.
 
 
@@ -223,13 +238,14 @@ def task() -> Task:
     return Task(ASSETS / "tiny_llama", ASSETS / "tiny_clip", _Features(), learnt, held_out)
 
 
-@pytest.mark.parametrize("name", ["causal", "mmca", "cross"])
+@pytest.mark.parametrize("name", ["causal", "mmca", "cross", "mmca-none-gate-summary"])
 def test_a_form_learns_and_is_asked_as_it_goes(name: str, task: Task) -> None:
     found = learning.compare(FORMS[name], 1e-3, 1, PLAN, task)
-    assert [(each["singles"], each["dialogues"]) for each in found["asked"]] == [(4, 0), (8, 0), (8, 4)]
-    assert [each["right"]["overall"][1] for each in found["asked"]] == [3, 3, 8]  # questions
+    seen = [(each["singles"], each["names"], each["dialogues"]) for each in found["asked"]]
+    assert seen == [(4, 0, 0), (8, 0, 0), (8, 4, 0), (8, 4, 4)]
+    assert [each["right"]["overall"][1] for each in found["asked"]] == [3, 3, 6, 8]  # questions
     assert found["among_others"]["0"][1] == 2 and found["among_others"]["1"][1] == 4
-    assert len(found["losses"]) == 3 and json.loads(json.dumps(found)) == found
+    assert len(found["losses"]) == 4 and json.loads(json.dumps(found)) == found
     operations = [each["operations"] for each in found["asked"]]
     assert 0 < operations[0] < operations[1] < operations[2]
     assert learning.compare(FORMS[name], 1e-3, 1, PLAN, task)["losses"] == found["losses"]
