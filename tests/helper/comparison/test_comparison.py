@@ -25,6 +25,7 @@ ASSETS = Path(__file__).parents[3] / "assets"
 LENGTH = 5  # tokens of an image
 PLAN = Plan(
     batch=4,
+    embedding_rate=1e-2,
     rates=(1e-3, 2e-3),
     search_singles=4,
     search_names=8,
