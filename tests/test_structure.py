@@ -35,7 +35,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_500,
-    "tests: lines": 28_400,
+    "tests: lines": 28_500,
     "core: lines": 18_150,
     "core: files": 145,
     "core: imports of wings": 46,
