@@ -138,8 +138,9 @@ def read_flags(
 
 def arguments_of(kind: type[T], flags: argparse.Namespace) -> T:
     """The arguments of that kind among a command line's values; `UsageError` where they contradict each other."""
+    known: Any = kind  # a dataclass
     return kind(
-        **{field.name: getattr(flags, field.name) for field in dataclasses.fields(kind) if field.init}
+        **{field.name: getattr(flags, field.name) for field in dataclasses.fields(known) if field.init}
     )
 
 
