@@ -26,7 +26,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             known = {size: mean(rows, form, answered(part, size)) for size in sizes}
             known = {size: value for size, value in known.items() if value is not None}
             middle = [100 * each.value for each in known.values()]
-            halves = [100 * each.half if each.n > 2 else 0 for each in known.values()]
+            halves = [100 * (each.half or 0) * (each.n > 2) for each in known.values()]
             colour, style = _COLOURS[place % len(_COLOURS)], "--" if place >= len(_COLOURS) else "-"
             axes.plot(
                 list(known), middle, color=colour, linestyle=style, marker="o", markersize=3, label=form

@@ -120,7 +120,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def _verdict(ahead: Mean) -> str:
     points = f"{100 * ahead.value:+.1f} points"
-    if ahead.n < 3:
+    if ahead.half is None or ahead.n < 3:
         return (
             f"{points} ({ahead.n} seed{'s' * (ahead.n > 1)}, which say{'s' * (ahead.n == 1)} nothing certain)"
         )

@@ -56,7 +56,7 @@ class Mean:
     @property
     def is_certain(self) -> bool:
         """Whether the interval leaves zero out; two seeds that happen to agree are no interval."""
-        return self.n > 2 and abs(self.value) > self.half
+        return self.half is not None and self.n > 2 and abs(self.value) > self.half
 
 
 def by_seed(rows: Iterable[Row], form: str, measure: Measure) -> dict[int, float]:

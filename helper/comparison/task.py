@@ -122,7 +122,7 @@ def _sample(rng: np.random.Generator, images: Images, rounds: Sequence[Round]) -
 
 def commonest(samples: Sequence[Sample]) -> float:
     """The share that is right where each question is given the commonest answer of its kind."""
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    answers: dict[str, Counter[str | None]] = defaultdict(Counter)
     for sample in samples:
         for kind, turn in zip(sample.kinds, sample.conversation.turns, strict=True):
             answers[kind][turn.answer] += 1
