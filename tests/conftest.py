@@ -70,7 +70,9 @@ def starts_processes(item: pytest.Item) -> bool:
     """Whether the file of a test, or of a fixture that it uses, speaks of processes."""
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     files = {item.path, *(Path(each[-1].func.__code__.co_filename) for each in fixtures)}
-    return any(speaks_of_processes(file) for file in files if TESTS in file.parents)
+    return any(
+        speaks_of_processes(file) for file in files if TESTS in file.parents and file != TESTS / "conftest.py"
+    )
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A test that is skipped for a reason that is not on the list, or for lack of time, fails the session."""
+"""A test that is skipped for a reason that is not on the list, or for lack of time, fails the session; tiers."""
 
 import shutil
 import subprocess
@@ -59,3 +59,12 @@ def test_long_tests_that_are_not_selected_are_counted_by_file(tmp_path: Path) ->
     code, said = session(tmp_path, "@pytest.mark.long", "-m", "not long")
     assert code == 0
     assert "1 long tests not selected" in said and "tests/test_some.py 1" in said
+
+
+def test_a_quick_test_is_a_unit_test_unless_its_file_speaks_of_processes(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "processes").mkdir()
+    code, said = session(tmp_path / "plain", "", "-m", "unit")
+    assert code == 0 and "2 passed, 1 xfailed" in said
+    code, said = session(tmp_path / "processes", "import subprocess", "-m", "integration")
+    assert code == 0 and "2 passed, 1 xfailed" in said
