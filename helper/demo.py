@@ -1,7 +1,7 @@
 """The main job on real pretrained parts, end to end: `python -m helper.demo` (or `make demo`).
 
 Converts a decoder, an encoder and images of PyPI packages (docs/demonstration.md), trains from a random projection with
-`training_scripts/run_demo.sh` (DeepSpeed ZeRO-3, two processes), evaluates the model before and after on a drawing
+`training_scripts/run_demo.sh` (DeepSpeed ZeRO-2, two processes), evaluates the model before and after on a drawing
 style that it has never seen, and holds a dialogue over three images. Values of the training script can be set from the
 environment, e.g. `SEED=2 MAX_STEPS=100 make demo`. Where a package is missing, a line says which, and the miniature is
 trained in its place (`run_tiny.sh`), which learns to see little.
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demonstration", help="parts and images")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
-    parser.add_argument("--dialogues", type=int, default=4096, help="to learn from (default: %(default)s)")
+    parser.add_argument("--dialogues", type=int, default=2560, help="to learn from (default: %(default)s)")
     parser.add_argument("--held_out", type=int, default=150, help="to be asked (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="of the dialogues (default: %(default)s)")
     arguments = parser.parse_args(argv)
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             except UsageError as error:
                 console.print(f"{error}\nThe miniature is trained in its place.", style="yellow")
                 made = miniature(data / "miniature", arguments.dialogues)
-        with _step("2/4  Train: frozen encoder, projection, frozen decoder with MMCA, DeepSpeed ZeRO-3"):
+        with _step("2/4  Train: frozen encoder, projection, frozen decoder with MMCA, DeepSpeed ZeRO-2"):
             places = {"LM_MODEL": made.decoder, "VISION_MODEL": made.encoder, "DATA_PATH": made.data}
             given = {**os.environ, **places, "OUTPUT_DIR": output, "PYTHON": sys.executable}
             again = ("--overwrite_output_dir", "true") if _is_own(output) else ()
