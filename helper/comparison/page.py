@@ -32,8 +32,8 @@ def page(rows: Sequence[Row], picture: str) -> str:
     for part, title in PARTS.items():
         parts += [
             f"## {title.capitalize()}",
-            f"Right answers, mean over seeds with its 95 % interval (Student's t), after so many such samples; and how many"
-            " it took to answer 90 % right (geometric mean of the seeds that got there, and how many did).",
+            "Right answers, mean over seeds with its 95 % interval (Student's t), after so many such samples; and how"
+            " many it took to answer 90 % right (geometric mean of the seeds that got there, and how many did).",
             as_markdown(accuracy_table(rows, part, _three(plan, part))),
             f"The same less {AGAINST}'s, seed by seed on the same samples. The last column is the ratio of samples to"
             " 90 %, with its interval, over the seeds in which both got there.",
