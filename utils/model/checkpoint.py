@@ -11,6 +11,7 @@ atomic here: the caller chooses the folder and gives it its name when it is comp
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,6 +153,18 @@ def trained_weights(
     return trained
 
 
+@contextmanager
+def _disk_errors_of_tokenizers() -> Iterator[None]:
+    """As `OSError`: the tokenizers library raises a bare `Exception` that ends in "(os error 28)"."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)$", str(error))
+        if isinstance(error, OSError) or not number:
+            raise
+        raise OSError(int(number[1]), str(error)) from error
+
+
 def _write_surroundings(
     model: VisualChatForConditionalGeneration,
     config: VisualChatConfig,
@@ -168,6 +181,7 @@ def _write_surroundings(
     custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with _disk_errors_of_tokenizers():
+        processor.save_pretrained(folder)
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     (folder / "README.md").write_text(model_card(config, size), encoding="utf-8")

@@ -169,6 +169,16 @@ def test_weights_are_sharded(model_and_processor, tmp_path, monkeypatch):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "file", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_a_file_that_cannot_be_written_is_an_os_error(save, file, model_and_processor, tmp_path):
+    (tmp_path / file).mkdir()
+    with pytest.raises(OSError):
+        save(*model_and_processor, tmp_path)
+
+
 def test_no_pickle_and_a_card(full, trained_only):
     for folder in (full, trained_only):
         assert {path.suffix for path in folder.iterdir()} <= {
