@@ -85,6 +85,9 @@ UNRECORDED = {
 BEFORE = {"image_layers": "full", "image_gate": "none", "image_summary": "none", "lora_learning_rate": 0.0}
 """What runs did that do not record a flag, because there was none."""
 
+_MADE_BY_FLAGS = {"lang_lora_dim", "vis_lora_dim", "image_gate"}
+"""Flags that make parts which `--train` then names."""
+
 _SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate")
 _ADAPTIVE = ("reduce_lr_on_plateau", "greedy")
 """Schedules whose rate follows from the losses so far: neither of these flags can change under them."""
@@ -188,6 +191,8 @@ class Run:
             for name in sorted(before.keys() & flags.keys())
             if before[name] != flags[name]
         }
+        if set(before["train"]) ^ set(flags["train"]) <= {"lora", "gate"} and _MADE_BY_FLAGS & changed.keys():
+            changed.pop("train", None)  # it follows from a flag that is named anyway
         fixed = FIXED | {flag for flag in _MODELS if written.models[flag] != models[flag]}
         if any(each["lr_scheduler_type"] in _ADAPTIVE for each in (written.flags, flags)):
             fixed |= set(_SCHEDULE)
