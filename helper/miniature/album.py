@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from helper.demonstration.dialogues import Round
 
 COLORS = {
     "red": (214, 48, 49),
@@ -33,16 +34,6 @@ DESCRIBE = "describe the image."
 SIDE = 64
 """Pixels of an image, both ways."""
 _FORMATS = {".jpg": "JPEG", ".png": "PNG", ".gif": "GIF"}
-
-
-@dataclass(frozen=True)
-class Round:
-    """A question, its answer and kind; `new` are the things of the images that come with it."""
-
-    question: str
-    answer: str
-    kind: str
-    new: tuple[str, ...] = ()
 
 
 def caption(thing: str) -> str:

@@ -17,7 +17,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
-from helper.miniature.album import Album, Round, caption
+from helper.demonstration.dialogues import Round
+from helper.miniature.album import Album, caption
 
 SYSTEM = "you are a powerful vision-language assistant."
 _TAG = "<image>\n"

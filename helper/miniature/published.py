@@ -18,7 +18,8 @@ from zlib import crc32
 
 import PIL.Image
 
-from helper.miniature.album import CHOICES, DESCRIBE, Album, Round, caption
+from helper.demonstration.dialogues import Round
+from helper.miniature.album import CHOICES, DESCRIBE, Album, caption
 from helper.miniature.own_data import write_own_data
 from utils.atomic import atomic_directory
 

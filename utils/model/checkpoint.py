@@ -47,9 +47,8 @@ def save_full(
     config = copy.deepcopy(model.config)
     state = merge_lora(state, LoraSettings(**config.lora) if config.lora else None)
     if config.lora:
-        config.lora = config.frozen_from = config.trained_parts = (
-            None  # merged: no longer the base models' weights
-        )
+        # merged: no longer the base models' weights
+        config.lora = config.frozen_from = config.trained_parts = None
     config.checkpoint_form = "full"
     _write_surroundings(model, config, processor, folder, state)
     save_torch_state_dict(
