@@ -15,9 +15,9 @@ import torch
 from benchmarks.random_models import add_model_flags, described, model_of, noise, words
 from benchmarks.turns import clock, peak_memory, print_machine
 from chat.generation import RoundStatistics, Sampling
-from chat.opened_images import open_image
+from chat.loaded_images import open_image
 from chat.serving.dialogue import Dialogue
-from chat.serving.engine import Asked, Engine, Job
+from chat.serving.engine import Engine, GenerationRequest, Job
 from chat.session import ChatSession
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         [open_image(noise(number)) for number in range(arguments.requests)]
     )  # seen before
     asked = [
-        Asked(
+        GenerationRequest(
             Dialogue((), words(arguments.words + number, f"of {number}"), (open_image(noise(number)),), None),
             Sampling(),
             arguments.tokens,
@@ -70,7 +70,7 @@ def main() -> None:
         raise SystemExit("the answers differ")
 
 
-def _answers(engine: Engine, asked: list[Asked]) -> tuple[list[str], int]:
+def _answers(engine: Engine, asked: list[GenerationRequest]) -> tuple[list[str], int]:
     """The text of each answer, and the tokens of all."""
     events = [queue.SimpleQueue() for _ in asked]
     for each, told in zip(asked, events, strict=True):

@@ -38,8 +38,8 @@ from utils.commands import INTERRUPTED, Parser, command, end_process
 from utils.hub import checkpoint_folder
 
 if TYPE_CHECKING:
+    from chat.terminal.repl import Repl
     from chat.terminal.screens import Screen
-    from chat.terminal.talk import Talk
 
 WELCOME = "Ask about images: /image FILE adds one, /help lists all commands, /quit leaves."
 
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here, not above: they take seconds, which --help need not wait for.
     from chat.generation.sampling import Sampling
     from chat.session import ChatSession
-    from chat.terminal.lines import EditedLines, default_history
-    from chat.terminal.talk import MISTAKES, Talk
+    from chat.terminal.prompt_input import PromptInput, default_history
+    from chat.terminal.repl import MISTAKES, Repl
     from utils.distributed import configure_logging
 
     configure_logging(logging.WARNING)
@@ -72,18 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **store_settings(parsed, model, processor),
     )
     person = not parsed.prompt and not parsed.json and sys.stdin.isatty() and sys.stdout.isatty()
-    talk = Talk(session, _screen(parsed.json, person))
+    repl = Repl(session, _screen(parsed.json, person))
     try:
-        talk.add_images(parsed.image)
+        repl.add_images(parsed.image)
     except MISTAKES as error:
-        talk.screen.complain(str(error))
+        repl.screen.complain(str(error))
         return 1
     if person:
-        lines = EditedLines(None if parsed.no_history else default_history())
-        talk.screen.note(WELCOME)
-        talk.run(lines)
+        lines = PromptInput(None if parsed.no_history else default_history())
+        repl.screen.note(WELCOME)
+        repl.run(lines.read)
         return 0
-    return _answer_all(talk, parsed.prompt)
+    return _answer_all(repl, parsed.prompt)
 
 
 def _screen(as_json: bool, person: bool) -> Screen:
@@ -96,15 +96,15 @@ def _screen(as_json: bool, person: bool) -> Screen:
     return ColourScreen(Console(highlight=False)) if person else PlainScreen()
 
 
-def _answer_all(talk: Talk, prompts: Sequence[str]) -> int:
+def _answer_all(repl: Repl, prompts: Sequence[str]) -> int:
     """One line after the other; Ctrl-C ends them all."""
     from chat.terminal.commands import Leave
 
     if prompts:
         questions = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-        steps = (partial(talk.question, question) for question in questions)
+        steps = (partial(repl.question, question) for question in questions)
     else:
-        steps = (partial(talk.handle, line) for line in sys.stdin if line.strip())
+        steps = (partial(repl.handle, line) for line in sys.stdin if line.strip())
     try:
         for step in steps:
             step()
@@ -112,7 +112,7 @@ def _answer_all(talk: Talk, prompts: Sequence[str]) -> int:
         pass
     except KeyboardInterrupt:
         return INTERRUPTED
-    return 1 if talk.screen.failed else 0
+    return 1 if repl.screen.failed else 0
 
 
 def _parser() -> Parser:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chat.limits import MAX_SEQ_LEN
 from utils.commands import UsageError
 from utils.hub import checkpoint_folder, read_config, require_model
+from utils.plugins import plugin
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -67,6 +68,14 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint_path",
         required=True,
         help="a checkpoint: its folder, the folder of a run (its best, else its final), or a name on the hub",
+    )
+    parser.add_argument(
+        "--plugin",
+        nargs="+",
+        type=plugin,
+        default=[],
+        metavar="MODULE",
+        help="modules of your own (my_module.py) that register the checkpoint's visual encoder",
     )
     parser.add_argument(
         "--max_seq_len",

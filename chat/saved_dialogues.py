@@ -12,7 +12,7 @@ from typing import Any
 
 import PIL.Image
 
-from chat.opened_images import OpenedImage, open_image
+from chat.loaded_images import LoadedImage, open_image
 from utils.atomic import atomic_write
 from utils.conversation import Conversation, Image, ImageError, Turn
 from utils.image_bytes import image_bytes, is_data_url
@@ -43,7 +43,7 @@ def messages(turns: Sequence[Turn], system: str | None) -> list[dict[str, Any]]:
     return said
 
 
-def data_url(image: OpenedImage) -> str:
+def data_url(image: LoadedImage) -> str:
     """The image as a URL that carries it: its own file where it came from one."""
     content = image.source
     if isinstance(content, PIL.Image.Image):
@@ -93,7 +93,7 @@ def _read(said: list[dict[str, Any]]) -> tuple[tuple[Turn, ...], str | None]:
     return tuple(turns), system
 
 
-def _image(part: dict[str, Any]) -> OpenedImage:
+def _image(part: dict[str, Any]) -> LoadedImage:
     url = part["image_url"]["url"]
     if not is_data_url(url):
         raise ValueError("an image is not in the file itself")

@@ -4,19 +4,20 @@ from collections.abc import Generator as Pieces
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.generation import Answer, Generator, Prompt, Request, RoundStatistics, Sampling, recordable
-from chat.image_kv.store import ImageStore, store_if_possible
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN
-from chat.opened_images import ImageSource, OpenedImage, open_image
+from chat.loaded_images import ImageSource, LoadedImage, open_image
+from utils.context_length import longest_dialogue
 from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.hub import checkpoint_folder
-from utils.model.checkpoint import load_checkpoint
-from utils.model.decoder import longest_dialogue
+
+if TYPE_CHECKING:
+    from chat.image_kv.store import ImageStore
 
 
 class ChatError(ValueError):
@@ -44,7 +45,7 @@ class ChatSession:
         max_seq_len: int = MAX_SEQ_LEN,
         sampling: Sampling | None = None,
         system: str | None = None,
-        image_store: ImageStore | None = None,
+        image_store: "ImageStore | None" = None,
         keep_images: bool = True,
     ) -> None:
         if max_new_tokens < 1:
@@ -57,9 +58,11 @@ class ChatSession:
         self.system = system
         self.turns: tuple[Turn, ...] = ()
         self.statistics: tuple[RoundStatistics, ...] = ()
-        self.image_store = (
-            store_if_possible(model, processor, self.max_seq_len, shared=image_store) if keep_images else None
-        )
+        self.image_store: ImageStore | None = None
+        if keep_images:
+            from chat.image_kv.store import store_if_possible  # sessions work without the image KV cache
+
+            self.image_store = store_if_possible(model, processor, self.max_seq_len, shared=image_store)
         self._generator = Generator(model, processor, self.image_store)
         self.sampling = sampling or Sampling()
         self._answering: Pieces[str, None, None] | None = None
@@ -80,6 +83,8 @@ class ChatSession:
         Raises `utils.commands.UsageError` where there is no checkpoint, and `utils.model.CheckpointError` where it is
         not whole.
         """
+        from utils.model import load_checkpoint  # a session whose model is handed in needs none of it
+
         model, processor = load_checkpoint(
             checkpoint_folder(checkpoint, "checkpoint"),
             device_map=device_map,
@@ -194,7 +199,7 @@ class ChatSession:
         )
         return turn, Request(prompt, min(self.max_new_tokens, room), self._chooser)
 
-    def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[OpenedImage, ...]:
+    def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[LoadedImage, ...]:
         """Read images for the next turn now: a file that changes later does not change the dialogue.
 
         Raises `ChatError` where there would be too many, `ImageError` for one that cannot be read.
@@ -203,7 +208,7 @@ class ChatSession:
             images = [images]
         return self._opened(images, before=len(self.images))
 
-    def _opened(self, images: Sequence[ImageSource], before: int) -> tuple[OpenedImage, ...]:
+    def _opened(self, images: Sequence[ImageSource], before: int) -> tuple[LoadedImage, ...]:
         count = before + len(images)
         if count > self.max_images:
             raise ChatError(

@@ -20,7 +20,7 @@ from chat.checkpoint_arguments import (
 )
 from chat.image_kv.arguments import add_image_store_arguments
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
-from chat.served_session import (
+from chat.server_setup import (
     KEY_VARIABLE,
     LOOPBACK,
     add_address_arguments,
@@ -65,18 +65,18 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "uploads"))
     from chat.page.examples import IMAGES, examples_of
     from chat.page.layout import STYLE, THEME, build_page
-    from chat.page.visitor import House, Wishes
+    from chat.page.page_session import AnswerSettings, SharedEngine
     from chat.serving.engine import Engine
     from chat.serving.pictures import Pictures, Sources
 
     limits = Limits()
     engine = Engine(session, parsed.slots)
-    wishes = Wishes(sampling, parsed.generation_length_per_round)
+    settings = AnswerSettings(sampling, parsed.generation_length_per_round)
     page = build_page(
-        House(engine, Pictures(limits, Sources()), session),
+        SharedEngine(engine, Pictures(limits, Sources()), session),
         parsed.model_name or model_name(parsed.checkpoint_path),
-        wishes,
-        max(limits.max_tokens, wishes.max_new_tokens),
+        settings,
+        max(limits.max_tokens, settings.max_new_tokens),
         examples_of(checkpoint_folder(parsed.checkpoint_path), folder / "examples"),
         folder,
     )

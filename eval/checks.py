@@ -15,8 +15,8 @@ from transformers.processing_utils import ProcessorMixin
 from eval.dialogues import BadDialogue, EvalDialogue, EvalSet
 from eval.generation import GenerationSettings, history_answer
 from utils.atomic import atomic_write
+from utils.context_length import longest_dialogue
 from utils.conversation import Conversation, Image, ImageError, Turn
-from utils.model.decoder import longest_dialogue
 
 _NAMED = 3  # bad dialogues in a message
 _ANY_ANSWER = "-"  # in the place of those that the model will give

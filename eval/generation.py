@@ -11,10 +11,10 @@ from transformers.processing_utils import ProcessorMixin
 
 from chat.generation import Generator, Prompt, Request, Sampling, recordable
 from chat.image_kv.store import ImageStore, store_if_possible
-from chat.opened_images import OpenedImage, open_image
+from chat.loaded_images import LoadedImage, open_image
 from eval.dialogues import EvalDataError, EvalDialogue
+from utils.context_length import longest_dialogue
 from utils.conversation import Conversation, Image, Turn
-from utils.model.decoder import longest_dialogue
 
 History = Literal["generated", "reference"]
 
@@ -89,7 +89,7 @@ class DialogueRunner:
             else None
         )
         self._generator = Generator(self._model, processor, self.image_store)
-        self._open: Callable[[Image], OpenedImage] = lru_cache(_OPENED)(open_image)
+        self._open: Callable[[Image], LoadedImage] = lru_cache(_OPENED)(open_image)
 
     def run(
         self, dialogues: Sequence[EvalDialogue], advance: Callable[[int], None] = lambda questions: None

@@ -1,4 +1,4 @@
-"""The table of datasets in README.md, made of the registry's rows: `python -m helper.dataset_table`."""
+"""The table of datasets in docs/datasets.md, made of the registry's rows: `python -m helper.dataset_table`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from utils.commands import ROOT, Parser, command, end_process
 if TYPE_CHECKING:
     from utils.data.spec import DatasetSpec, Part
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "datasets.md"
 
 _BEGIN = "<!-- datasets: written by python -m helper.dataset_table -->\n"
 _END = "<!-- end of datasets -->"
-_INDENT = "   "  # the table stands in an item of a list
 
 
 def dataset_table() -> str:
@@ -27,19 +26,18 @@ def dataset_table() -> str:
     return "\n".join(["| dataset | files | from |", "|---|---|---|", *rows])
 
 
-def with_table(readme: str) -> str:
-    """`readme` with today's table between its two marks."""
-    before, rest = readme.split(_BEGIN)
+def with_table(page: str) -> str:
+    """`page` with today's table between its two marks."""
+    before, rest = page.split(_BEGIN)
     _, after = rest.split(_END)
-    lines = "".join(f"{_INDENT}{line}\n" for line in dataset_table().splitlines())
-    return f"{before}{_BEGIN}{lines}{_INDENT}{_END}{after}"
+    return f"{before}{_BEGIN}{dataset_table()}\n{_END}{after}"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the table into README.md."""
+    """Write the table into docs/datasets.md."""
     Parser(prog="python -m helper.dataset_table", description=__doc__).parse_args(argv)
-    atomic_write(README, with_table(README.read_text(encoding="utf-8")))
+    atomic_write(PAGE, with_table(PAGE.read_text(encoding="utf-8")))
 
 
 def _row(spec: DatasetSpec) -> str:

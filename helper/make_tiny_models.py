@@ -67,7 +67,7 @@ def _make_decoder(folder: Path, steps: int, seed: int) -> None:
 
 def _dialogue_in_words(album: Album) -> str:
     """A dialogue in training's template, in which captions stand in the place of images."""
-    from utils.model.chat_template import DEFAULT_SYSTEM
+    from utils.model.rendering import DEFAULT_SYSTEM
 
     things = [album.thing() for _ in range(album.rng.integers(1, 4))]
     text, shown = f"<s>{DEFAULT_SYSTEM}", 0

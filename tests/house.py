@@ -14,10 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("utils", "training", "chat", "eval", "helper")
 
 WINGS = {  # the folders and files (without ending) of each
-    "kernels": "utils/model/mmca_fused utils/model/compiled_library",
-    "encoders": "utils/model/open_clip_files utils/model/open_clip_vision utils/model/qwen_vit"
-    " utils/model/linear_attention",
-    "image_kv": "chat/image_kv utils/model/image_states utils/model/images_beside utils/model/text_cache",
+    "kernels": "utils/model/mmca_fused utils/model/mmca_flex utils/model/mmca_kernels utils/model/compiled_library",
+    "encoders": "utils/model/open_clip_files utils/model/open_clip_vision utils/model/qwen_vit",
+    "image_kv": "chat/image_kv",
     "archives": "utils/data/readers/image_archive utils/data/readers/parquet",
     "vision_feature_cache": "training/batches/vision_features utils/data/batching/vision_feature_cache",
     "fault_tolerance": "training/fault_tolerance training/batches/bad_batches training/checkpointing/durable_engine"
@@ -25,7 +24,7 @@ WINGS = {  # the folders and files (without ending) of each
     "memory_plan": "training/memory helper/plan_memory helper/dry_run",
     "metrics": "training/metrics",
     "reports": "training/data_report training/run_report eval/report eval/report_page/charts helper/check_data",
-    "serving": "chat/serving chat/served_session",
+    "serving": "chat/serving chat/server_setup",
     "page": "chat/page chat/web",
     "judging": "eval/judge eval/lmms_eval_model eval/pictures",
     "export": "helper/export_checkpoint helper/checkpoint_forms helper/adapter_folders helper/sharded_weights"

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import visualchat
@@ -30,7 +31,7 @@ ELSEWHERE = {
 }
 FILES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 PAGES = [page for page in FILES if page not in ELSEWHERE]
-WITHOUT_COMMANDS = {"architecture", "differences"}
+WITHOUT_COMMANDS = {"architecture", "datasets", "differences"}
 NOT_RUN = {
     "helper.extract_qwen_vl": "reads a published checkpoint",
     "--push_to_hub": "needs a hub",
@@ -67,6 +68,7 @@ STAND_INS = {
     "eval/results/eval_comprehensive.json": "output/readme.json",
     "OUTPUT_DIR=/runs/": "OUTPUT_DIR=output/",
     "=/data": "=data/miniature",
+    "/models/my_encoder": "assets/tiny_clip",
     "/local_ssd": "output",
     "MASTER_ADDR=node1": "MASTER_ADDR=localhost",
     "~/.cache/visualchat": "output/cache",
@@ -116,6 +118,11 @@ def commands_of(page: str) -> list[str]:
     return list(dict.fromkeys(re.sub(r"^until (.*); do$", r"\1", line) for line in found))
 
 
+def python_blocks(page: str) -> list[str]:
+    """The blocks of Python of a page."""
+    return [code for kind, code in FENCE.findall(FILES[page].read_text(encoding="utf-8")) if kind == "python"]
+
+
 ALL = [(page, command) for page in PAGES for command in commands_of(page)]
 EACH = pytest.mark.parametrize(
     "page, command", ALL, ids=[f"{page}-{number}" for number, (page, _) in enumerate(ALL)]
@@ -146,6 +153,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.json").write_text('{"zero_optimization": {"stage": 2}, "train_batch_size": "auto"}')
     (folder / "my_hosts").write_text("node1 slots=8\nnode2 slots=8\n")
     run(folder, f"python -m helper.make_tiny_world --output data/miniature {WORLD}")
+    (folder / "my_dataset.py").write_text(python_blocks("add-a-dataset")[0])
+    (folder / "my_encoder.py").write_text(python_blocks("add-an-encoder")[0])
+    birds = folder / "data" / "miniature" / "birds"
+    (birds / "images").mkdir(parents=True)
+    PIL.Image.new("RGB", (20, 20)).save(birds / "images" / "7.jpg")
+    (birds / "birds.json").write_text('[{"file": "7.jpg", "bird": "a heron"}]')
     few = "MAX_STEPS=2 NUM_GPUS=1 BATCH=2 GLOBAL_BATCH=2 LANG_LORA_DIM=4"
     run(
         folder,
@@ -210,7 +223,7 @@ def test_what_a_command_names_is_there(page: str, command: str, sources: str):
             path.with_suffix(".py").is_file() or module == "visualchat" or (path / "__main__.py").is_file()
         ), module
     for word in shlex.split(command):
-        if word.endswith((".sh", ".py")) and "=" not in word:
+        if word.endswith((".sh", ".py")) and "=" not in word and not word.startswith("my_"):
             assert (ROOT / word).is_file(), word
     for name in re.findall(r"\b([A-Z_0-9]+)=", command):
         known = re.search(rf"\b{name}\b", sources) or name.startswith("MALLOC_")  # glibc reads these

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from chat.generation.sampling import Sampling
-from chat.page.visitor import House, Visitor, Wishes
+from chat.page.page_session import AnswerSettings, PageSession, SharedEngine
 from chat.serving.engine import Engine
 from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
 from chat.session import ChatSession
+from chat.terminal.repl import Repl
 from chat.terminal.screens import PlainScreen
-from chat.terminal.talk import Talk
 from eval.dialogues import load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings
 from tests.chat.conftest import base_models, build, model_and_processor, pictures  # noqa: F401
@@ -71,7 +71,7 @@ def learnt(tmp_path: Path, fields: dict, processor) -> list[Ids]:
 
 def terminal(parts, image: Path, system: str | None) -> None:
     session = ChatSession(*parts, max_new_tokens=1, system=system)
-    talk = Talk(session, PlainScreen(io.StringIO(), io.StringIO()))
+    talk = Repl(session, PlainScreen(io.StringIO(), io.StringIO()))
     talk.handle(f"/image '{image}'")
     for question in QUESTIONS:
         talk.handle(question)
@@ -81,11 +81,11 @@ def terminal(parts, image: Path, system: str | None) -> None:
 def page(parts, image: Path, system: str | None) -> None:
     session = ChatSession(*parts, max_new_tokens=1)
     engine = Engine(session)
-    visitor = Visitor(House(engine, Pictures(Limits(), Sources()), session))
+    visitor = PageSession(SharedEngine(engine, Pictures(Limits(), Sources()), session))
     try:
         for question in QUESTIONS:
             shown = () if visitor.turns else visitor.open_files([str(image)])
-            list(visitor.ask(question, shown, Wishes(Sampling(), 1, system)))
+            list(visitor.ask(question, shown, AnswerSettings(Sampling(), 1, system)))
             visitor.turns = (*visitor.turns[:-1], replace(visitor.turns[-1], answer=ANSWER))
     finally:
         engine.close()

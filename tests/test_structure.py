@@ -14,9 +14,11 @@ ROOT = Path(__file__).parent.parent
 FOUNDATION = {
     "utils.answers",
     "utils.commands",
+    "utils.context_length",
     "utils.conversation",
     "utils.pictures",
     "utils.picture_damage",
+    "utils.plugins",
     "utils.distributed",
     "utils.hub",
     "utils.atomic",
@@ -34,18 +36,18 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_500,
-    "tests: lines": 28_500,
-    "core: lines": 18_150,
-    "core: files": 145,
-    "core: imports of wings": 46,
-    "files above 400 lines": 1,
-    "circles of imports": 3,
-    "a training step: modules loaded": 122,
-    "a chat turn: modules loaded": 65,
-    "MMCA: files": 7,
-    "in checkpoints: files": 32,
-    "in checkpoints: lines": 4_850,
+    "library: lines": 32_700,
+    "tests: lines": 28_700,
+    "core: lines": 18_000,
+    "core: files": 136,
+    "core: imports of wings": 43,
+    "files above 400 lines": 0,
+    "circles of imports": 0,
+    "a training step: modules loaded": 112,
+    "a chat turn: modules loaded": 19,
+    "MMCA: files": 3,
+    "in checkpoints: files": 20,
+    "in checkpoints: lines": 4_300,
 }
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PROJECT = ("utils", "training", "chat", "eval", "helper", "tests")

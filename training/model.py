@@ -11,10 +11,10 @@ from utils.commands import UsageError
 from utils.distributed import get_logger
 from utils.model.building import build_visual_chat
 from utils.model.freezing import PUBLISHED, Learning, held_names, part_of_each
+from utils.model.init_from import init_from, is_merged
 from utils.model.liger import apply_liger
 from utils.model.loading import CheckpointError
 from utils.model.model_card import readable_size
-from utils.model.start_from import is_merged, start_from
 
 logger = get_logger(__name__)
 
@@ -51,7 +51,7 @@ def load_model(
         if resumed is None:
             _begin(model, model_arguments)
         elif not is_merged(resumed):
-            start_from(model, resumed)
+            init_from(model, resumed)
         if arguments.epoch_checkpoint_form == "full" and model_arguments.lora:
             _refuse_merging(model)
         logger.info("learning: %s", learning(model, arguments))
@@ -69,7 +69,7 @@ def load_model(
 def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:
     """Take over what `--init_from` has learnt; without it, refuse new parts that would never be anything."""
     if model_arguments.init_from:
-        count = start_from(model, model_arguments.init_from)
+        count = init_from(model, model_arguments.init_from)
         logger.info("beginning with what %s learnt: %d weights", model_arguments.init_from, count)
         return
     present = {part for part in part_of_each(model).values() if part in ("projector", "gate", "lora")}

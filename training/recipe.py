@@ -41,7 +41,7 @@ STARTS_ONLY = {"overwrite_output_dir", "resume_from_checkpoint", "dry_run_worst_
 """Flags of one start of a run, which a recipe that repeats the run leaves out."""
 PATHS = {
     *("lm_model_name_or_path", "vision_model_name_or_path", "init_from"),
-    *("data_path", "data_cache_path", "data_debug_path", "image_folder", "dataset_names"),
+    *("data_path", "data_cache_path", "data_debug_path", "image_folder", "dataset_names", "plugin"),
     *("output_dir", "nvme_path", "deepspeed_config"),
 }
 """Flags that may name files; they are written as absolute paths, so that a recipe works from any folder."""

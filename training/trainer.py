@@ -46,7 +46,7 @@ from utils.commands import UsageError
 from utils.data import IGNORED_LABEL, Batch
 from utils.data.bad_records import BadRecords
 from utils.distributed import get_logger
-from utils.model.decoder import gathered
+from utils.model.loading import gathered
 
 logger = get_logger(__name__)
 

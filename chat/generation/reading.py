@@ -1,7 +1,7 @@
 """Dialogues as far as a decoder has read them, side by side: the next forward reads only what is new in each.
 
 Two ways with one face. `WholeDialogues`: text and images go through the decoder together, in their order, as every
-attention can. `chat.image_kv.TextBesideImages`: text alone goes through it, over images out of a store.
+attention can. `chat.image_kv.CachedImageReading`: text alone goes through it, over images out of a store.
 """
 
 import copy
@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import ProcessorMixin
 
-from chat.opened_images import OpenedImage
-from utils.model.encoding import encode
-from utils.model.text_cache import growing_cache
+from chat.generation.growing_cache import growing_cache
+from chat.loaded_images import LoadedImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +26,7 @@ class Prompt:
 
     ids: np.ndarray
     is_image: np.ndarray
-    images: tuple[OpenedImage, ...] = ()
+    images: tuple[LoadedImage, ...] = ()
 
     def until(self, tokens: int) -> "Prompt":
         """The first `tokens`, and the images among them."""
@@ -178,23 +176,23 @@ class WholeDialogues(Reading):
             for prompt, known in zip(prompts, self._images, strict=True)
             for image in prompt.images[known.count :]
         ]
-        inputs, encoded = self._inputs(images)
+        image_inputs, encoded = self._encoder_inputs(images)
         device = self._model.device
         output = self._model(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device, torch.long),
             mm_token_type_ids=torch.from_numpy(is_image).to(device, torch.long),
-            **inputs,
             cache=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **image_inputs,
         )
         work = Work(int(real.sum()), int(is_image[:, -most:].sum()), encoded)
         return output.logits[:, -1], real, [RowImages(len(prompt.images)) for prompt in prompts], work
 
-    def _inputs(self, images: Sequence[OpenedImage]) -> tuple[dict[str, Any], int]:
-        """The images as the model takes them: pixels [n, 3, H, W], or ready features
-        where an image comes twice; and how many go through the encoder."""
+    def _encoder_inputs(self, images: Sequence[LoadedImage]) -> tuple[dict[str, Any], int]:
+        """The model's arguments for images: pixels, or, where an image comes twice, the features of each, so that it
+        goes through the encoder once. And how many do."""
         number = {digest: place for place, digest in enumerate(dict.fromkeys(each.digest for each in images))}
         if not number:
             return {}, 0
@@ -202,9 +200,9 @@ class WholeDialogues(Reading):
         pixels = self._processor.pixel_values(different).to(self._model.device, self._model.dtype)
         if len(different) == len(images):
             return {"pixel_values": pixels}, len(different)
-        features = encode(self._model.model.vision_tower, pixels)[[number[each.digest] for each in images]]
-        encoded = BaseModelOutputWithPooling(last_hidden_state=features)
-        return {"mm_encoder_outputs": {"image": encoded}}, len(different)
+        features = self._model.get_image_features(pixels, return_dict=True)
+        features.pooler_output = features.pooler_output[[number[each.digest] for each in images]]
+        return {"mm_encoder_outputs": {"image": features}}, len(different)
 
     def covered(self, is_image: np.ndarray) -> int:
         return self._real.shape[1]

@@ -1,29 +1,45 @@
 """Text read over images out of a store: text alone goes through the decoder, the images' keys and values beside it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from chat.generation.reading import Prompt, Reading, RowImages, Work
-from utils.model.cache_name import CACHE
+from chat.image_kv.attention import CachedImageKV, SharedImages, causal_mask
+from chat.image_kv.encoder import ImageKV, ImageKVEncoder
+from chat.loaded_images import LoadedImage
 from utils.model.computed_rows import only_rows
-from utils.model.image_states import ImageStates
-from utils.model.images_beside import NO_MASK, ImagesBeside, SharedImages, causal_mask
-
-if TYPE_CHECKING:
-    from chat.image_kv.store import ImageStore
+from utils.model.generation_visual_chat import CACHE
+from utils.model.mmca_layout import NO_MASK
 
 
-class TextBesideImages(Reading):
+@dataclass(frozen=True)
+class Found:
+    """The keys and values of the images asked for, and how many of them this call computed."""
+
+    states: tuple[ImageKV, ...]
+    computed: int
+
+
+class Store(Protocol):
+    """Where they come from: a `chat.image_kv.store.ImageStore`."""
+
+    encoder: ImageKVEncoder
+
+    def states(self, images: Sequence[LoadedImage]) -> Found: ...
+
+
+class CachedImageReading(Reading):
     """Only text goes through the decoder; images come out of a store and stand beside it.
 
     Rows that have the same images at the same places share their keys and values.
     """
 
-    def __init__(self, model: PreTrainedModel, store: "ImageStore", size: int = 1) -> None:
+    def __init__(self, model: PreTrainedModel, store: Store, size: int = 1) -> None:
         super().__init__(model, size)
         self._store = store
 
@@ -33,7 +49,7 @@ class TextBesideImages(Reading):
                 "the prompt ends with an image; its chat template has to write text before answers"
             )
         images, summaries, work = self._with_new_images(prompts)
-        device, known = self._store.maker.device, self._real.sum(axis=1)
+        device, known = self._store.encoder.device, self._real.sum(axis=1)
         texts = [np.flatnonzero(~prompt.is_image) for prompt in prompts]
         most = max(len(text) - read for text, read in zip(texts, known, strict=True))
         ids, places, seen = (np.zeros((len(prompts), most), np.int64) for _ in range(3))
@@ -45,7 +61,7 @@ class TextBesideImages(Reading):
             seen[row] = prompt.is_image.sum()  # what stands for no token may see all
             seen[row, new] = text[read:] - np.arange(read, len(text))  # all before it but the text
             real[row, new] = True
-        beside = ImagesBeside(
+        beside = CachedImageKV(
             _shared(images, seen, device),
             _text_mask(np.concatenate([self._real, real], axis=1), most, device),
         )
@@ -60,7 +76,7 @@ class TextBesideImages(Reading):
             attention_mask=NO_MASK.to(device),
             position_ids=torch.from_numpy(places).to(device),
             use_cache=True,
-            images_beside=beside,
+            image_kv=beside,
             **self._model.model.gate_arguments(),
             **{CACHE: self._cache},
             **(only_rows(decoder, last) if most > 1 else {}),
@@ -90,20 +106,20 @@ class TextBesideImages(Reading):
         summaries = [each.summary for each in found.states] if has_summaries else []
         return rows, summaries, Work(found.computed * length, found.computed * length, found.computed)
 
-    def _followed(self, row: RowImages, states: Sequence[ImageStates], starts: Sequence[int]) -> RowImages:
+    def _followed(self, row: RowImages, states: Sequence[ImageKV], starts: Sequence[int]) -> RowImages:
         """A row's images, and more behind them at the places where they start."""
         if not states:
             return row
-        maker = self._store.maker
+        encoder = self._store.encoder
         places = [
             torch.arange(start, start + each.keys[0].shape[1])
             for start, each in zip(starts, states, strict=True)
         ]
-        rotations = maker.rotations(torch.cat(places)[None].to(maker.device))
+        rotations = encoder.rotations(torch.cat(places)[None].to(encoder.device))
         keys, values = [], []
         for layer in range(len(states[0].keys)):
             keys.append(
-                maker.rotate(torch.cat([each.keys[layer] for each in states], dim=1)[None], rotations)
+                encoder.rotate(torch.cat([each.keys[layer] for each in states], dim=1)[None], rotations)
             )
             values.append(torch.cat([each.values[layer] for each in states], dim=1)[None])
         if row.count:

@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
+from chat.image_kv.encoder import CannotReuseKV, ImageKV, ImageKVEncoder
 from chat.image_kv.fingerprint import image_fingerprint
-from chat.image_kv.reading import TextBesideImages
-from chat.image_kv.tiers import StateFiles, StateTiers
+from chat.image_kv.reading import CachedImageReading, Found
+from chat.image_kv.tiers import ImageKVFiles, ImageKVTiers
 from chat.limits import Limits
-from chat.opened_images import OpenedImage
+from chat.loaded_images import LoadedImage
+from utils.context_length import longest_dialogue
 from utils.distributed import get_logger
-from utils.model.decoder import longest_dialogue
-from utils.model.image_states import ImageStates, ImageStatesMaker, NotReusable
 
 logger = get_logger(__name__)
 
@@ -44,14 +44,6 @@ class StoreStatistics:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
-class Found:
-    """The states of the images asked for, and how many of them this call computed."""
-
-    states: tuple[ImageStates, ...]
-    computed: int
-
-
 class ImageStore:
     """Keeps what a model computes for images, and computes what it does not have.
 
@@ -59,7 +51,7 @@ class ImageStore:
     that change need a new one. On the disk the weights' and the preprocessing's fingerprint is part of what an
     image is kept under, so a folder can be shared between models.
 
-    Raises `NotReusable` for a model whose image tokens see anything but themselves (attention causal or
+    Raises `CannotReuseKV` for a model whose image tokens see anything but themselves (attention causal or
     cross), and for a decoder whose keys cannot be moved to other positions.
     """
 
@@ -67,31 +59,31 @@ class ImageStore:
         self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits | None = None
     ) -> None:
         if model.config.attention != "mmca":
-            raise NotReusable(
+            raise CannotReuseKV(
                 f"under attention {model.config.attention!r} images depend on what stands before"
             )
         self._model, self._processor = model.eval(), processor
-        self.maker = ImageStatesMaker(model.model.language_model, model.config.image_layers)
+        self.encoder = ImageKVEncoder(model.model.language_model, model.config.image_layers)
         limits = limits or Limits()
         self._fingerprint = image_fingerprint(model, processor) if limits.folder else ""
-        self._tiers = StateTiers(limits, self.maker.devices)
-        self._files = StateFiles(limits.folder, limits.disk) if limits.folder else None
+        self._tiers = ImageKVTiers(limits, self.encoder.devices)
+        self._files = ImageKVFiles(limits.folder, limits.disk) if limits.folder else None
         self._lock = threading.Lock()
-        self._under_way: dict[str, Future[ImageStates | None]] = {}  # None: whoever computed it failed
+        self._under_way: dict[str, Future[ImageKV | None]] = {}  # None: whoever computed it failed
         self._found = self._computed = 0
 
     @property
     def reach(self) -> int:
         """Dialogues of at most this many tokens can use the store."""
-        return self.maker.reach
+        return self.encoder.reach
 
     def serves(self, model: PreTrainedModel) -> bool:
         """Whether it is this model's."""
         return self._model is model
 
-    def reading(self, size: int = 1) -> TextBesideImages:
+    def reading(self, size: int = 1) -> CachedImageReading:
         """Of dialogues of the model, `size` of them, whose images come from here."""
-        return TextBesideImages(self._model, self, size)
+        return CachedImageReading(self._model, self, size)
 
     @property
     def statistics(self) -> StoreStatistics:
@@ -110,14 +102,14 @@ class ImageStore:
         with self._lock:
             self._tiers.clear()
 
-    def states(self, images: Sequence[OpenedImage]) -> Found:
+    def states(self, images: Sequence[LoadedImage]) -> Found:
         """The states of images, in their order; equal images, in other threads too, are computed once.
 
         Raises what preprocessing and model raise; then nothing of that call is kept.
         """
         keys = [self._key(image) for image in images]
-        mine: dict[str, OpenedImage] = {}
-        others: dict[str, Future[ImageStates | None]] = {}
+        mine: dict[str, LoadedImage] = {}
+        others: dict[str, Future[ImageKV | None]] = {}
         with self._lock:
             held = {key: self._tiers.get(key) for key in dict.fromkeys(keys)}
             found = {key: states for key, states in held.items() if states is not None}
@@ -137,10 +129,10 @@ class ImageStore:
             found[key] = states
         return Found(tuple(found[key] for key in keys), computed)
 
-    def _key(self, image: OpenedImage) -> str:
+    def _key(self, image: LoadedImage) -> str:
         return sha256(f"{self._fingerprint} {image.digest}".encode()).hexdigest()
 
-    def _make(self, wanted: dict[str, OpenedImage]) -> tuple[dict[str, ImageStates], int]:
+    def _make(self, wanted: dict[str, LoadedImage]) -> tuple[dict[str, ImageKV], int]:
         """Read from the disk or compute, and keep, what this thread has announced as under way."""
         try:
             made = self._from_disk(wanted)
@@ -165,16 +157,18 @@ class ImageStore:
                 self._files.write(key, made[key])
         return made, len(missing)
 
-    def _from_disk(self, keys: Iterable[str]) -> dict[str, ImageStates]:
+    def _from_disk(self, keys: Iterable[str]) -> dict[str, ImageKV]:
         if self._files is None:
             return {}
-        read = {key: self._files.read(key, self.maker.devices) for key in keys}
+        read = {key: self._files.read(key, self.encoder.devices) for key in keys}
         return {key: states for key, states in read.items() if states is not None}
 
     @torch.inference_mode()
-    def _compute(self, images: Sequence[OpenedImage]) -> list[ImageStates]:
-        pixels = self._processor.pixel_values(images).to(self.maker.device, self._model.dtype)
-        return self.maker.compute(self._model.get_image_features(pixels).pooler_output.to(self._model.dtype))
+    def _compute(self, images: Sequence[LoadedImage]) -> list[ImageKV]:
+        pixels = self._processor.pixel_values(images).to(self.encoder.device, self._model.dtype)
+        return self.encoder.compute(
+            self._model.get_image_features(pixels).pooler_output.to(self._model.dtype)
+        )
 
 
 def store_if_possible(
@@ -191,7 +185,7 @@ def store_if_possible(
     """
     try:
         store = shared or ImageStore(model, processor, limits)
-    except NotReusable as reason:
+    except CannotReuseKV as reason:
         logger.info("images are read anew in each dialogue: %s", reason)
         return None
     if not store.serves(model):

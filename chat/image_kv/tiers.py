@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from chat.image_kv.encoder import ImageKV
 from chat.limits import Limits
 from utils.atomic import atomic_write
 from utils.distributed import get_logger
-from utils.model.image_states import ImageStates
 
 logger = get_logger(__name__)
 
@@ -23,7 +23,7 @@ _CPU = torch.device("cpu")
 _ENDING = ".safetensors"
 
 
-class StateTiers:
+class ImageKVTiers:
     """The states least recently used leave each tier first: the device for memory, and memory for good.
 
     Not for several threads at once: `ImageStore` sees to that.
@@ -36,16 +36,14 @@ class StateTiers:
             "device": limits.device if on_device else 0,
             "memory": limits.memory,
         }
-        self._held: dict[Tier, OrderedDict[str, ImageStates]] = {
-            tier: OrderedDict() for tier in self._allowed
-        }
+        self._held: dict[Tier, OrderedDict[str, ImageKV]] = {tier: OrderedDict() for tier in self._allowed}
         self._bytes: dict[Tier, int] = dict.fromkeys(self._allowed, 0)
 
     def nbytes(self, tier: Tier) -> int:
         """What a tier holds now."""
         return self._bytes[tier]
 
-    def get(self, key: str) -> ImageStates | None:
+    def get(self, key: str) -> ImageKV | None:
         """The states kept under `key`, on the model's devices; they count as just used."""
         if (states := self._held["device"].get(key)) is not None:
             self._held["device"].move_to_end(key)
@@ -57,7 +55,7 @@ class StateTiers:
         self.put(key, states)
         return states
 
-    def put(self, key: str, states: ImageStates) -> None:
+    def put(self, key: str, states: ImageKV) -> None:
         """Keep the states of an image."""
         self._hold(key, states, ("device", "memory"))
 
@@ -67,7 +65,7 @@ class StateTiers:
             self._held[tier].clear()
             self._bytes[tier] = 0
 
-    def _hold(self, key: str, states: ImageStates, tiers: Sequence[Tier]) -> None:
+    def _hold(self, key: str, states: ImageKV, tiers: Sequence[Tier]) -> None:
         """Into the first of the tiers that has the size for it; what has to leave that one goes to the next."""
         for number, tier in enumerate(tiers, start=1):
             if states.nbytes > self._allowed[tier]:
@@ -88,7 +86,7 @@ class StateTiers:
             self._bytes[tier] -= states.nbytes
 
 
-class StateFiles:
+class ImageKVFiles:
     """A safetensors file for each image; the files least recently used go when there are too many bytes.
 
     Any number of threads and processes may share a folder: a file appears complete or not at all. A disk that
@@ -98,7 +96,7 @@ class StateFiles:
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder, limit
 
-    def read(self, key: str, devices: Sequence[torch.device]) -> ImageStates | None:
+    def read(self, key: str, devices: Sequence[torch.device]) -> ImageKV | None:
         """The states under `key`, on these devices, one for each layer; None where there is no whole file."""
         file = self._file(key)
         try:
@@ -114,9 +112,9 @@ class StateFiles:
         except (OSError, SafetensorError, KeyError) as error:
             logger.warning("%s cannot be read (%s); its image is computed again", file, error)
             return None
-        return ImageStates(keys, values, summary).to(devices)
+        return ImageKV(keys, values, summary).to(devices)
 
-    def write(self, key: str, states: ImageStates) -> None:
+    def write(self, key: str, states: ImageKV) -> None:
         """Keep the states of an image."""
         if states.nbytes > self._limit:
             return

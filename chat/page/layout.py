@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from chat.generation.sampling import Sampling
-from chat.opened_images import open_image
+from chat.loaded_images import open_image
 from chat.page.messages import chat_messages
-from chat.page.visitor import House, Visitor, Wishes
+from chat.page.page_session import AnswerSettings, PageSession, SharedEngine
 from chat.serving.errors import ApiError
 from chat.serving.pictures import FORMATS
 from utils.conversation import Turn
@@ -32,9 +32,9 @@ _EXTENSIONS = [f".{kind.lower()}" for kind in (*FORMATS, "JPG")]
 
 
 def build_page(
-    house: House,
+    shared: SharedEngine,
     name: str,
-    defaults: Wishes,
+    defaults: AnswerSettings,
     most_tokens: int,
     examples: Sequence[dict[str, Any]],
     folder: Path,
@@ -43,7 +43,7 @@ def build_page(
     with gr.Blocks(
         title=f"{name} · {TITLE}", analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)
     ) as page:
-        visitor = gr.State(lambda: Visitor(house), delete_callback=Visitor.clear)
+        session = gr.State(lambda: PageSession(shared), delete_callback=PageSession.clear)
         with gr.Row(elem_id="head"):
             gr.HTML(f"<h1>{TITLE}</h1><p title='the model'>{escape(name)}</p>", padding=False)
             new = gr.Button("New dialogue", elem_id="new", size="sm", scale=0, min_width=120, visible=False)
@@ -76,10 +76,10 @@ def build_page(
         )
         settings = _settings(defaults, most_tokens)
 
-        shown = [chat, status, box, new, download, visitor]
+        shown = [chat, status, box, new, download, session]
         private = {"api_visibility": "private", "show_progress": "hidden", "queue": True}
 
-        def show(guest: Visitor, busy: bool = False, typed: Typed | None = None) -> tuple[Any, ...]:
+        def show(guest: PageSession, busy: bool = False, typed: Typed | None = None) -> tuple[Any, ...]:
             """The page as it is now; `typed` None leaves the box to who is typing there."""
             kept = _kept(guest, folder) if guest.turns and not busy else None
             return (
@@ -94,12 +94,12 @@ def build_page(
             )
 
         def answer(
-            guest: Visitor, question: str, files: Sequence[str], *wanted: Any
+            guest: PageSession, question: str, files: Sequence[str], *wanted: Any
         ) -> Iterator[tuple[Any, ...]]:
             given_back = None
             try:
                 images = guest.open_files(files)
-                steps = guest.ask(question, images, _wishes(*wanted))
+                steps = guest.ask(question, images, _answer_settings(*wanted))
                 yield show(guest, busy=True, typed=NOTHING)
                 for _ in steps:
                     yield show(guest, busy=True)
@@ -108,44 +108,44 @@ def build_page(
                 given_back = _typed(question, files)
             yield show(guest, typed=given_back)
 
-        def submitted(typed: Typed, guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
+        def submitted(typed: Typed, guest: PageSession, *wanted: Any) -> Iterator[tuple[Any, ...]]:
             if not typed["text"].strip():
                 gr.Warning("Type a question; the images go with it.", title="Not asked")
                 yield show(guest)
                 return
             yield from answer(guest, typed["text"].strip(), typed["files"], *wanted)
 
-        def retried(guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
+        def retried(guest: PageSession, *wanted: Any) -> Iterator[tuple[Any, ...]]:
             turn = guest.undo()
             if turn is None:
                 yield show(guest)
                 return
             yield from answer(guest, turn.question, _files(turn, guest), *wanted)
 
-        def undone(guest: Visitor) -> tuple[Any, ...]:
+        def undone(guest: PageSession) -> tuple[Any, ...]:
             turn = guest.undo()
             return show(guest, typed=None if turn is None else _typed(turn.question, _files(turn, guest)))
 
-        def cleared(guest: Visitor) -> tuple[Any, ...]:
+        def cleared(guest: PageSession) -> tuple[Any, ...]:
             guest.clear()
             return show(guest, typed=NOTHING)
 
-        def example(chosen: gr.SelectData, guest: Visitor, *wanted: Any) -> Iterator[tuple[Any, ...]]:
+        def example(chosen: gr.SelectData, guest: PageSession, *wanted: Any) -> Iterator[tuple[Any, ...]]:
             files = [each["path"] for each in chosen.value.get("files", ())]
             yield from answer(guest, chosen.value["text"], files, *wanted)
 
         at_once = {**private, "concurrency_limit": None}  # the engine says who is next
-        box.submit(submitted, [box, visitor, *settings], shown, **at_once)
-        chat.retry(retried, [visitor, *settings], shown, **at_once)
-        chat.example_select(example, [visitor, *settings], shown, **at_once)
-        chat.undo(undone, [visitor], shown, **private)
-        box.stop(Visitor.stop, [visitor], None, **at_once)
-        gr.on([new.click, chat.clear], cleared, [visitor], shown, **at_once)
+        box.submit(submitted, [box, session, *settings], shown, **at_once)
+        chat.retry(retried, [session, *settings], shown, **at_once)
+        chat.example_select(example, [session, *settings], shown, **at_once)
+        chat.undo(undone, [session], shown, **private)
+        box.stop(PageSession.stop, [session], None, **at_once)
+        gr.on([new.click, chat.clear], cleared, [session], shown, **at_once)
     return page
 
 
-def _settings(defaults: Wishes, most_tokens: int) -> list[gr.components.Component]:
-    """In the order in which `_wishes` takes them."""
+def _settings(defaults: AnswerSettings, most_tokens: int) -> list[gr.components.Component]:
+    """In the order in which `_answer_settings` takes them."""
     sampling = defaults.sampling
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         with gr.Row():
@@ -166,22 +166,22 @@ def _settings(defaults: Wishes, most_tokens: int) -> list[gr.components.Componen
     return [length, temperature, top_p, top_k, penalty, seed, system]
 
 
-def _wishes(
+def _answer_settings(
     length: float, temperature: float, top_p: float, top_k: float, penalty: float, seed: float, system: str
-) -> Wishes:
+) -> AnswerSettings:
     sampling = Sampling(float(temperature), float(top_p), int(top_k or 0), float(penalty), int(seed or 0))
-    return Wishes(sampling, int(length), system.strip() or None)
+    return AnswerSettings(sampling, int(length), system.strip() or None)
 
 
 def _typed(question: str, files: Sequence[str]) -> Typed:
     return {"text": question, "files": list(files)}
 
 
-def _files(turn: Turn, guest: Visitor) -> list[str]:
+def _files(turn: Turn, guest: PageSession) -> list[str]:
     return [guest.files[open_image(image).digest] for image in turn.images]
 
 
-def _kept(guest: Visitor, folder: Path) -> str:
+def _kept(guest: PageSession, folder: Path) -> str:
     """The dialogue as a file to download."""
     if guest.kept is None:
         guest.kept = Path(tempfile.mkdtemp(dir=folder)) / "dialogue.json"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from chat.opened_images import open_image
+from chat.loaded_images import open_image
 from utils.conversation import Image, Turn
 
 

@@ -19,7 +19,7 @@ from chat.checkpoint_arguments import (
 )
 from chat.image_kv.arguments import add_image_store_arguments
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
-from chat.served_session import (
+from chat.server_setup import (
     KEY_VARIABLE,
     LOOPBACK,
     add_address_arguments,
@@ -32,7 +32,7 @@ from utils.commands import Parser, UsageError, command, end_process
 
 if TYPE_CHECKING:
     from chat.generation.sampling import Sampling
-    from chat.serving.desk import Serving
+    from chat.serving.service import Serving
 
 logger = logging.getLogger("chat.serving")  # __name__ is __main__ where this file is the program
 
@@ -78,9 +78,9 @@ def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
         queue=parsed.queue,
     )
     from chat.remote_images import RemoteImages
-    from chat.serving.desk import Serving
     from chat.serving.guard import LOOPBACK_NAMES
     from chat.serving.pictures import Sources
+    from chat.serving.service import Serving
 
     try:
         networks = [ipaddress.ip_network(each) for each in parsed.allow_networks]

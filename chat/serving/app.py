@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from chat.serving.desk import Desk, Serving
 from chat.serving.documentation import COMPLETION, NOT_FOUND, describe, page
 from chat.serving.errors import ApiError
 from chat.serving.guard import Guard
 from chat.serving.monitoring import Account, Metrics, Monitor
 from chat.serving.responses import Model, ModelList, model, models
+from chat.serving.service import CompletionService, Serving
 from chat.session import ChatSession
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,13 +30,13 @@ _PRIVATE_NETWORK = {"allow_private_network": True} if _NEWER else {}
 
 def build_app(session: ChatSession, serving: Serving) -> FastAPI:
     """The application: the model, the images and the lengths that it allows are those of `session`."""
-    desk = Desk(session, serving)
+    service = CompletionService(session, serving)
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(desk.close)
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(
         title=f"VisualChat: {serving.name}",
@@ -53,11 +53,11 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
     @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server is up, and how busy it is; needs no key")
     async def health() -> dict[str, str | int]:
-        return {"status": "ok", **desk.load()}
+        return {"status": "ok", **service.load()}
 
     @app.get("/metrics", summary="counts for Prometheus", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
-        return Response(metrics.text(desk.load()), headers={"Content-Type": _METRICS})
+        return Response(metrics.text(service.load()), headers={"Content-Type": _METRICS})
 
     @app.get("/v1/models", summary="A list with the one model")
     async def list_models() -> ModelList:
@@ -65,12 +65,12 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
 
     @app.get("/v1/models/{name:path}", summary="the model", responses=NOT_FOUND)
     async def show_model(name: str) -> Model:
-        desk.check_model(name)
+        service.check_model(name)
         return model(serving.name, started)
 
     @app.post("/v1/chat/completions", summary="An answer, whole or as a stream", **COMPLETION)
     async def complete(request: Request) -> Response:
-        return await desk.complete(request)
+        return await service.complete(request)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def show_schema() -> Response:

@@ -7,7 +7,7 @@ from itertools import groupby
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from chat.generation.text_stream import recordable
-from chat.opened_images import OpenedImage
+from chat.loaded_images import LoadedImage
 from chat.serving.errors import invalid
 from chat.serving.schema import ImagePart, Message
 from utils.conversation import Turn
@@ -19,14 +19,14 @@ class Dialogue:
 
     turns: tuple[Turn, ...]
     question: str
-    images: tuple[OpenedImage, ...]  # those that are new with the question
+    images: tuple[LoadedImage, ...]  # those that are new with the question
     system: str | None
 
 
 def read_dialogue(
     messages: list[Message],
     tokenizer: PreTrainedTokenizerBase,
-    open_picture: Callable[[str, str], OpenedImage],
+    open_picture: Callable[[str, str], LoadedImage],
     *,
     max_images: int,
     max_characters: int,
@@ -44,7 +44,7 @@ def read_dialogue(
     system: str | None = None
     turns: list[Turn] = []
     question: str | None = None
-    images: tuple[OpenedImage, ...] = ()
+    images: tuple[LoadedImage, ...] = ()
     for role, run in groupby(enumerate(messages), key=lambda numbered: _role(numbered[1])):
         numbered = list(run)
         text = "\n".join(message.text for _, message in numbered if message.text)

@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """A question that is ready to be computed, and how."""
 
     dialogue: Dialogue
@@ -35,11 +35,11 @@ Event = str | RoundStatistics | ApiError
 
 
 class Job:
-    """A question on its way. `tell` is called from the engine's thread with each event."""
+    """A question on its way. `emit` is called from the engine's thread with each event."""
 
-    def __init__(self, asked: Asked, tell: Callable[[Event], None]) -> None:
+    def __init__(self, asked: GenerationRequest, emit: Callable[[Event], None]) -> None:
         self.asked = asked
-        self.tell = tell
+        self.emit = emit
         self.cancelled = threading.Event()
 
 
@@ -121,9 +121,9 @@ class Engine:
             _, request = session.request(asked.dialogue.question, asked.dialogue.images)
             (answer,) = self._generator.start([request])
         except ChatError as error:
-            job.tell(invalid(str(error), "messages", "context_length_exceeded"))
+            job.emit(invalid(str(error), "messages", "context_length_exceeded"))
         except ConversationError as error:
-            job.tell(invalid(str(error).removeprefix("chat: "), "messages"))
+            job.emit(invalid(str(error).removeprefix("chat: "), "messages"))
         except Exception as error:  # whatever it is, the other answers go on
             _fail([job], error)
         else:
@@ -154,13 +154,13 @@ class Engine:
         if answer.end is not None:
             text += stops.finish()
         if text:
-            job.tell(text)
+            job.emit(text)
         if answer.end is not None:
             self._slots.remove(slot)
-            job.tell(answer.statistics)
+            job.emit(answer.statistics)
 
 
 def _fail(jobs: list[Job], error: Exception) -> None:
     logger.error("an answer failed", exc_info=error)
     for job in jobs:
-        job.tell(ApiError(500, "the answer could not be computed; the server's log says why", "server_error"))
+        job.emit(ApiError(500, "the answer could not be computed; the server's log says why", "server_error"))

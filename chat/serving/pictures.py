@@ -9,7 +9,7 @@ from pathlib import Path
 import PIL.features
 import PIL.Image
 
-from chat.opened_images import OpenedImage, open_image
+from chat.loaded_images import LoadedImage, open_image
 from chat.remote_images import RemoteImageError, RemoteImages
 from chat.serving.errors import ApiError, invalid
 from chat.serving.limits import MAX_JPEG_SCANS, Limits
@@ -42,11 +42,11 @@ class Pictures:
         self._sources = sources
         self._decoding = threading.Semaphore(_DECODED_AT_ONCE)
 
-    def open(self, url: str, param: str) -> OpenedImage:
+    def open(self, url: str, param: str) -> LoadedImage:
         """Raises `ApiError` (400) for an image that is too large, cannot be read or may not be reached."""
         return self.checked(self._bytes(url, param), param)
 
-    def checked(self, encoded: bytes, param: str, name: str = "") -> OpenedImage:
+    def checked(self, encoded: bytes, param: str, name: str = "") -> LoadedImage:
         """The image that these bytes of a file are; raises as `open` does."""
         if len(encoded) > self._limits.image_bytes:
             raise self._too_large(len(encoded), param)

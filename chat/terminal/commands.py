@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from chat.image_paths import existing_image_paths
-from chat.opened_images import open_image
+from chat.loaded_images import LoadedImage, open_image
 from chat.saved_dialogues import load_dialogue, save_dialogue
-from chat.session import ChatError
+from chat.session import ChatError, ChatSession
+from chat.terminal.screens import Screen
 from chat.terminal.settings import change_setting, shown_settings
 
-if TYPE_CHECKING:
-    from chat.terminal.talk import Talk
+
+class Repl(Protocol):
+    """What commands ask of `chat.terminal.repl.Repl`."""
+
+    session: ChatSession
+    screen: Screen
+    waiting: tuple[LoadedImage, ...]
+
+    def ask(self, question: str) -> None: ...
+
+    def add_images(self, places: Sequence[str]) -> None: ...
+
+    def show_images(self) -> None: ...
 
 
 class Leave(Exception):  # noqa: N818 (not an error)
@@ -27,83 +39,83 @@ class Command:
 
     argument: str
     help: str
-    run: Callable[[Talk, str], None]
+    run: Callable[[Repl, str], None]
 
 
-def _image(talk: Talk, argument: str) -> None:
+def _image(repl: Repl, argument: str) -> None:
     if not argument:
         raise ChatError(
             "/image takes paths or URLs: /image cat.jpg 'my dog.jpg' https://example.org/bird.png"
         )
-    talk.add_images(existing_image_paths(argument))
+    repl.add_images(existing_image_paths(argument))
 
 
-def _images(talk: Talk, _: str) -> None:
-    talk.show_images()
+def _images(repl: Repl, _: str) -> None:
+    repl.show_images()
 
 
-def _undo(talk: Talk, _: str) -> None:
-    if talk.waiting:
-        talk.waiting = ()
-        talk.screen.note("Removed the images for the next question.")
+def _undo(repl: Repl, _: str) -> None:
+    if repl.waiting:
+        repl.waiting = ()
+        repl.screen.note("Removed the images for the next question.")
         return
-    turn = talk.session.undo()
-    talk.screen.note(f"Taken back: {turn.question}")
+    turn = repl.session.undo()
+    repl.screen.note(f"Taken back: {turn.question}")
 
 
-def _retry(talk: Talk, _: str) -> None:
-    turn = talk.session.undo()
-    talk.waiting, kept = tuple(map(open_image, turn.images)), talk.waiting
+def _retry(repl: Repl, _: str) -> None:
+    turn = repl.session.undo()
+    repl.waiting, kept = tuple(map(open_image, turn.images)), repl.waiting
     try:
-        talk.ask(turn.question)
+        repl.ask(turn.question)
     finally:
-        if not talk.waiting:  # they went with the question
-            talk.waiting = kept
+        if not repl.waiting:  # they went with the question
+            repl.waiting = kept
 
 
-def _clear(talk: Talk, _: str) -> None:
-    talk.session.clear()
-    talk.waiting = ()
-    talk.screen.note("New dialogue: earlier images and turns are forgotten.")
+def _clear(repl: Repl, _: str) -> None:
+    repl.session.clear()
+    repl.waiting = ()
+    repl.screen.note("New dialogue: earlier images and turns are forgotten.")
 
 
-def _save(talk: Talk, argument: str) -> None:
+def _save(repl: Repl, argument: str) -> None:
     path = _file("/save", argument)
-    save_dialogue(path, talk.session.turns, talk.session.system)
-    rounds = len(talk.session.turns)
-    talk.screen.note(f"Saved {rounds} round{'' if rounds == 1 else 's'} to {path}")
+    save_dialogue(path, repl.session.turns, repl.session.system)
+    rounds = len(repl.session.turns)
+    repl.screen.note(f"Saved {rounds} round{'' if rounds == 1 else 's'} to {path}")
 
 
-def _load(talk: Talk, argument: str) -> None:
+def _load(repl: Repl, argument: str) -> None:
     path = _file("/load", argument)
-    talk.session.load(*load_dialogue(path))
-    talk.waiting = ()
-    for turn in talk.session.turns:
-        talk.screen.note(f"> {turn.question}\n{turn.answer}")
-    talk.show_images()
+    repl.session.load(*load_dialogue(path))
+    repl.waiting = ()
+    for turn in repl.session.turns:
+        repl.screen.note(f"> {turn.question}\n{turn.answer}")
+    repl.show_images()
 
 
-def _system(talk: Talk, argument: str) -> None:
+def _system(repl: Repl, argument: str) -> None:
     if argument:
-        talk.session.system = None if argument == "-" else argument
-    system = talk.session.system
-    talk.screen.note("The system text is the checkpoint's own." if system is None else f"System: {system}")
+        repl.session.system = None if argument == "-" else argument
+    system = repl.session.system
+    repl.screen.note("The system text is the checkpoint's own." if system is None else f"System: {system}")
 
 
-def _set(talk: Talk, argument: str) -> None:
+def _set(repl: Repl, argument: str) -> None:
     if argument:
         name, _, value = argument.replace("=", " ").partition(" ")
-        change_setting(talk.session, name, value.strip())
-    talk.screen.note(shown_settings(talk.session))
+        change_setting(repl.session, name, value.strip())
+    repl.screen.note(shown_settings(repl.session))
 
 
-def _help(talk: Talk, _: str) -> None:
+def _help(repl: Repl, _: str) -> None:
     width = max(len(f"{name} {each.argument}") for name, each in COMMANDS.items())
     lines = [f"  {f'{name} {each.argument}':<{width}}  {each.help}" for name, each in COMMANDS.items()]
-    talk.screen.note("\n".join(["Type a question, or drop image files here and type behind them.", *lines]))
+    repl.screen.note("\n".join(["Type a question, or drop image files here and type behind them.", *lines]))
 
 
-def _quit(talk: Talk, _: str) -> None:
+def _quit(repl: Repl, _: str) -> None:
     raise Leave
 
 

@@ -18,7 +18,7 @@ from training.parameter_groups import parameter_groups
 from utils.data import Collator, EncodedDataset
 from utils.data import Sample as EncodedSample
 from utils.model.building import LoraSettings, build_visual_chat
-from utils.model.supervised_loss import Supervised
+from utils.model.loss import Supervised
 
 BETAS = (0.9, 0.95)
 _LONGEST = 2048  # tokens of a conversation, at most

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from benchmarks import gpu, parity
-from utils.model import mmca
+from utils.model import mmca_kernels
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
@@ -179,7 +179,7 @@ WRONG = [case for case in parity.cases(("masked",), ("4/2x8",)) if "compiled" no
 @pytest.mark.parametrize("case", WRONG, ids=str)
 def test_the_cases_find_what_is_wrong(case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel whose result is off by a tenth fails every case."""
-    attend = mmca.attend_by_kernel
-    monkeypatch.setattr(mmca, "attend_by_kernel", lambda *args: 1.1 * attend(*args))
+    attend = mmca_kernels.attend_by_kernel
+    monkeypatch.setattr(mmca_kernels, "attend_by_kernel", lambda *args: 1.1 * attend(*args))
     _, error = case.errors("cpu")
     assert error > case.tolerance

@@ -12,16 +12,16 @@ from transformers import LlamaConfig
 
 from chat.generation.sampling import Sampling
 from chat.serving.app import build_app
-from chat.serving.desk import Serving
 from chat.serving.limits import Limits
 from chat.serving.pictures import Sources
+from chat.serving.service import Serving
 from chat.session import ChatError, ChatSession
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from training.arguments import DataArguments
 from training.batches.datasets import bad_records, longest_conversation, make_rows, read_parts
+from utils.context_length import longest_dialogue
 from utils.conversation import Conversation, Turn
-from utils.model.decoder import longest_dialogue
 
 POSITIONS = 200
 SHORT, LONG = "What is it?", "What is it? " * POSITIONS

@@ -2,11 +2,11 @@
 
 import pytest
 
+from chat.image_kv.attention import CachedImageKV
 from chat.image_kv.store import ImageStore
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from utils.conversation import Conversation, Image, Turn
-from utils.model.images_beside import ImagesBeside
 
 SETTINGS = GenerationSettings(batch_size=5, max_new_tokens=6)
 
@@ -52,14 +52,14 @@ def test_rows_of_the_same_pictures_share_them_in_memory(model_and_processor, dia
     asked = [dialogue for dialogue in dialogues if dialogue.turns[0].images]
     expected = DialogueRunner(model, processor, SETTINGS, keep_images=False).run(asked)
     sets: list[int] = []
-    attend = ImagesBeside.attend
+    attend = CachedImageKV.attend
 
     def spy(self, layer, *args, **kwargs):
         if not layer and len(args[0]) > 1 and args[0].shape[2] == 1:  # a step of a batch
             sets.append(len(self._images))
         return attend(self, layer, *args, **kwargs)
 
-    monkeypatch.setattr(ImagesBeside, "attend", spy)
+    monkeypatch.setattr(CachedImageKV, "attend", spy)
     for batch_size, kept in ((30, {3}), (12, {2, 1}), (10, {1})):
         settings = GenerationSettings(batch_size=batch_size, max_new_tokens=6)
         assert DialogueRunner(model, processor, settings).run(asked) == expected

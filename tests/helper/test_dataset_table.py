@@ -1,14 +1,14 @@
-"""README.md lists the datasets as the registry has them."""
+"""docs/datasets.md lists the datasets as the registry has them."""
 
 from pathlib import Path
 
-from helper.dataset_table import README, dataset_table, with_table
+from helper.dataset_table import PAGE, dataset_table, with_table
 from utils.data import DATASETS
 
 
-def test_the_readme_has_the_table_of_today() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert with_table(readme) == readme, "run `python -m helper.dataset_table`"
+def test_the_page_has_the_table_of_today() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_table(page) == page, "run `python -m helper.dataset_table`"
 
 
 def test_every_dataset_has_a_row_with_its_files_and_their_origin() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from chat.opened_images import open_image
+from chat.loaded_images import open_image
 from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
 from utils import pictures

@@ -80,6 +80,10 @@ class ModelArguments:
         "Checkpoint to start from: takes what it has learnt. Steps and optimizer start anew;"
         " to continue a run, use --resume_from_checkpoint.",
     )
+    plugin: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Modules of your own (my_module.py) that register datasets or visual encoders."},
+    )
 
     def __post_init__(self) -> None:
         if self.enable_mmca_attention and self.attention not in (None, "mmca"):

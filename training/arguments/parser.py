@@ -1,6 +1,8 @@
 """The whole command line of training: its own flags over all of transformers' `TrainingArguments`."""
 
+import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -8,6 +10,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from training.arguments import DataArguments, ModelArguments, RunArguments
 from utils.commands import complain
+from utils.plugins import load_plugins
 
 
 @dataclass
@@ -24,6 +27,14 @@ class Parser(HfArgumentParser):
         self.add_argument(
             "--help_all", action="help", help="Show these flags and all of transformers' as well."
         )
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does; what plugins register is known from here on."""
+        flags, rest = super().parse_known_args(args, namespace)
+        load_plugins(flags.plugin or ())
+        return flags, rest
 
     def error(self, message: str) -> NoReturn:
         """End the program with code 2 and a line that the main process prints."""

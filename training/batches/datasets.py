@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from training.arguments import DataArguments
+from utils.context_length import longest_dialogue
 from utils.data import (
     BadRecords,
     EncodedDataset,
@@ -17,7 +18,6 @@ from utils.data.bad_records import BAD_SAMPLES
 from utils.data.batching.encode import ImageFeatures
 from utils.data.readers.conversion_cache import use_cache_folder
 from utils.distributed import get_logger
-from utils.model.decoder import longest_dialogue
 
 logger = get_logger(__name__)
 

@@ -30,7 +30,7 @@ from utils.data.batching.vision_feature_cache import FeatureStore, FeatureWriter
 from utils.data.readers.conversion_cache import cache_folder, in_units
 from utils.data.workers import parallel_map, signal_safe
 from utils.distributed import barrier, decided_by_main, everyone, get_logger, rank, world_size
-from utils.model.decoder import gathered
+from utils.model.loading import gathered
 from utils.model.vision import encode_images, vision_family
 
 logger = get_logger(__name__)

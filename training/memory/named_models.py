@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from utils.commands import UsageError
-from utils.model.configuration_vision import QwenVisionConfig
+from utils.model.configuration_visual_chat import QwenVisionConfig
 from utils.model.sizes import CLIP_L, LLAMA_2
 from utils.model.vision import vision_config_of
 

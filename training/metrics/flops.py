@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from utils.model.computed_rows import parts_of
+from utils.model.decoder_check import outside_zero3
 from utils.model.lora import is_lora
-from utils.model.modeling_visual_chat import outside_zero3
 from utils.model.vision import encode_images, vision_family
 
 _ATTENTION_PASSES = 3.5

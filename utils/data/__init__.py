@@ -6,7 +6,7 @@ from utils.data.batching.encode import CutCount, EncodedDataset
 from utils.data.batching.packing import PackedDataset
 from utils.data.batching.sample import IGNORED_LABEL, Batch, Sample
 from utils.data.mixing.mixture import Mixture, build_dataset, split_dataset
-from utils.data.registry import DATASETS
+from utils.data.registry import DATASETS, register_dataset
 from utils.data.spec import DataError
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "PackedDataset",
     "Sample",
     "build_dataset",
+    "register_dataset",
     "split_dataset",
 ]

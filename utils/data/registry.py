@@ -1,4 +1,4 @@
-"""The datasets that `--dataset_names` knows, a row each, and files of one's own."""
+"""The datasets that `--dataset_names` knows, a row each; those that plugins register, and files of the user's own."""
 
 import os
 from collections.abc import Sequence
@@ -128,6 +128,20 @@ _ROWS = (
 
 DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 
+
+def register_dataset(spec: DatasetSpec) -> None:
+    """Let `--dataset_names` know one more dataset; call it in a module that `--plugin` names.
+
+    Raises `DataError` for a name that is taken, or that reads as a file's path.
+    """
+    known = DATASETS.get(spec.name)
+    if known is not None and known != spec:
+        raise DataError(f"there is a dataset {spec.name} already; register yours under another name")
+    if _is_own(spec.name):
+        raise DataError(f"{spec.name} would be taken for the path of a file; register it under another name")
+    DATASETS[spec.name] = spec
+
+
 _OWN_ENDINGS = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
 _OWN_KINDS = (
     ".json, .jsonl or .ndjson (each also as .gz), .parquet,"
@@ -158,7 +172,7 @@ def find_specs(names: Sequence[str], image_folder: str | Path | None = None) -> 
     if unknown:
         raise DataError(
             f"unknown dataset {', '.join(unknown)}; the known ones are: {', '.join(sorted(DATASETS))};"
-            f" data of your own are named by their path: {_OWN_KINDS}"
+            f" to use your own data, give a path ({_OWN_KINDS}), or --plugin with the module that registers it"
         )
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:

@@ -19,10 +19,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 
 from .configuration_visual_chat import IMAGE_SUMMARIES, VisualChatConfig
-from .decoder import grow_vocabulary, load_decoder
-from .decoder_check import check_computes_mmca
+from .decoder_check import check_computes_mmca, outside_zero3
 from .freezing import PUBLISHED, freeze, of_base_models
+from .loading import grow_vocabulary, load_decoder
 from .lora import LoraSettings, inject_lora
+from .loss import Head
 from .mmca import ImageGate
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 from .open_clip_files import LOCAL_FOLDER
@@ -91,9 +92,7 @@ def build_visual_chat(
     )
     with _seeded(seed):
         projector, gate = _new_parts(config, decoder)
-    model = VisualChatForConditionalGeneration.from_parts(
-        config, tower, projector, decoder.base_model, decoder.get_output_embeddings(), gate
-    )
+    model = _joined(config, tower, projector, decoder, gate)
     model.generation_config = _generation_config(processor)
     if lora:
         with _seeded(seed + 1):
@@ -176,6 +175,24 @@ def _new_parts(config: VisualChatConfig, decoder: PreTrainedModel) -> tuple[nn.M
         projector = projector.to(decoder.device, decoder.dtype)
         gate = gate and gate.to(decoder.device)
     return projector, gate
+
+
+def _joined(
+    config: VisualChatConfig,
+    tower: PreTrainedModel,
+    projector: nn.Module,
+    decoder: PreTrainedModel,
+    gate: ImageGate | None,
+) -> VisualChatForConditionalGeneration:
+    """The model of parts that exist already, perhaps partitioned over processes: nothing is initialised or copied."""
+    with outside_zero3(), torch.device("meta"):
+        model = VisualChatForConditionalGeneration(config)
+    model.model.vision_tower = tower
+    model.model.multi_modal_projector = projector
+    model.model.language_model = decoder.base_model
+    model.model.image_gate = gate
+    model.lm_head = Head.of(decoder.get_output_embeddings())
+    return model
 
 
 def _generation_config(processor: VisualChatProcessor) -> GenerationConfig:

@@ -31,6 +31,7 @@ from .lora import LoraSettings, merge_lora, plain_name
 from .model_card import model_card
 from .modeling_visual_chat import VisualChatForConditionalGeneration, name_auto_classes
 from .processing_visual_chat import VisualChatProcessor
+from .vision import FAMILIES
 
 SHARD_SIZE = "5GB"
 _FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")  # beside weights
@@ -108,9 +109,16 @@ def load_processor(folder: str | Path) -> VisualChatProcessor:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}, so it is not a whole checkpoint; copy it again")
     _refuse_damaged_json(folder)
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model_type = config.get("model_type")
     if model_type != VisualChatConfig.model_type:
         raise CheckpointError(f"{folder} holds a model of type {model_type!r}, not a VisualChat checkpoint")
+    encoder = (config.get("vision_config") or {}).get("model_type")
+    if encoder is not None and encoder not in FAMILIES:
+        raise CheckpointError(
+            f"{folder} has a visual encoder of type {encoder!r}, which is not one of this project's: give --plugin with"
+            " the module that registers it"
+        )
     with _damage_named(folder):
         return AutoProcessor.from_pretrained(folder)
 

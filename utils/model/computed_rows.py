@@ -12,6 +12,7 @@ The layers are transformers' own: hooks around their parts pick the rows before 
 for the others, so that a row's residual stays what it was. Keys and values are computed of all rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
@@ -19,6 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
+from transformers import PreTrainedConfig
+
+from .configuration_visual_chat import IMPLEMENTATIONS
 
 ROWS = "computed_rows"
 """The decoder's argument: a `ComputedRows`; without it all rows are computed."""
@@ -78,6 +82,61 @@ def text_rows(is_text: torch.Tensor, image_tokens: int) -> torch.Tensor:
     """The rows [T] of bool [B, Q] that are text; no device is waited for."""
     flat = is_text.flatten()
     return flat.nonzero_static(size=flat.numel() - image_tokens)[:, 0]
+
+
+def rows_to_compute(
+    decoder: nn.Module,
+    image_layers: str,
+    arguments: Mapping[str, Any],
+    kinds: torch.Tensor,
+    embedded: torch.Tensor,
+    features: torch.Tensor | None,
+    wanted: torch.Tensor | None,
+) -> ComputedRows | None:
+    """Which rows go through the decoder's layers in one forward; None for all through everything.
+
+    arguments: the decoder's others. kinds: [B, K], 0 text and 1 image. embedded: [B, Q, D]. features: of the images
+    among the Q [N, S, D], or None. wanted: rows [n] that are read after the last layer, None for all.
+    """
+    image_layers = "full" if features is None else image_layers
+    if wanted is not None and not _may_leave_out(decoder.config, arguments):
+        wanted = None
+    if wanted is None and image_layers == "full":
+        return None
+    if not picks_rows(decoder):
+        if image_layers == "full":
+            return None
+        raise ValueError(
+            f"a decoder of type {decoder.config.model_type} has no parts that image tokens can be kept out of, as"
+            f" image_layers {image_layers} asks; pass image_layers full"
+        )
+    if features is None or image_layers == "full":
+        return ComputedRows(wanted)
+    is_text = kinds[:, -embedded.shape[1] :].to(embedded.device) != 1
+    layout, text = arguments.get("mmca_layout"), None
+    if layout is not None:
+        text = layout.rows
+    elif not torch.compiler.is_compiling():
+        text = text_rows(is_text, features.shape[:2].numel())
+    return ComputedRows(wanted, image_layers, is_text, text)
+
+
+def _may_leave_out(config: PreTrainedConfig, arguments: Mapping[str, Any]) -> bool:
+    """Whether the last layer may leave out rows: nobody asked for all states, and attention takes arguments."""
+    for name in ("output_hidden_states", "output_attentions"):
+        asked = arguments.get(name)
+        if getattr(config, name, False) if asked is None else asked:
+            return False
+    return config._attn_implementation in IMPLEMENTATIONS.values()
+
+
+def last_rows(inputs: torch.Tensor, count: int) -> torch.Tensor | None:
+    """The last `count` tokens of each row of [B, Q, ...], counted through the batch; None where that is all."""
+    batch, queries = inputs.shape[:2]
+    if count >= queries:
+        return None
+    places = torch.arange(batch * queries, device=inputs.device).view(batch, queries)
+    return places[:, queries - count :].flatten()
 
 
 def only_rows(decoder: nn.Module, rows: torch.Tensor) -> dict[str, ComputedRows]:

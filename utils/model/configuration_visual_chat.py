@@ -1,10 +1,11 @@
-"""The configuration of a VisualChat model: an encoder, a projector, a decoder, and how they meet."""
+"""The configuration of a VisualChat model: an encoder, a projector, a decoder, and how they meet.
+
+Also those of the encoders that transformers has none for: Qwen-VL's, and whatever open_clip builds.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
-
-from .configuration_vision import config_from_dict
 
 ATTENTION_TYPES = ("mmca", "cross", "causal")
 PROJECTOR_TYPES = ("linear", "vit", "perceiver")
@@ -14,6 +15,79 @@ IMAGE_SUMMARIES = ("none", "mean")
 
 IGNORED_LABEL = -100
 """The label of a token that is not learned: the `ignore_index` of torch's cross entropy."""
+
+IMPLEMENTATIONS = {"mmca": "mmca", "cross": "cross", "causal": "sdpa"}
+"""The decoder's `attn_implementation` for each attention of a VisualChat configuration."""
+
+OWN = ("mmca", "cross")
+"""The implementations that `mmca` registers."""
+
+
+class QwenVisionConfig(PreTrainedConfig):
+    """Qwen-VL's visual encoder: a ViT as wide and deep as OpenCLIP's bigG/14, then a resampler.
+
+    The names without prefix describe the ViT. position_grid: the side of the grid for which positions are
+    stored; those of any other grid are interpolated. query_grid: the resampler gives query_grid^2 tokens, each
+    output_size wide, and attends with resampler_heads heads.
+    The defaults are the published encoder's; Bai et al., "Qwen-VL", 2023, and its config.json.
+    """
+
+    model_type = "qwen_vl_vision_model"
+    base_config_key = "vision_config"
+
+    image_size: int = 448
+    patch_size: int = 14
+    num_channels: int = 3
+    hidden_size: int = 1664
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 48
+    num_attention_heads: int = 16
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    position_grid: int = 16
+    query_grid: int = 16
+    output_size: int = 4096
+    resampler_heads: int = 32
+
+
+class OpenClipVisionConfig(PreTrainedConfig):
+    """A visual encoder of open_clip.
+
+    vision_cfg, embed_dim, quick_gelu: as in open_clip's own description of the model, from which open_clip
+    builds it. The rest says what comes out, and is found by `open_clip_vision.describe`: sequence_length tokens
+    of hidden_size for a square image of image_size; num_attention_heads, intermediate_size and hidden_act serve
+    a projector that adds one more layer of the encoder's kind.
+    """
+
+    model_type = "open_clip_vision_model"
+    base_config_key = "vision_config"
+
+    vision_cfg: dict | None = None
+    embed_dim: int = 512
+    quick_gelu: bool = False
+    image_size: int = 224
+    patch_size: int | None = None
+    sequence_length: int = 257
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+
+
+OWN_VISION_CONFIGS = {config.model_type: config for config in (QwenVisionConfig, OpenClipVisionConfig)}
+
+
+def config_from_dict(fields: dict[str, Any], default: str | None = None) -> PreTrainedConfig:
+    """A configuration from its fields, of our own kinds or one that transformers knows by `model_type`."""
+    fields = dict(fields)
+    model_type = fields.pop("model_type", default)
+    if model_type in OWN_VISION_CONFIGS:
+        return OWN_VISION_CONFIGS[model_type](**fields)
+    return AutoConfig.for_model(model_type, **fields)
 
 
 class VisualChatConfig(PreTrainedConfig):
@@ -98,3 +172,60 @@ def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTraine
     if isinstance(value, PreTrainedConfig):
         return value
     return config_from_dict(value or {}, default)
+
+
+def choose_attention(config: VisualChatConfig) -> None:
+    """Give the decoder the attention that the configuration names; causal keeps a stock one asked for."""
+    whole = config._attn_implementation
+    if whole in OWN:  # asked for the whole model, but the encoder has none of the kind
+        config._attn_implementation = {"": "sdpa", "vision_config": None, "text_config": whole}
+        config.attention = whole
+    check_images_path(config.attention, config.image_layers, config.image_gate)  # each may be chosen anew
+    asked = config.text_config._attn_implementation
+    if config.attention != "causal" or asked in (None, *OWN):
+        config.text_config._attn_implementation = IMPLEMENTATIONS[config.attention]
+
+
+def attention_of_parts(
+    config: PreTrainedConfig, asked: str | dict[str, str | None] | None
+) -> dict[str, str | None]:
+    """What transformers' `attn_implementation` means for a VisualChat model: an implementation for each part.
+
+    A name for the whole model is the encoder's, and the decoder's too where `config.attention` is "causal"; under
+    "mmca" and "cross" the decoder keeps these, which are part of what the model is. One of the two, asked for by name,
+    is the decoder's (then `config.attention` has to become it), and leaves the encoder alone.
+
+    Raises `ValueError` where the decoder is to compute something else than the configuration says.
+    """
+    if not isinstance(asked, dict):
+        whole = {"": asked, "vision_config": asked}
+        whole |= {"text_config": asked} if config.attention == "causal" else {}
+        asked = {"text_config": asked} if asked in OWN else whole
+    if {asked.get(""), asked.get("vision_config")} & set(OWN):
+        raise ValueError(f"{' and '.join(OWN)} are attentions of the decoder, not of the encoder")
+    decoder = asked.get("text_config")
+    if decoder not in OWN and decoder is not None and config.attention != "causal":
+        raise ValueError(
+            f"this model's decoder computes {config.attention}, and {decoder} would make it a causal one; to compare"
+            ' with that, load it with attention="causal"'
+        )
+    kept = (
+        IMPLEMENTATIONS[config.attention]
+        if config.attention != "causal"
+        else config.text_config._attn_implementation
+    )
+    return {**asked, "text_config": decoder or kept}
+
+
+def check_decoder(config: PreTrainedConfig, decoder: PreTrainedConfig) -> None:
+    """`ValueError` where a decoder was switched to what its model's configuration does not say."""
+    computes = decoder._attn_implementation
+    wanted, stock = IMPLEMENTATIONS[config.attention], ("eager", "sdpa", "flex_attention")
+    if computes != wanted and (
+        computes in OWN or (wanted in OWN and (computes in stock or "flash" in computes))
+    ):
+        other = computes if computes in OWN else "causal"
+        raise ValueError(
+            f"the configuration says attention {config.attention}, but the decoder computes {computes}; call"
+            f" set_attn_implementation of the whole model, or load it with attention={other!r}"
+        )

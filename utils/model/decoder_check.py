@@ -8,15 +8,17 @@ the definition says. Where image tokens skip parts of the layers, their rows mus
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
+from transformers.integrations import deepspeed as integration
 
 from .computed_rows import ROWS, ComputedRows, picks_rows, text_rows
-from .modeling_visual_chat import outside_zero3
 
 _LAYERS, _HEADS, _VOCABULARY = 6, 4, 64
 _KINDS = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 0, 0])
@@ -26,6 +28,19 @@ _NO_ATTENTION = ("linear", "mamba", "conv", "recurrent", "ssm")
 
 _MOVED = 1e-4
 """A change of a row, relative to the largest number, that is more than rounding."""
+
+
+@contextmanager
+def outside_zero3() -> Iterator[None]:
+    """Build a skeleton as if nothing were partitioned: it has no weights that processes could share out."""
+    reference = integration._hf_deepspeed_config_weak_ref
+    alive = reference() if reference is not None else None
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if alive is not None:
+            integration.set_hf_deepspeed_config(alive)
 
 
 def check_computes_mmca(

@@ -1,6 +1,6 @@
 """Liger's kernels in a decoder: rotary embedding, RMSNorm and SwiGLU, each fused into one for NVIDIA's GPUs.
 
-Its fused loss is not taken: `head` computes losses chunk by chunk, at supervised rows only. Optional, for
+Its fused loss is not taken: `loss` computes losses chunk by chunk, at supervised rows only. Optional, for
 decoders whose kind the package knows.
 """
 

@@ -1,23 +1,29 @@
-"""Strict loading of both forms of checkpoint: every weight in the folder, or the trained ones over bases."""
+"""Strict loading of both forms of checkpoint: every weight in the folder, or the trained ones over bases.
+
+A base decoder is made ready to be joined: its own head, and room for the image token.
+"""
 
 import copy
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
-from .configuration_visual_chat import VisualChatConfig
-from .decoder import grow_vocabulary, load_decoder
+from .configuration_visual_chat import OWN, VisualChatConfig, attention_of_parts
 from .freezing import DECODER, ENCODER, GATE, PROJECTOR, held_names
 from .lora import LoraSettings, inject_lora, is_lora
-from .mmca import OWN, attention_of_parts
 from .open_clip_files import LOCAL_FOLDER
 from .vision import load_vision_tower
+
+logger = logging.getLogger(__name__)
 
 TRAINED_WEIGHTS = "trained.safetensors"
 NEW_PARTS = (PROJECTOR, GATE)
@@ -32,6 +38,8 @@ _CHOICES = ("attention", "image_layers")
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
+_OUTPUT_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
 
 class CheckpointError(ValueError):
     """A checkpoint is incomplete or does not fit; the message says what was found and what to do."""
@@ -42,12 +50,13 @@ def load_model(
     load: Callable[..., Any],
     path: str | Path | None,
     *args: Any,
+    whole_class: type[PreTrainedModel],
     config: VisualChatConfig | None = None,
     base_models: dict[str, str] | None = None,
     output_loading_info: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """What `from_pretrained` of our class does; `load` is transformers' own.
+    """What `from_pretrained` of our class does; `load` is transformers' own, `whole_class` our model with its head.
 
     All parameters can learn, as in any model of transformers; `freezing.freeze` says which of them do where the
     published recipe is followed. Raises `CheckpointError` where a key is missing or unexpected, or where a base
@@ -71,9 +80,7 @@ def load_model(
         model, report = load(path, *args, config=config, output_loading_info=True, **kwargs)
         _refuse_misfits(path, report)
     elif not hasattr(cls, "generate"):  # without a head: a part of the whole
-        from .modeling_visual_chat import VisualChatForConditionalGeneration as Whole
-
-        whole, report = Whole.from_pretrained(
+        whole, report = whole_class.from_pretrained(
             path, *args, config=config, base_models=base_models, output_loading_info=True, **kwargs
         )
         model = whole.model
@@ -93,6 +100,55 @@ def _spare_packed_kernel(model: PreTrainedModel) -> None:
         if getattr(module, "support_avx512bf16_for_cpu", False) and state is not None:
             rows, width = state.shape
             module.support_avx512bf16_for_cpu = rows % 32 == 0 and width % state.blocksize == 0
+
+
+def load_decoder(path: str, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+    """A causal language model whose head is a tensor of its own, from a folder or hub name.
+
+    Raises `ValueError` where weights are missing, or where the model does to its logits what we do not.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(f"{path} lacks weights of the decoder: {', '.join(sorted(report['missing_keys']))}")
+    unusual = [name for name in _OUTPUT_SCALES if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    if model.get_output_embeddings().bias is not None:
+        unusual.append("a bias in the head")
+    if unusual:
+        raise ValueError(f"{path} changes its logits by {', '.join(unusual)}; that is not supported")
+    if model.config.tie_word_embeddings:
+        _untie(model)
+        logger.info("untied the head of %s from its embedding: the embedding learns, the head does not", path)
+    return model
+
+
+def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
+    """Give embedding and head `size` rows, in place; a new row is the mean of the old ones.
+
+    The means are taken as they are (no noise), so every process comes to the same rows.
+    """
+    if size <= model.config.vocab_size:
+        return
+    embedding = nn.Embedding.from_pretrained(_grown(model.get_input_embeddings().weight, size), freeze=False)
+    model.set_input_embeddings(embedding)
+    model.set_output_embeddings(_head(_grown(model.get_output_embeddings().weight, size)))
+    model.config.vocab_size = size
+
+
+@contextmanager
+def gathered(*parameters: nn.Parameter, write: bool = False) -> Iterator[None]:
+    """Whole parameters within the block, also where ZeRO-3 has partitioned them.
+
+    write: keep what the first process makes of them.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ImportError("ZeRO-3 needs the package deepspeed: pip install deepspeed") from error
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None):
+        yield
 
 
 def _load_trained_over_bases(
@@ -208,3 +264,24 @@ def _refuse_misfits(path: str | Path | None, report: dict[str, Iterable[Any]]) -
             f"{path or 'the weights given'}: the keys do not fit the model ({'; '.join(found)}); was the"
             " folder copied whole, and does its config.json belong to these weights?"
         )
+
+
+def _untie(model: PreTrainedModel) -> None:
+    weight = model.get_input_embeddings().weight
+    with gathered(weight):
+        model.set_output_embeddings(_head(weight.detach().clone()))
+    model.config.tie_word_embeddings = False
+
+
+def _head(weight: torch.Tensor) -> nn.Linear:
+    """A linear layer without bias around a weight [V, D]."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    head.weight = nn.Parameter(weight)
+    return head
+
+
+def _grown(weight: nn.Parameter, size: int) -> torch.Tensor:
+    """A copy of a weight [V, D] with rows added up to [size, D]."""
+    with gathered(weight), torch.no_grad():
+        mean = weight.mean(dim=0, keepdim=True, dtype=torch.float32).to(weight.dtype)  # [1, D]
+        return torch.cat([weight, mean.expand(size - weight.shape[0], -1)])

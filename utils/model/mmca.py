@@ -26,6 +26,7 @@ The layout (who sees whom) is made once per forward and shared by all layers; `a
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -33,23 +34,29 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
-from .images_beside import ImagesBeside
-from .mmca_flex import FLASH, FLEX
-from .mmca_kernels import attend_by_kernel, register_kernel
-from .mmca_layout import Layout
+from .mmca_layout import Layout, Visibility, kernels, visibility
 from .mmca_masked import MaskedLayout, attend_masked, build_masked_layout
-from .mmca_visibility import Visibility, visibility
-
-IMPLEMENTATIONS = {"mmca": "mmca", "cross": "cross", "causal": "sdpa"}
-"""The decoder's `attn_implementation` for each attention of a VisualChat configuration."""
-
-OWN = ("mmca", "cross")
-"""The implementations that are registered here."""
 
 _SCORES = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 """What a decoder may hand its attention that changes the scores: caps, sinks, biases, a choice of keys."""
 
 _LAYOUT = "_mmca_layout"  # a mask of the user's own carries the layout made from it
+
+
+class ImageKV(Protocol):
+    """Keys and values of images, computed earlier: text alone is read, over them (`chat.image_kv`)."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        gate: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """One layer's attention: query [B, H, Q, D], text keys and values [B, Hkv, T, D] -> [B, Q, H, D]."""
+        ...
 
 
 class ImageGate(nn.Module):
@@ -148,55 +155,10 @@ def attend(
     if isinstance(layout, MaskedLayout):
         out = attend_masked(layout, query, key, value, scaling, dropout, gate)
     else:
-        out = attend_by_kernel(layout, query, key, value, scaling, dropout, gate)
+        out = kernels().attend(layout, query, key, value, scaling, dropout, gate)
     if gate is not None and gate.requires_grad and torch.is_grad_enabled():
         out = _Reached.apply(out, gate)
     return out
-
-
-def attention_of_parts(
-    config: PreTrainedConfig, asked: str | dict[str, str | None] | None
-) -> dict[str, str | None]:
-    """What transformers' `attn_implementation` means for a VisualChat model: an implementation for each part.
-
-    A name for the whole model is the encoder's, and the decoder's too where `config.attention` is "causal"; under
-    "mmca" and "cross" the decoder keeps these, which are part of what the model is. One of the two, asked for by name,
-    is the decoder's (then `config.attention` has to become it), and leaves the encoder alone.
-
-    Raises `ValueError` where the decoder is to compute something else than the configuration says.
-    """
-    if not isinstance(asked, dict):
-        whole = {"": asked, "vision_config": asked}
-        whole |= {"text_config": asked} if config.attention == "causal" else {}
-        asked = {"text_config": asked} if asked in OWN else whole
-    if {asked.get(""), asked.get("vision_config")} & set(OWN):
-        raise ValueError(f"{' and '.join(OWN)} are attentions of the decoder, not of the encoder")
-    decoder = asked.get("text_config")
-    if decoder not in OWN and decoder is not None and config.attention != "causal":
-        raise ValueError(
-            f"this model's decoder computes {config.attention}, and {decoder} would make it a causal one; to compare"
-            ' with that, load it with attention="causal"'
-        )
-    kept = (
-        IMPLEMENTATIONS[config.attention]
-        if config.attention != "causal"
-        else config.text_config._attn_implementation
-    )
-    return {**asked, "text_config": decoder or kept}
-
-
-def check_decoder(config: PreTrainedConfig, decoder: PreTrainedConfig) -> None:
-    """`ValueError` where a decoder was switched to what its model's configuration does not say."""
-    computes = decoder._attn_implementation
-    wanted, stock = IMPLEMENTATIONS[config.attention], ("eager", "sdpa", "flex_attention")
-    if computes != wanted and (
-        computes in OWN or (wanted in OWN and (computes in stock or "flash" in computes))
-    ):
-        other = computes if computes in OWN else "causal"
-        raise ValueError(
-            f"the configuration says attention {config.attention}, but the decoder computes {computes}; call"
-            f" set_attn_implementation of the whole model, or load it with attention={other!r}"
-        )
 
 
 def mmca_reference(
@@ -244,7 +206,7 @@ def _attention_function(joint: bool):
         dropout: float = 0.0,
         mm_token_type_ids: torch.Tensor | None = None,
         sliding_window: int | None = None,
-        images_beside: ImagesBeside | None = None,
+        image_kv: ImageKV | None = None,
         mmca_layout: Layout | None = None,
         image_gate: Sequence[torch.Tensor] | None = None,
         **more,
@@ -256,8 +218,8 @@ def _attention_function(joint: bool):
                 " multi-modal causal attention does not support this"
             )
         gate = None if image_gate is None else _gate_of(module, image_gate, query, joint)
-        if images_beside is not None:  # text alone is read; the images' keys stand beside it
-            return images_beside.attend(module.layer_idx, query, key, value, scaling, gate), None
+        if image_kv is not None:
+            return image_kv.attend(module.layer_idx, query, key, value, scaling, gate), None
         exported = torch.compiler.is_exporting() and isinstance(attention_mask, torch.Tensor)
         if exported and mm_token_type_ids is not None:
             given = attention_mask, mm_token_type_ids, query, key, value
@@ -288,8 +250,6 @@ def _gate_of(
     return image_gate[layer].to(query.device)
 
 
-register_kernel("flash", FLASH)
-register_kernel("flex", FLEX)
 for _name, _joint in {"mmca": False, "cross": True}.items():
     AttentionInterface.register(_name, _attention_function(_joint))
     AttentionMaskInterface.register(_name, visibility)

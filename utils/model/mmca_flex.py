@@ -70,8 +70,8 @@ def attend_by_flex(
         total = total + (term if gate is None else term * gate.to(term.dtype)[:, None, None])
     out = query.new_empty(batch * rows, heads, width)
     out.index_copy_(0, layout.rows, total[0].transpose(0, 1).to(out.dtype))
-    own = _rows(value).index_select(0, layout.own)
-    out.index_copy_(0, layout.others, own.repeat_interleave(heads // value.shape[1], dim=1))
+    own = _rows(value).index_select(0, layout.passthrough_keys)
+    out.index_copy_(0, layout.passthrough_rows, own.repeat_interleave(heads // value.shape[1], dim=1))
     return out.view(batch, rows, heads, width)
 
 

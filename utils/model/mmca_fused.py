@@ -46,7 +46,13 @@ class Memory:
     @classmethod
     def of(cls, layout: Layout) -> "Memory":
         """Valid while the layout lives. Raises ValueError for places that are out of order."""
-        places = layout.rows, layout.others, layout.own, layout.text_keys, layout.image_keys
+        places = (
+            layout.rows,
+            layout.passthrough_rows,
+            layout.passthrough_keys,
+            layout.text_keys,
+            layout.image_keys,
+        )
         borders = layout.text.start, layout.text.stop, layout.image.start, layout.image.stop
         for each in places + borders:
             if each.dtype != torch.long or not each.is_contiguous() or (each.numel() and each[-1] < 0):
@@ -55,9 +61,9 @@ class Memory:
                 )
         return cls(
             layout.rows.numel(),
-            layout.others.numel(),
+            layout.passthrough_rows.numel(),
             int((layout.image.stop == layout.image.start).cumprod(0).sum()),
-            not layout.others.numel() and not layout.image_keys.numel(),
+            not layout.passthrough_rows.numel() and not layout.image_keys.numel(),
             tuple(each.data_ptr() for each in places + borders),
         )
 

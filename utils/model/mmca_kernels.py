@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .mmca_layout import Layout, build_layout
-from .mmca_masked import attend_masked, masked_form
+from .mmca_layout import Kernels, Layout, build_layout, masked_form, use_kernels
+from .mmca_masked import attend_masked
 
 logger = logging.getLogger(__name__)
 
@@ -147,15 +146,33 @@ def attend_by_kernel(
 ) -> torch.Tensor:
     """query [B, H, Q, D], key and value [B, Hkv, K, D], gate [H] -> [B, Q, H, D]."""
     name = kernel_for(layout, query, value, dropout)
-    if name == "causal":
-        grouped = query.shape[1] != key.shape[1]
-        out = F.scaled_dot_product_attention(
-            query, key, value, scale=scaling, is_causal=True, enable_gqa=grouped
-        )
-        return out.transpose(1, 2).contiguous()
-    if name == MASKED:
-        return attend_masked(layout.prepared(masked_form), query, key, value, scaling, dropout, gate)
+    if name in ("causal", MASKED):
+        return Kernels().attend(layout, query, key, value, scaling, dropout, gate)
     return KERNELS[name].attend(layout, query, key, value, scaling, gate)
+
+
+class RegisteredKernels(Kernels):
+    """The registered kernels in the place of `masked` alone."""
+
+    def prepare(
+        self, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, layout: Layout | None = None
+    ) -> None:
+        if layout is None:
+            prepare_kernel(States.of_config(config, device, dtype), device)
+        else:
+            prepare_layout(layout, config, device, dtype)
+
+    def attend(
+        self,
+        layout: Layout,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float,
+        gate: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return attend_by_kernel(layout, query, key, value, scaling, dropout, gate)
 
 
 def _choose(wanted: str, states: States, device: torch.device) -> str:
@@ -229,3 +246,6 @@ def _compare(kernel: Kernel, states: States, device: torch.device) -> list[tuple
 @lru_cache(maxsize=32)
 def _warn_once(line: str) -> None:
     logger.warning(line)
+
+
+use_kernels(RegisteredKernels())

@@ -1,6 +1,6 @@
 """Multi-modal causal attention in rows that are padded and masked: for any mask that a decoder makes.
 
-Image tokens ask nobody, so only text tokens have queries here; and each softmax reads its own keys only. The
+Image tokens attend only to themselves, so only text tokens have queries here; each softmax reads its own keys only. The
 layout names the positions to move together. Rows are computed side by side, which pays where they are short;
 where they are long, masks cost more than they save. Sliding windows, static caches, dropout and "cross", which has
 one softmax over both kinds, are computed here alone.
@@ -12,13 +12,11 @@ from typing import TypeVar
 import torch
 from torch.nn import functional as F
 
-from .mmca_layout import Layout
-
-T = TypeVar("T", torch.Tensor, "Picked")
+T = TypeVar("T", torch.Tensor, "Gather")
 
 
 @dataclass(frozen=True, eq=False)
-class Picked:
+class Gather:
     """The positions of each row that matter, at most T of them; rows with fewer are filled up with others.
 
     places: [B, T] positions in their order. spare: [B, T], True for what only fills up, or None where
@@ -28,11 +26,11 @@ class Picked:
     places: torch.Tensor
     spare: torch.Tensor | None
 
-    def to(self, device: torch.device) -> "Picked":
-        return Picked(self.places.to(device), None if self.spare is None else self.spare.to(device))
+    def to(self, device: torch.device) -> "Gather":
+        return Gather(self.places.to(device), None if self.spare is None else self.spare.to(device))
 
     @classmethod
-    def of(cls, wanted: torch.Tensor) -> "Picked | None":
+    def of(cls, wanted: torch.Tensor) -> "Gather | None":
         """Where `wanted` [B, S] is True; None where it is everywhere, so that nothing needs to move."""
         if wanted.all():
             return None
@@ -44,7 +42,7 @@ class Picked:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class SoftmaxTerm:
     """One softmax: the keys it reads and what each of T queries sees of them.
 
     keys: which of the K keys, or None for all. mask: [B, 1, T, N], or None where it is plainly causal.
@@ -52,46 +50,35 @@ class Reading:
     mask is all ones, because a softmax needs a key. of_images: whether all its keys are images'.
     """
 
-    keys: Picked | None
+    keys: Gather | None
     mask: torch.Tensor | None
     blank: torch.Tensor | None
     of_images: bool
 
-    def to(self, device: torch.device) -> "Reading":
+    def to(self, device: torch.device) -> "SoftmaxTerm":
         mask, blank = _moved(self.mask, device), _moved(self.blank, device)
-        return Reading(_moved(self.keys, device), mask, blank, self.of_images)
+        return SoftmaxTerm(_moved(self.keys, device), mask, blank, self.of_images)
 
 
 @dataclass(frozen=True, eq=False)
 class MaskedLayout:
     """Who sees whom in one forward, for Q queries over K keys of B rows.
 
-    queries: the text tokens among the Q, or None where all are. readings: the softmaxes whose results add up
+    queries: the text tokens among the Q, or None where all are. terms: the softmaxes whose results add up
     for them. own_keys: the keys at the queries' own positions, whose values are the result of the other rows;
     None for the last Q.
     """
 
-    queries: Picked | None
-    readings: tuple[Reading, ...]
-    own_keys: Picked | None
+    queries: Gather | None
+    terms: tuple[SoftmaxTerm, ...]
+    own_keys: Gather | None
 
     def to(self, device: torch.device) -> "MaskedLayout":
         """On another device; where a model is spread over several."""
-        if all(reading.mask is None or reading.mask.device == device for reading in self.readings):
+        if all(each.mask is None or each.mask.device == device for each in self.terms):
             return self
-        readings = tuple(reading.to(device) for reading in self.readings)
-        return MaskedLayout(_moved(self.queries, device), readings, _moved(self.own_keys, device))
-
-
-def masked_form(layout: Layout) -> MaskedLayout:
-    """A layout of borders in padded rows with masks."""
-    first = layout.kinds.shape[1] - layout.queries  # the first query, among the keys
-    places = torch.arange(layout.kinds.numel(), device=layout.kinds.device).view_as(layout.kinds)
-    asking = places[:, first:, None]  # [B, Q, 1]
-    seen = (places[:, None] <= asking) & (places[:, None] >= layout.first[:, first:, None])
-    if layout.valid is not None:
-        seen &= layout.valid[:, None] & layout.valid[:, first:, None]
-    return build_masked_layout(seen[:, None], layout.kinds)
+        terms = tuple(each.to(device) for each in self.terms)
+        return MaskedLayout(_moved(self.queries, device), terms, _moved(self.own_keys, device))
 
 
 def build_masked_layout(visible: torch.Tensor, kinds: torch.Tensor, joint: bool = False) -> MaskedLayout:
@@ -112,20 +99,20 @@ def build_masked_layout(visible: torch.Tensor, kinds: torch.Tensor, joint: bool 
     )
     asks = visible.any(dim=2) & ~query_is_image  # [B, Q], text that is not padding
     seen = visible.any(dim=1)  # [B, K]
-    queries = Picked.of(asks)
+    queries = Gather.of(asks)
     if queries is not None:
         rows = queries.places[:, :, None].expand(-1, -1, visible.shape[2])
         visible = visible.gather(1, rows)  # [B, T, K]
     by_softmax = [(seen, False)] if joint else [(seen & ~is_image, False), (seen & is_image, True)]
-    readings = (
-        _reading(visible, wanted, queries, of_images)
+    terms = (
+        _term(visible, wanted, queries, of_images)
         for wanted, of_images in by_softmax
         if asks.any() and wanted.any()
     )
-    return MaskedLayout(queries, tuple(readings), own_keys)
+    return MaskedLayout(queries, tuple(terms), own_keys)
 
 
-def _own_keys(visible: torch.Tensor, covered: int) -> Picked:
+def _own_keys(visible: torch.Tensor, covered: int) -> Gather:
     """The key at each query's position in a static cache: the last it sees, of [B, Q, K]."""
     keys = visible.shape[2]
     if visible[..., covered:].any():
@@ -133,25 +120,27 @@ def _own_keys(visible: torch.Tensor, covered: int) -> Picked:
             f"mm_token_type_ids cover {covered} keys, but attention reads {keys}; pass the kind of every"
             " key, those in the cache too (the whole [B, K] tensor at every step of generation)"
         )
-    return Picked((visible * torch.arange(keys, device=visible.device)).amax(dim=2), spare=None)
+    return Gather((visible * torch.arange(keys, device=visible.device)).amax(dim=2), spare=None)
 
 
-def _reading(visible: torch.Tensor, wanted: torch.Tensor, queries: Picked | None, of_images: bool) -> Reading:
+def _term(
+    visible: torch.Tensor, wanted: torch.Tensor, queries: Gather | None, of_images: bool
+) -> SoftmaxTerm:
     """A softmax over the keys `wanted` [B, K], for queries that see `visible` [B, T, K]."""
     rows = visible.shape[1]
     mask = visible & wanted[:, None, :]
-    keys = Picked.of(wanted) if rows > 1 else None  # for a single query, moving keys costs more than it saves
+    keys = Gather.of(wanted) if rows > 1 else None  # for a single query, moving keys costs more than it saves
     if keys is not None:
         mask = mask.gather(2, keys.places[:, None, :].expand(-1, rows, -1))  # [B, T, N]
         if keys.spare is not None:
             mask = mask & ~keys.spare[:, None, :]
     if _is_causal(mask, queries):
-        return Reading(keys, None, None, of_images)
+        return SoftmaxTerm(keys, None, None, of_images)
     blank = ~mask.any(dim=2, keepdim=True)
-    return Reading(keys, (mask | blank)[:, None], blank[:, None] if blank.any() else None, of_images)
+    return SoftmaxTerm(keys, (mask | blank)[:, None], blank[:, None] if blank.any() else None, of_images)
 
 
-def _is_causal(mask: torch.Tensor, queries: Picked | None) -> bool:
+def _is_causal(mask: torch.Tensor, queries: Gather | None) -> bool:
     """Whether each query sees the keys up to its own number: then SDPA needs no mask."""
     if mask.shape[1] != mask.shape[2] or mask.shape[1] == 1:
         return False
@@ -175,20 +164,20 @@ def attend_masked(
     groups = heads // key.shape[1]
     asking = _pick(query, layout.queries)  # [B, H, T, D]
     out = None
-    for reading in layout.readings:
-        read_keys, read_values = (_repeat(_pick(tensor, reading.keys), groups) for tensor in (key, value))
+    for each in layout.terms:
+        read_keys, read_values = (_repeat(_pick(tensor, each.keys), groups) for tensor in (key, value))
         term = F.scaled_dot_product_attention(
             asking,
             read_keys,
             read_values,
-            attn_mask=reading.mask,
+            attn_mask=each.mask,
             dropout_p=dropout,
             scale=scaling,
-            is_causal=reading.mask is None,
+            is_causal=each.mask is None,
         )
-        if reading.blank is not None:
-            term = term.masked_fill(reading.blank, 0.0)
-        if gate is not None and reading.of_images:
+        if each.blank is not None:
+            term = term.masked_fill(each.blank, 0.0)
+        if gate is not None and each.of_images:
             term = term * gate.to(term.dtype)[:, None, None]
         out = term if out is None else out + term
     if layout.queries is None:
@@ -208,7 +197,7 @@ def attend_masked(
     return whole.view(batch, rows, heads, -1)
 
 
-def _pick(states: torch.Tensor, picked: Picked | None) -> torch.Tensor:
+def _pick(states: torch.Tensor, picked: Gather | None) -> torch.Tensor:
     """The picked positions of [B, H, S, D]: [B, H, T, D]. Moves whole rows, which is what memory likes."""
     if picked is None:
         return states
@@ -224,5 +213,5 @@ def _repeat(states: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def _moved(part: T | None, device: torch.device) -> T | None:
-    """A tensor, or a `Picked`, on a device."""
+    """A tensor, or a `Gather`, on a device."""
     return None if part is None else part.to(device)

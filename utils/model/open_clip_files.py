@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor
 from transformers.image_utils import PILImageResampling
 from transformers.utils import cached_file
 
-from .linear_attention import split_in_projections
+from .attention_blocks import split_in_projections
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (

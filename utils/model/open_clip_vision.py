@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .configuration_vision import OpenClipVisionConfig
-from .linear_attention import MultiHeadAttention
+from .attention_blocks import MultiHeadAttention
+from .configuration_visual_chat import OpenClipVisionConfig
 
 _NO_REGULARISATION = {"patch_dropout": 0.0, "timm_drop": 0.0, "timm_drop_path": None}
 

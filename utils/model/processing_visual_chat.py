@@ -18,10 +18,9 @@ from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .chat_template import DEFAULT_CHAT_TEMPLATE
 from .configuration_visual_chat import IGNORED_LABEL
 from .image_preprocessing import OpensToPicture, preprocess
-from .rendering import Messages, Rendered, Renderer, TemplateError
+from .rendering import DEFAULT_CHAT_TEMPLATE, Messages, Rendered, Renderer, TemplateError
 
 
 class RendersToMessages(Protocol):

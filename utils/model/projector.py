@@ -11,8 +11,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from .linear_attention import MultiHeadAttention
-from .positions import sine_cosine_grid
+from .attention_blocks import MultiHeadAttention, sine_cosine_grid
 from .vision import vision_family
 
 _NORM_EPS = 1e-12

@@ -12,9 +12,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
-from .configuration_vision import QwenVisionConfig
-from .linear_attention import MultiHeadAttention
-from .positions import interpolated, sine_cosine_grid
+from .attention_blocks import MultiHeadAttention, interpolated, sine_cosine_grid
+from .configuration_visual_chat import QwenVisionConfig
 
 
 class PatchEmbeddings(nn.Module):

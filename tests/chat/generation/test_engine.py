@@ -8,7 +8,7 @@ import torch
 
 from chat.generation import Answer, Generator, Prompt, Request, Sampling
 from chat.image_kv.store import ImageStore
-from chat.opened_images import OpenedImage, open_image
+from chat.loaded_images import LoadedImage, open_image
 from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, Turn
 from utils.model import build_visual_chat
@@ -32,7 +32,7 @@ def conversations(count: int, pictures: list[Path], seed: int) -> list[Conversat
 
 def prompt_of(processor, conversation: Conversation) -> Prompt:
     encoded = processor.encode(conversation, load_images=False)
-    images: tuple[OpenedImage, ...] = conversation.images
+    images: tuple[LoadedImage, ...] = conversation.images
     return Prompt(encoded.input_ids, encoded.mm_token_type_ids == 1, images)
 
 

@@ -8,14 +8,14 @@ import torch
 
 from chat.generation.prefix_cache import PrefixCache
 from chat.generation.reading import Prompt, WholeDialogues
-from chat.opened_images import OpenedImage
+from chat.loaded_images import LoadedImage
 
 IMAGE = 99  # the id of image tokens; two of them stand for an image
-A, B, C = (OpenedImage(name.encode(), name) for name in "abc")
+A, B, C = (LoadedImage(name.encode(), name) for name in "abc")
 IDS = [1, 2, IMAGE, IMAGE, 3, IMAGE, IMAGE, 4, 5]
 
 
-def prompt(ids: list[int], images: tuple[OpenedImage, ...]) -> Prompt:
+def prompt(ids: list[int], images: tuple[LoadedImage, ...]) -> Prompt:
     return Prompt(np.array(ids), np.array(ids) == IMAGE, images)
 
 
@@ -60,7 +60,7 @@ def test_the_longest_prefix_with_the_same_images(ids, images, tokens):
 def test_equal_images_opened_twice_are_the_same():
     prefix_cache = PrefixCache()
     prefix_cache.put(filled(len(IDS)), prompt(IDS, (A, B)), 8)
-    again = prompt(IDS, tuple(OpenedImage(image.source, "another name") for image in (A, B)))
+    again = prompt(IDS, tuple(LoadedImage(image.source, "another name") for image in (A, B)))
     assert prefix_cache.take(again).covered(again.is_image) == len(IDS) - 1
 
 

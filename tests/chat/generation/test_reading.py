@@ -8,7 +8,7 @@ import torch
 
 from chat.generation.reading import Prompt, Reading, WholeDialogues
 from chat.image_kv.store import ImageStore
-from chat.opened_images import OpenedImage, open_image
+from chat.loaded_images import LoadedImage, open_image
 from chat.session import ChatSession
 from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, Turn
@@ -52,7 +52,7 @@ def fresh_logits(model, processor, conversation: Conversation) -> torch.Tensor:
     ).logits[:, -1]
 
 
-def random_turns(rng: random.Random, images: list[OpenedImage], count: int) -> tuple[Turn, ...]:
+def random_turns(rng: random.Random, images: list[LoadedImage], count: int) -> tuple[Turn, ...]:
     """Turns with 0 to 3 images each, repeats among them, and questions of 1 to 12 pieces."""
     return tuple(
         Turn(

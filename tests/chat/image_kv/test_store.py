@@ -9,21 +9,21 @@ import PIL.Image
 import pytest
 import torch
 
+from chat.image_kv.encoder import CannotReuseKV, ImageKV
 from chat.image_kv.fingerprint import image_fingerprint
 from chat.image_kv.store import ImageStore
-from chat.image_kv.tiers import StateTiers
+from chat.image_kv.tiers import ImageKVTiers
 from chat.limits import Limits
-from chat.opened_images import OpenedImage, open_image
+from chat.loaded_images import LoadedImage, open_image
 from chat.session import ChatSession
 from utils.model.checkpoint import load_checkpoint, save_full
-from utils.model.image_states import ImageStates, NotReusable
 
 SIZE = (2 * 2 * 2 * 5 * 8 + 32) * 4
 """Bytes of an image's states here: keys and values, layers, tokens, heads, numbers of a head, bytes."""
 
 
 @pytest.fixture
-def images(pictures: list[Path]) -> list[OpenedImage]:
+def images(pictures: list[Path]) -> list[LoadedImage]:
     return [open_image(picture) for picture in pictures]
 
 
@@ -38,14 +38,14 @@ def encoder_runs(model_and_processor):
     hook.remove()
 
 
-def same(left: ImageStates, right: ImageStates) -> bool:
+def same(left: ImageKV, right: ImageKV) -> bool:
     pairs = zip((*left.keys, *left.values), (*right.keys, *right.values), strict=True)
     return all(torch.equal(*pair) for pair in pairs)
 
 
 def test_equal_images_are_computed_once_whatever_they_are_called(model_and_processor, images, encoder_runs):
     store = ImageStore(*model_and_processor)
-    renamed = OpenedImage(images[0].source, "another name")
+    renamed = LoadedImage(images[0].source, "another name")
     found = store.states([images[0], images[1], renamed, images[0]])
     assert found.computed == 2 and encoder_runs == [2]
     assert found.states[0] is found.states[2] is found.states[3]
@@ -70,10 +70,10 @@ def test_the_least_recently_used_leaves_first(model_and_processor, images):
 
 def test_from_the_device_to_memory_and_back():
     """With the device's tier in use, as where layers stand on GPUs; here it is the same memory."""
-    tiers = StateTiers(Limits(memory=20), [torch.device("cpu")])
+    tiers = ImageKVTiers(Limits(memory=20), [torch.device("cpu")])
     tiers._allowed["device"] = 20
     states = {
-        name: ImageStates((torch.ones(1),), (torch.ones(0),), torch.ones(1)) for name in "abcde"
+        name: ImageKV((torch.ones(1),), (torch.ones(0),), torch.ones(1)) for name in "abcde"
     }  # 8 bytes each
     for name in "abcd":
         tiers.put(name, states[name])
@@ -159,7 +159,7 @@ def test_weights_that_are_not_in_memory_are_never_taken_for_others(build):
 @pytest.mark.parametrize("attention", ["cross", "causal"])
 def test_only_where_images_see_nothing_else(build, attention, caplog):
     model, processor = build(attention)
-    with pytest.raises(NotReusable, match=attention):
+    with pytest.raises(CannotReuseKV, match=attention):
         ImageStore(model, processor)
     with caplog.at_level(logging.INFO, logger="chat"):
         assert ChatSession(model, processor).image_store is None

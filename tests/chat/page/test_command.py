@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from chat import web
-from chat.served_session import model_name
+from chat.server_setup import model_name
 
 
 @pytest.fixture

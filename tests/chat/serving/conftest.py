@@ -23,9 +23,9 @@ import uvicorn
 
 from chat.generation.sampling import Sampling
 from chat.serving.app import build_app
-from chat.serving.desk import Serving
 from chat.serving.limits import Limits
 from chat.serving.pictures import Sources
+from chat.serving.service import Serving
 from chat.session import ChatSession
 
 ROOT = Path(__file__).resolve().parents[3]

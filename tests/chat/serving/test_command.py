@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from chat.generation.sampling import Sampling
-from chat.served_session import listening_socket
+from chat.server_setup import listening_socket
 from chat.serving import __main__ as command
 from tests.chat.serving.conftest import GOLDEN, data_url, png, server_process, user
 

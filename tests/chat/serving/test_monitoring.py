@@ -156,7 +156,7 @@ def test_buckets_hold_the_shorter_ones_too():
 
 def test_a_fault_of_the_server_has_an_id_and_a_traceback(serve, log, monkeypatch):
     with serve() as server:
-        monkeypatch.setattr("chat.serving.desk.read_dialogue", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("chat.serving.service.read_dialogue", lambda *_, **__: 1 / 0)
         response = server.ask(**GOLDEN)
         error = assert_error(response, 500)
         assert error["type"] == "server_error" and "division" not in error["message"]

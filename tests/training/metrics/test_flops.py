@@ -9,7 +9,7 @@ from training.metrics.flops import StepFlops, encoder_forward
 from training.metrics.mfu import peak_flops
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, freeze
 from utils.model.building import build_visual_chat
-from utils.model.configuration_vision import QwenVisionConfig
+from utils.model.configuration_visual_chat import QwenVisionConfig
 
 
 def test_the_encoder_of_llava_costs_162_gflop_an_image() -> None:

@@ -19,10 +19,10 @@ import torch.distributed as dist
 from transformers.integrations import HfDeepSpeedConfig
 
 from utils.distributed import initialise
-from utils.model import build_visual_chat, encoding, modeling_visual_chat
+from utils.model import build_visual_chat, modeling_visual_chat, vision
 
 # So few images at a time that the ranks' batches of up to 8 take different numbers of entries into the encoder.
-modeling_visual_chat.encode = partial(encoding.encode, at_once=2)
+modeling_visual_chat.encode = partial(vision.encode, at_once=2)
 SECONDS = 500
 faulthandler.dump_traceback_later(SECONDS, exit=True)  # where it hung, if it did
 llama, clip, batches, losses = sys.argv[1:]

@@ -266,6 +266,31 @@ def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, re
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_a_checkpoint_of_an_earlier_version_loads_to_the_same_logits():
+    """Written in November 2026, in bfloat16, with a gate and image_layers no_mlp; beside it what it computed then."""
+    old = Path(__file__).parent / "old_checkpoint"
+    then = torch.load(old / "expected.pt", weights_only=True)
+    model, processor = load_checkpoint(old)
+    with torch.no_grad():
+        now = model.eval()(**then["inputs"]).logits
+    torch.testing.assert_close(now, then["logits"], atol=0.05, rtol=0.05)
+    assert processor.image_token_id == model.config.image_token_id
+
+
+TRAVELS = """
+    attention_blocks computed_rows configuration_visual_chat freezing generation_visual_chat image_preprocessing
+    loading lora loss mmca mmca_layout mmca_masked modeling_visual_chat open_clip_files open_clip_vision
+    processing_visual_chat projector qwen_vit rendering vision
+"""
+
+
+@pytest.mark.parametrize("form", ["full", "trained_only"])
+def test_the_code_in_a_checkpoint_is_that_of_the_model_and_no_more(form, request):
+    """Of `utils/model`: nothing that builds, checks or saves models, nor the kernels."""
+    folder = request.getfixturevalue(form)
+    assert sorted(path.stem for path in folder.glob("*.py")) == TRAVELS.split() and len(TRAVELS.split()) <= 20
+
+
 def broken(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target))
 

@@ -6,7 +6,7 @@ import torch
 from utils.model import CheckpointError, LoraSettings, build_visual_chat, freeze, load_checkpoint
 from utils.model.checkpoint import save_full, save_trained_only
 from utils.model.freezing import Learning, of_base_models
-from utils.model.start_from import start_from
+from utils.model.init_from import init_from
 
 LORA = LoraSettings(lang_dim=2, vis_dim=2)
 EMBEDDING = 32 * 301  # the image token has a row
@@ -124,9 +124,9 @@ def test_a_training_that_begins_with_it_holds_it_too(folders, tmp_path, save, tr
     second, processor = build(folders, "embedding", "projector", lora=lora, seed=5)
     if lora and save is save_full:
         with pytest.raises(CheckpointError, match="merged"):
-            start_from(second, tmp_path / "first")
+            init_from(second, tmp_path / "first")
         return
-    start_from(second, tmp_path / "first")
+    init_from(second, tmp_path / "first")
     assert torch.equal(logits(second), logits(first))
     assert set(Learning.of(second).learns) == {"embedding", "projector"}
     save_trained_only(learned(second), processor, tmp_path / "second")

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.model import head as head_module
-from utils.model.head import Head
+from utils.model import loss as loss_module
+from utils.model.loss import Head
 
 
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_losses_and_gradients_equal_those_over_all_logits(learns, bias, monkeypatch):
-    monkeypatch.setattr(head_module, "CHUNK", 3 * 50)  # three rows at a time
+    monkeypatch.setattr(loss_module, "CHUNK", 3 * 50)  # three rows at a time
     torch.manual_seed(0)
     head = Head(8, 50, bias=bias).requires_grad_(learns)
     targets, weights = torch.randint(50, (10,)), torch.randn(10)
@@ -40,7 +40,7 @@ def test_logits_of_a_large_vocabulary_never_exist_whole(monkeypatch):
     """No tensor of a forward and backward is larger than a chunk; half precision loses no more than it must."""
     torch.manual_seed(0)
     rows, vocabulary = 512, 20_000
-    monkeypatch.setattr(head_module, "CHUNK", 16 * vocabulary)
+    monkeypatch.setattr(loss_module, "CHUNK", 16 * vocabulary)
     head = Head(16, vocabulary, bias=False).bfloat16().requires_grad_(False)
     hidden = torch.randn(rows, 16).bfloat16().requires_grad_()
     targets = torch.randint(vocabulary, (rows,))

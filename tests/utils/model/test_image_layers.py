@@ -531,10 +531,3 @@ def test_a_compiled_decoder_computes_the_same(attention):
     wanted = ours(model, rows, *given(rows)).loss
     model.model.language_model = torch.compile(model.model.language_model, backend="eager")
     torch.testing.assert_close(ours(model, rows, *given(rows)).loss, wanted)
-
-
-@pytest.mark.parametrize("said, gate", [("head", None), ("none", torch.nn.Identity())])
-def test_a_gate_that_contradicts_the_configuration_is_refused(said, gate) -> None:
-    config = VisualChatConfig(attention="mmca", image_gate=said)
-    with pytest.raises(ValueError, match=f"image_gate {said}"):
-        VisualChatForConditionalGeneration.from_parts(config, None, None, None, None, gate)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from utils.model.mmca_flex import BLOCK, attend_by_flex, band_blocks
-from utils.model.mmca_layout import Band, build_layout
-from utils.model.mmca_masked import attend_masked, masked_form
+from utils.model.mmca_layout import Band, build_layout, masked_form
+from utils.model.mmca_masked import attend_masked
 
 
 def random_layout(seed, length=700):

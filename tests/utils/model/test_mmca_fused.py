@@ -17,8 +17,8 @@ from utils.model import mmca_fused, mmca_kernels
 from utils.model.compiled_library import CompileError, compiled_library
 from utils.model.mmca_fused import SOURCE, attend_fused
 from utils.model.mmca_kernels import States, attend_by_kernel, kernel_for, prepare_kernel
-from utils.model.mmca_layout import build_layout
-from utils.model.mmca_masked import attend_masked, masked_form
+from utils.model.mmca_layout import build_layout, masked_form
+from utils.model.mmca_masked import attend_masked
 
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 MACHINES = ("native", *(("haswell", "x86-64") if IS_X86 else ()))  # vectors of 16, 8 and 4 numbers on x86

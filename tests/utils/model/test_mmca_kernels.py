@@ -102,7 +102,7 @@ def test_a_known_number_of_image_tokens_changes_nothing_but_who_is_asked(kernel,
     begins = torch.zeros_like(valid)
     begins[1, 6] = True
     exact, counted = (build_layout(kinds, 12, valid, begins, known) for known in (None, 8))
-    assert counted.image_keys.numel() == counted.others.numel() == 8 and counted.rows.numel() == 16
+    assert counted.image_keys.numel() == counted.passthrough_rows.numel() == 8 and counted.rows.numel() == 16
     given = states(exact, heads=4, shared=2)
     assert prepared(counted, *given[::2]) == kernel
     ours, theirs = (attend_by_kernel(layout, *given) for layout in (counted, exact))

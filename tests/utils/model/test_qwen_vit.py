@@ -6,8 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from utils.model import QwenVisionConfig, QwenVisionModel
-from utils.model.linear_attention import MultiHeadAttention, split_in_projections
-from utils.model.positions import interpolated
+from utils.model.attention_blocks import MultiHeadAttention, interpolated, split_in_projections
 from utils.model.projector import build_projector, image_seq_length
 from utils.model.vision import vision_family
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, encoding, freeze, liger
-from utils.model.encoding import encode
+from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, freeze, liger, vision
 from utils.model.liger import LigerError, apply_liger
+from utils.model.vision import encode
 
 IMAGE, TOKENS = 49, 5
 ROW = [1, *[IMAGE] * TOKENS, 6, 7, *[IMAGE] * TOKENS, 8, 9, 10]
@@ -93,7 +93,7 @@ def test_the_encoder_is_entered_as_often_as_on_the_process_with_the_most_images(
     expected = encode(tower, pixels)
     seen = []
     tower.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    monkeypatch.setattr(encoding, "_most", lambda count, device: 4)
+    monkeypatch.setattr(vision, "_most", lambda count, device: 4)
     torch.testing.assert_close(encode(tower, pixels, at_once=3), expected)
     assert seen == [3, 1, 1, 1]
 

@@ -13,11 +13,12 @@ from transformers import (
 )
 
 import utils.model  # noqa: F401 (registers the attention)
+from chat.generation.growing_cache import growing_cache
+from chat.image_kv.attention import CachedImageKV, SharedImages, causal_mask
+from chat.image_kv.encoder import CannotReuseKV, ImageKVEncoder
 from utils.model.computed_rows import ROWS, ComputedRows, picks_rows, text_rows
 from utils.model.configuration_visual_chat import IMAGE_LAYERS
-from utils.model.image_states import ImageStatesMaker, NotReusable
-from utils.model.images_beside import NO_MASK, ImagesBeside, SharedImages, causal_mask
-from utils.model.text_cache import growing_cache
+from utils.model.mmca_layout import NO_MASK
 
 SHAPE = {
     "vocab_size": 64,
@@ -88,14 +89,14 @@ def over_kept(
     decoder, embedded: torch.Tensor, kinds: torch.Tensor, pieces: list[int], image_layers: str = "full"
 ) -> torch.Tensor:
     """The same, images first and by themselves, then text in pieces of these lengths."""
-    maker = ImageStatesMaker(decoder, image_layers)
+    encoder = ImageKVEncoder(decoder, image_layers)
     is_image = kinds[0] == 1
     keys, values = [], []
     if is_image.any():
-        states = maker.compute(embedded[0, is_image].unflatten(0, (-1, IMAGE)))
-        rotations = maker.rotations(is_image.nonzero().T)
+        states = encoder.compute(embedded[0, is_image].unflatten(0, (-1, IMAGE)))
+        rotations = encoder.rotations(is_image.nonzero().T)
         for layer in range(len(decoder.layers)):
-            keys.append(maker.rotate(torch.cat([each.keys[layer] for each in states], 1)[None], rotations))
+            keys.append(encoder.rotate(torch.cat([each.keys[layer] for each in states], 1)[None], rotations))
             values.append(torch.cat([each.values[layer] for each in states], 1)[None])
     cache, hidden, read = growing_cache(), [], 0
     places = (~is_image).nonzero().T  # [1, T]
@@ -103,7 +104,7 @@ def over_kept(
         now = places[:, read : read + rows]
         seen = now - torch.arange(read, read + rows)
         images = [SharedImages(keys, values, seen=seen)] if keys else []
-        beside = ImagesBeside(images, causal_mask(rows, read + rows, now.device))
+        beside = CachedImageKV(images, causal_mask(rows, read + rows, now.device))
         hidden.append(
             decoder(
                 inputs_embeds=embedded[:, now[0]],
@@ -111,7 +112,7 @@ def over_kept(
                 position_ids=now,
                 past_key_values=cache,
                 use_cache=True,
-                images_beside=beside,
+                image_kv=beside,
             ).last_hidden_state
         )
         read += rows
@@ -134,12 +135,12 @@ def test_text_over_kept_images_equals_everything_together(image_layers, family, 
 
 def test_only_norms_keys_and_values_are_computed_of_images_that_skip_the_layers():
     decoder = decoder_of(FAMILIES["llama"])
-    maker, rows = ImageStatesMaker(decoder, "none"), []
+    encoder, rows = ImageKVEncoder(decoder, "none"), []
     for layer in decoder.layers:
         for part in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.up_proj):
             part.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
     features = torch.randn(3, IMAGE, 64, generator=torch.Generator().manual_seed(2))
-    states = maker.compute(features)
+    states = encoder.compute(features)
     assert max(rows) == 1  # parts take no fewer
     heads = {"k_proj": "keys", "v_proj": "values"}
     for number, layer in enumerate(decoder.layers):
@@ -152,15 +153,15 @@ def test_only_norms_keys_and_values_are_computed_of_images_that_skip_the_layers(
 
 def test_states_in_half_precision_are_rotated_as_the_decoder_does_it():
     decoder = decoder_of(FAMILIES["llama 3"]).bfloat16()
-    maker = ImageStatesMaker(decoder)
+    encoder = ImageKVEncoder(decoder)
     features = torch.randn(1, IMAGE, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
     places = torch.arange(300, 300 + IMAGE)
     with torch.inference_mode():
-        there = maker._forward(features[0], places)
-        kept = maker.compute(features)[0]
-        rotations = maker.rotations(places[None])
+        there = encoder._forward(features[0], places)
+        kept = encoder.compute(features)[0]
+        rotations = encoder.rotations(places[None])
         for layer, (keys, values) in enumerate(there):
-            assert torch.equal(maker.rotate(kept.keys[layer][None], rotations), keys)  # bit for bit
+            assert torch.equal(encoder.rotate(kept.keys[layer][None], rotations), keys)  # bit for bit
             assert torch.equal(kept.values[layer][None], values)
 
 
@@ -173,36 +174,36 @@ def test_states_in_half_precision_are_rotated_as_the_decoder_does_it():
     ],
 )
 def test_how_far_states_can_be_moved(changes, reach):
-    assert min(ImageStatesMaker(decoder_of(LlamaConfig(**SHAPE, **changes))).reach, 10**9) == reach
+    assert min(ImageKVEncoder(decoder_of(LlamaConfig(**SHAPE, **changes))).reach, 10**9) == reach
 
 
 def test_a_window_limits_how_far():
-    assert ImageStatesMaker(decoder_of(MistralConfig(**SHAPE, sliding_window=100))).reach == 100
-    assert ImageStatesMaker(decoder_of(MistralConfig(**SHAPE, sliding_window=None))).reach > 10**9
-    assert ImageStatesMaker(decoder_of(Qwen2Config(**SHAPE, sliding_window=100))).reach > 10**9  # not in use
+    assert ImageKVEncoder(decoder_of(MistralConfig(**SHAPE, sliding_window=100))).reach == 100
+    assert ImageKVEncoder(decoder_of(MistralConfig(**SHAPE, sliding_window=None))).reach > 10**9
+    assert ImageKVEncoder(decoder_of(Qwen2Config(**SHAPE, sliding_window=100))).reach > 10**9  # not in use
 
 
 def test_frequencies_that_change_with_the_length_limit_how_far():
     factors = {"short_factor": [1.0, 1.1, 1.2, 1.3] * 2, "long_factor": [2.0, 3.0, 4.0, 5.0] * 2}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
     config = Phi3Config(**SHAPE, rope_parameters=rope, original_max_position_embeddings=64)
-    assert ImageStatesMaker(decoder_of(config)).reach == 64
+    assert ImageKVEncoder(decoder_of(config)).reach == 64
 
 
 def test_a_decoder_that_places_tokens_otherwise_is_refused():
     learned = GPT2Config(n_embd=64, n_head=4, n_layer=2, attn_implementation="mmca")
-    with pytest.raises(NotReusable, match="rotary"):
-        ImageStatesMaker(decoder_of(learned))
+    with pytest.raises(CannotReuseKV, match="rotary"):
+        ImageKVEncoder(decoder_of(learned))
     decoder = decoder_of(FAMILIES["llama"])
     turn = decoder.rotary_emb.forward
     decoder.rotary_emb.forward = lambda x, position_ids: turn(x, position_ids + 1)  # 0 is no longer unrotated
-    with pytest.raises(NotReusable, match="another way"):
-        ImageStatesMaker(decoder)
+    with pytest.raises(CannotReuseKV, match="another way"):
+        ImageKVEncoder(decoder)
 
 
 def test_states_own_their_memory():
-    maker = ImageStatesMaker(decoder_of(FAMILIES["llama"]))
-    for states in maker.compute(torch.randn(3, IMAGE, 64)):
+    encoder = ImageKVEncoder(decoder_of(FAMILIES["llama"]))
+    for states in encoder.compute(torch.randn(3, IMAGE, 64)):
         tensors = (*states.keys, *states.values, states.summary)
         memory = sum(each.untyped_storage().nbytes() for each in tensors)
         assert states.nbytes == memory == (2 * 3 * IMAGE * 2 * 16 + 64) * 4

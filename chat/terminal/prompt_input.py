@@ -8,7 +8,7 @@ from pathlib import Path
 from chat.terminal.commands import COMMANDS
 
 
-class EditedLines:
+class PromptInput:
     """Typed by a person: editing, history over sessions, completion of commands and paths.
 
     Enter sends the line; Alt-Enter starts a new one within it.

@@ -13,7 +13,7 @@ ImageSource = str | Path | bytes | PIL.Image.Image | Image
 
 
 @dataclass(frozen=True)
-class OpenedImage(Image):
+class LoadedImage(Image):
     """An image whose source is in memory and decodes without damage; made by `open_image`.
 
     It keeps a file's encoded bytes, not its pixels: a photograph takes a tenth of the memory, and is decoded
@@ -34,12 +34,12 @@ class OpenedImage(Image):
         return hashlib.sha256(size + self.source.tobytes()).hexdigest()
 
 
-def open_image(image: ImageSource) -> OpenedImage:
+def open_image(image: ImageSource) -> LoadedImage:
     """Read an image now and decode it once, to know that it can be; one that was opened before is kept.
 
     Raises `ImageError` for one that cannot be read.
     """
-    if isinstance(image, OpenedImage):
+    if isinstance(image, LoadedImage):
         return image
     lazy = image if isinstance(image, Image) else Image(image)
     source, name = lazy.source, lazy.name
@@ -53,4 +53,4 @@ def open_image(image: ImageSource) -> OpenedImage:
     elif not isinstance(source, bytes | PIL.Image.Image):
         source = source.read()
     picture = Image(source, name).open()
-    return OpenedImage(source if isinstance(source, bytes) else picture, name, picture.size)
+    return LoadedImage(source if isinstance(source, bytes) else picture, name, picture.size)

@@ -1,14 +1,15 @@
-"""Text read over images whose keys and values stand beside it, computed earlier: multi-modal causal attention
-without a single image token in the forward.
+"""Attention of text over images whose keys and values were computed earlier: multi-modal causal attention without a
+single image token in the forward.
 
 An image token attends to itself only, so its keys and values in every layer follow from the image and its
 position. What is left to compute is text: each text token reads the text before it, in a cache of its own, and
 the images before it, here. The order of keys need not be the order of positions; who sees what is said by
 counts: a text token sees as many image tokens, of its row's in their order, as stand before it.
 
-The decoder takes this object as the argument `images_beside`, which reaches every layer's attention:
+The decoder takes a `CachedImageKV` as the argument `image_kv`, which reaches every layer's attention
+(`utils.model.mmca`):
 
-    decoder(inputs_embeds=text, position_ids=places, cache=text_cache, attention_mask=NO_MASK, images_beside=beside)
+    decoder(inputs_embeds=text, position_ids=places, cache=cache, attention_mask=NO_MASK, image_kv=cached)
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-
-NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-"""A mask of four dimensions is taken as it is: transformers makes none, and `ImagesBeside` says who sees whom."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +33,7 @@ class SharedImages:
     seen: torch.Tensor | None = None
 
 
-class ImagesBeside:
+class CachedImageKV:
     """The images of B rows, and what Q new text tokens see of them and of T text tokens (cached and new).
 
     images: each row stands in one of these at most. text_mask: bool [B or 1, 1, Q, T] (see `causal_mask`), or None
@@ -87,8 +85,8 @@ def causal_mask(rows: int, keys: int, device: torch.device) -> torch.Tensor:
     return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)[None, None]
 
 
-class ImagesAlone:
-    """In place of `ImagesBeside` where nothing but image tokens is read: each attends to itself."""
+class ImageOnlyAttention:
+    """In place of `CachedImageKV` where nothing but image tokens is read: each attends to itself."""
 
     def attend(
         self,

@@ -7,14 +7,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .configuration_visual_chat import VisualChatConfig
-from .decoder import gathered
 from .freezing import GATE, PUBLISHED, names_of, of_base_models
-from .loading import TRAINED_WEIGHTS, CheckpointError
+from .loading import TRAINED_WEIGHTS, CheckpointError, gathered
 from .lora import is_lora, plain_name
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 
 
-def start_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> int:
+def init_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> int:
     """Copy what a checkpoint, in either form, has learnt into a model just built; returns the number of weights.
 
     These are embedding, projector, image gate, adapters, and what was trained of decoder and encoder, which the model

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from chat.generation.sampling import Sampling
 from chat.serving.dialogue import read_dialogue
-from chat.serving.engine import Asked, Engine, Event, Job
+from chat.serving.engine import Engine, Event, GenerationRequest, Job
 from chat.serving.errors import ApiError, invalid, shortened
 from chat.serving.fields import ignored_fields
 from chat.serving.limits import CHARACTERS_PER_TOKEN, Limits
@@ -51,7 +51,7 @@ class Serving:
     lenient: bool = False
 
 
-class Desk:
+class CompletionService:
     """Takes requests, at most as many as there are slots and places in the queue."""
 
     def __init__(self, session: ChatSession, serving: Serving) -> None:
@@ -115,7 +115,7 @@ class Desk:
         if answer is not None:
             answer.close()
 
-    def _read(self, body: bytes, account: Account) -> tuple[Asked, CompletionRequest]:
+    def _read(self, body: bytes, account: Account) -> tuple[GenerationRequest, CompletionRequest]:
         limits = self._serving.limits
         request = read_request(body, limits)
         account.ignored = ignored_fields(request.model_extra or {}, self._serving.lenient)
@@ -128,7 +128,7 @@ class Desk:
         )
         account.images = sum(len(each.images) for each in (*dialogue.turns, dialogue))
         length = min(request.answer_tokens or self._serving.max_new_tokens, limits.max_tokens)
-        return Asked(dialogue, self._sampling(request), length, tuple(request.stop)), request
+        return GenerationRequest(dialogue, self._sampling(request), length, tuple(request.stop)), request
 
     def _sampling(self, request: CompletionRequest) -> Sampling:
         ours = self._serving.sampling
@@ -148,7 +148,7 @@ class Desk:
 class _Answer:
     """A job's events as they come, for as long as its client is there."""
 
-    def __init__(self, engine: Engine, asked: Asked, receive: Receive, account: Account) -> None:
+    def __init__(self, engine: Engine, asked: GenerationRequest, receive: Receive, account: Account) -> None:
         loop = asyncio.get_running_loop()
         self._account = account
         self._events: asyncio.Queue[Event] = asyncio.Queue()

@@ -1,16 +1,15 @@
 """The rounds of a chat: each line is a question, images, or a command."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from chat.cost import Cost
 from chat.generation.sampling import SamplingError
 from chat.image_paths import ImagePathError, leading_image_paths, local_path
-from chat.opened_images import OpenedImage, open_image
+from chat.loaded_images import LoadedImage, open_image
 from chat.remote_images import RemoteImages
 from chat.saved_dialogues import DialogueFileError
 from chat.session import ChatError, ChatSession
 from chat.terminal.commands import COMMANDS, OLD_WORDS, Leave
-from chat.terminal.lines import EditedLines
 from chat.terminal.screens import Screen
 from chat.terminal.settings import SettingError
 from utils.conversation import ConversationError, Image, ImageError
@@ -31,20 +30,20 @@ MISTAKES = (
 """What costs the user a line, and leaves everything as it was."""
 
 
-class Talk:
-    """A dialogue over a session, led by lines. Images wait for the next question."""
+class Repl:
+    """A dialogue at the terminal: lines are read, evaluated, printed. Images wait for the next question."""
 
     def __init__(self, session: ChatSession, screen: Screen) -> None:
         self.session = session
         self.screen = screen
-        self.waiting: tuple[OpenedImage, ...] = ()
+        self.waiting: tuple[LoadedImage, ...] = ()
         self._remote = RemoteImages(MAX_IMAGE_BYTES, anywhere=True)  # the user fetches for himself
 
-    def run(self, lines: EditedLines) -> None:
-        """Until the user leaves or the lines end; Ctrl-C stops an answer, or throws the line away."""
+    def run(self, read: Callable[[], str]) -> None:
+        """Do what each line that is read says, until the user leaves; Ctrl-C stops an answer, or drops the line."""
         while True:
             try:
-                self.handle(lines.read())
+                self.handle(read())
             except (EOFError, Leave):
                 return
             except KeyboardInterrupt:
@@ -113,11 +112,11 @@ class Talk:
         if not images and not self.waiting:
             self.screen.note("There are no images yet; /image FILE adds one.")
 
-    def _opened(self, place: str) -> OpenedImage:
+    def _opened(self, place: str) -> LoadedImage:
         if place.lower().startswith(("http://", "https://")):
             return open_image(Image(self._remote.fetch(place), place))
         return open_image(local_path(place))
 
 
-def _shown(image: OpenedImage) -> str:
+def _shown(image: LoadedImage) -> str:
     return f"{image.name} ({image.size[0]} x {image.size[1]})"

@@ -8,10 +8,10 @@ from pathlib import Path
 from chat.cost import Cost
 from chat.generation.sampling import Sampling
 from chat.generation.text_stream import recordable
-from chat.opened_images import OpenedImage
+from chat.loaded_images import LoadedImage
 from chat.saved_dialogues import save_dialogue
 from chat.serving.dialogue import Dialogue
-from chat.serving.engine import Asked, Engine, Event, Job
+from chat.serving.engine import Engine, Event, GenerationRequest, Job
 from chat.serving.errors import ApiError, invalid
 from chat.serving.pictures import Pictures
 from chat.session import ChatSession, RoundStatistics
@@ -21,7 +21,7 @@ STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
-class House:
+class SharedEngine:
     """What all visitors share: the engine, and a session that says what is allowed."""
 
     engine: Engine
@@ -30,7 +30,7 @@ class House:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class AnswerSettings:
     """How a visitor wants to be answered."""
 
     sampling: Sampling
@@ -39,10 +39,10 @@ class Wishes:
 
 
 @dataclass
-class Visitor:
+class PageSession:
     """One dialogue. `asked` is the turn that is being answered; `files` says where an image's file is kept."""
 
-    house: House
+    shared: SharedEngine
     turns: tuple[Turn, ...] = ()
     asked: Turn | None = None
     status: str = ""
@@ -60,32 +60,32 @@ class Visitor:
     def image_count(self) -> int:
         return sum(len(turn.images) for turn in self.shown)
 
-    def open_files(self, paths: Sequence[str]) -> tuple[OpenedImage, ...]:
+    def open_files(self, paths: Sequence[str]) -> tuple[LoadedImage, ...]:
         """The images that were uploaded. Raises `ApiError` for too many, and for one that cannot be read."""
-        most = self.house.session.max_images
+        most = self.shared.session.max_images
         count = self.image_count + len(paths)
         if count > most:
             raise invalid(f"That would make {count} images, of {most} allowed; start a new dialogue.")
         images = []
         for path in map(Path, paths):
-            images.append(self.house.pictures.checked(path.read_bytes(), path.name, path.name))
+            images.append(self.shared.pictures.checked(path.read_bytes(), path.name, path.name))
             self.files[images[-1].digest] = str(path)
         return tuple(images)
 
-    def ask(self, question: str, images: tuple[OpenedImage, ...], wishes: Wishes) -> Iterator[None]:
+    def ask(self, question: str, images: tuple[LoadedImage, ...], settings: AnswerSettings) -> Iterator[None]:
         """Answer, a step at a time; after each, `shown` has grown. A question that fails is not kept, nor is one
         that a new dialogue or another question has taken the place of.
 
         Raises `ApiError`.
         """
         self.stop()
-        self._system = wishes.system
+        self._system = settings.system
         self.asked, said = Turn(question, "", images), ""
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._events = events
-        dialogue = Dialogue(self.turns, question, images, wishes.system)
-        job = Job(Asked(dialogue, wishes.sampling, wishes.max_new_tokens), events.put)
-        self.house.engine.submit(job)
+        dialogue = Dialogue(self.turns, question, images, settings.system)
+        job = Job(GenerationRequest(dialogue, settings.sampling, settings.max_new_tokens), events.put)
+        self.shared.engine.submit(job)
         try:
             while isinstance(event := events.get(), str) and self._events is events:
                 said += event
@@ -97,10 +97,10 @@ class Visitor:
                 raise event
             self.status = STOPPED if event is None else self._cost(event)
             if event is not None or said:
-                answer = recordable(said, self.house.session.processor.tokenizer)
+                answer = recordable(said, self.shared.session.processor.tokenizer)
                 self.turns = (*self.turns, Turn(question, answer, images))
         finally:
-            self.house.engine.cancel(job)
+            self.shared.engine.cancel(job)
             if self._events is events:
                 self._events = self.asked = None
 
@@ -129,4 +129,4 @@ class Visitor:
         save_dialogue(path, self.turns, self._system)
 
     def _cost(self, statistics: RoundStatistics) -> str:
-        return str(Cost(statistics, self.image_count, self.house.session.max_seq_len))
+        return str(Cost(statistics, self.image_count, self.shared.session.max_seq_len))

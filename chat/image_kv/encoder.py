@@ -1,4 +1,4 @@
-"""What a decoder computes for an image under multi-modal causal attention: once, for every place it may stand at.
+"""An image's keys and values under multi-modal causal attention: computed once, for every place it may stand at.
 
 An image token attends to itself only, so its keys and values in every layer depend on the image and, through
 the rotary embedding of its keys alone, on its position. Here they are computed at position 0, where nothing is
@@ -15,21 +15,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .cache_name import CACHE
-from .computed_rows import only_keys_and_values
-from .images_beside import NO_MASK, ImagesAlone
-from .text_cache import growing_cache
+from chat.generation.growing_cache import growing_cache
+from chat.image_kv.attention import ImageOnlyAttention
+from utils.model.computed_rows import only_keys_and_values
+from utils.model.generation_visual_chat import CACHE
+from utils.model.mmca_layout import NO_MASK
 
 _EVERYWHERE = sys.maxsize
 _PROBED = 4  # tokens
 
 
-class NotReusable(ValueError):  # noqa: N818 (a finding, not a failure)
+class CannotReuseKV(ValueError):  # noqa: N818 (a finding, not a failure)
     """Why what is computed for an image at one position does not serve at others."""
 
 
 @dataclass(frozen=True, eq=False)
-class ImageStates:
+class ImageKV:
     """Keys, not rotated, and values of one image's S tokens: a tensor [Hkv, S, D] for each layer.
 
     summary: the mean of its features, in the decoder's width.
@@ -44,7 +45,7 @@ class ImageStates:
         """The memory they take."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values, self.summary))
 
-    def to(self, devices: Sequence[torch.device]) -> "ImageStates":
+    def to(self, devices: Sequence[torch.device]) -> "ImageKV":
         """On the device of each layer; the same object where they are there already."""
         if all(each.device == device for each, device in zip(self.keys, devices, strict=True)):
             return self
@@ -52,13 +53,13 @@ class ImageStates:
             tuple(tensor.to(device) for tensor, device in zip(tensors, devices, strict=True))
             for tensors in (self.keys, self.values)
         )
-        return ImageStates(keys, values, self.summary.to(devices[0]))
+        return ImageKV(keys, values, self.summary.to(devices[0]))
 
 
-class ImageStatesMaker:
+class ImageKVEncoder:
     """Computes the states of images with a decoder, and rotates their keys to where the images stand.
 
-    Raises `NotReusable` for a decoder whose states cannot be moved: every claim is tried on the decoder itself.
+    Raises `CannotReuseKV` for a decoder whose states cannot be moved: every claim is tried on the decoder itself.
     `reach`: the positions below which states can be moved; beyond them attention windows or changing
     frequencies make them differ. `device`: where positions and features are wanted; `devices`: where each
     layer leaves its keys and values. `image_layers`: what images go through, as in the configuration.
@@ -71,7 +72,7 @@ class ImageStatesMaker:
         module: ModuleType | None = sys.modules.get(type(attention).__module__)
         apply = getattr(module, "apply_rotary_pos_emb", None)
         if rotary is None or apply is None:
-            raise NotReusable(
+            raise CannotReuseKV(
                 f"{type(decoder).__name__} does not place its tokens by rotary embeddings of keys"
             )
         self._rotary, self._apply = rotary, apply
@@ -82,7 +83,7 @@ class ImageStatesMaker:
         self.devices = self._try()
 
     @torch.inference_mode()
-    def compute(self, features: torch.Tensor) -> list[ImageStates]:
+    def compute(self, features: torch.Tensor) -> list[ImageKV]:
         """Features in the decoder's width [N, S, D] -> the states of N images."""
         images, length, _ = features.shape
         layers = self._forward(features.flatten(0, 1), torch.zeros(images * length, dtype=torch.long))
@@ -91,7 +92,7 @@ class ImageStatesMaker:
             [layer[which][0].unflatten(1, (images, length)) for layer in layers] for which in (0, 1)
         )  # for each layer [Hkv, N, S, D]
         return [
-            ImageStates(
+            ImageKV(
                 tuple(tensor[:, number].clone() for tensor in keys),
                 tuple(tensor[:, number].clone() for tensor in values),
                 features[number].mean(dim=0),
@@ -120,7 +121,7 @@ class ImageStatesMaker:
             attention_mask=NO_MASK.to(embedded.device),
             position_ids=places[None].to(embedded.device),
             use_cache=True,
-            images_beside=ImagesAlone(),
+            image_kv=ImageOnlyAttention(),
             **{CACHE: cache},
             **only_keys_and_values(self._decoder, self._image_layers, embedded[None]),
         )
@@ -138,7 +139,7 @@ class ImageStatesMaker:
         rotations = self.rotations(places[None].to(self.device))
         for (keys, values), (wanted_keys, wanted_values) in zip(kept, there, strict=True):
             if not (_same(self.rotate(keys, rotations), wanted_keys) and _same(values, wanted_values)):
-                raise NotReusable(
+                raise CannotReuseKV(
                     f"what {type(self._decoder).__name__} computes for an image depends on its position in"
                     " another way than by the rotation of keys"
                 )
@@ -156,13 +157,13 @@ def _reach(config: PreTrainedConfig) -> int:
     limits = [_EVERYWHERE]
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
-        raise NotReusable(f"layers of kind {', '.join(sorted(kinds))} keep more than keys and values")
+        raise CannotReuseKV(f"layers of kind {', '.join(sorted(kinds))} keep more than keys and values")
     window = getattr(config, "sliding_window", None)
     if window and (not kinds or "sliding_attention" in kinds):
         limits.append(window)
     rope = getattr(config, "rope_parameters", None) or {}
     if any(isinstance(value, dict) for value in rope.values()):
-        raise NotReusable("its layers rotate keys in different ways")
+        raise CannotReuseKV("its layers rotate keys in different ways")
     if "dynamic" in rope.get("rope_type", "default"):
         limits.append(config.max_position_embeddings)
     if rope.get("rope_type") == "longrope":

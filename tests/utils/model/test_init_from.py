@@ -5,7 +5,7 @@ import torch
 
 from utils.model import LoraSettings, build_visual_chat
 from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
-from utils.model.start_from import start_from
+from utils.model.init_from import init_from
 
 LORA = LoraSettings(lang_dim=2)
 
@@ -34,7 +34,7 @@ def test_projector_and_embedding_come_over_from_either_form(folders, tmp_path, s
     earlier, processor = moved(folders)
     save(earlier, processor, tmp_path / "earlier")
     model, _ = build_visual_chat(*folders, lora=LORA)
-    start_from(model, tmp_path / "earlier")
+    init_from(model, tmp_path / "earlier")
     for name, parameter in learning(earlier).items():
         torch.testing.assert_close(learning(model)[name], parameter, rtol=0, atol=0)
     ups = [parameter for name, parameter in learning(model).items() if ".lora_B." in name]
@@ -45,7 +45,7 @@ def test_adapters_come_over(folders, tmp_path):
     earlier, processor = moved(folders, lora=LORA)
     save_trained_only(earlier, processor, tmp_path)
     model, _ = build_visual_chat(*folders, lora=LORA)
-    start_from(model, tmp_path)
+    init_from(model, tmp_path)
     for name, parameter in learning(earlier).items():
         torch.testing.assert_close(learning(model)[name], parameter, rtol=0, atol=0)
 
@@ -58,7 +58,7 @@ def test_a_gate_begins_as_what_was_computed_before(folders, tmp_path, earlier, f
     earlier, processor = moved(folders, **earlier)
     save_trained_only(earlier, processor, tmp_path)
     model, _ = build_visual_chat(*folders, image_gate="head")
-    start_from(model, tmp_path)
+    init_from(model, tmp_path)
     for name, factors in model.model.image_gate.named_parameters():
         learnt = earlier.model.image_gate
         wanted = learnt.get_parameter(name) if learnt else torch.full_like(factors, factor)
@@ -71,7 +71,7 @@ def test_a_gate_that_the_run_has_not_is_refused(folders, tmp_path):
     with pytest.raises(
         CheckpointError, match="has learnt an image gate that this run has not; give --image_gate"
     ):
-        start_from(model, tmp_path)
+        init_from(model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -87,18 +87,18 @@ def test_what_does_not_fit_is_refused(folders, tmp_path, save, wanted, message):
     save(*moved(folders, lora=LORA), tmp_path)
     model, _ = build_visual_chat(*folders, **wanted)
     with pytest.raises(CheckpointError, match=message):
-        start_from(model, tmp_path)
+        init_from(model, tmp_path)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(folders, tmp_path):
     model, _ = build_visual_chat(*folders)
     with pytest.raises(CheckpointError, match=r"no config\.json; give a checkpoint"):
-        start_from(model, tmp_path)
+        init_from(model, tmp_path)
     moved_model, processor = moved(folders)
     save_trained_only(moved_model, processor, tmp_path)
     (tmp_path / "trained.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match="is damaged"):
-        start_from(model, tmp_path)
+        init_from(model, tmp_path)
     (tmp_path / "trained.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
-        start_from(model, tmp_path)
+        init_from(model, tmp_path)

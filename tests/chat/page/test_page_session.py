@@ -1,0 +1,125 @@
+"""A page's dialogue over the engine, without a page."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from chat.generation.sampling import Sampling
+from chat.page.messages import chat_messages
+from chat.page.page_session import STOPPED, AnswerSettings, PageSession, SharedEngine
+from chat.serving.engine import Engine
+from chat.serving.errors import ApiError
+from chat.serving.limits import Limits
+from chat.serving.pictures import Pictures, Sources
+from chat.session import ChatSession
+
+
+@pytest.fixture
+def shared(model_and_processor) -> Iterator[SharedEngine]:
+    session = ChatSession(*model_and_processor, max_new_tokens=8)
+    engine = Engine(session, slots=2)
+    yield SharedEngine(engine, Pictures(Limits(), Sources()), session)
+    engine.close()
+
+
+SETTINGS = AnswerSettings(Sampling(), 8)
+
+
+def ask(page: PageSession, question: str, paths=(), settings: AnswerSettings = SETTINGS) -> str:
+    for _ in page.ask(question, page.open_files(list(map(str, paths))), settings):
+        pass
+    return page.turns[-1].answer
+
+
+def test_rounds_equal_those_of_a_session_and_cost_what_is_new(shared, model_and_processor, pictures):
+    session = ChatSession(*model_and_processor, max_new_tokens=8)
+    first, second = PageSession(shared), PageSession(shared)
+    for question, paths in [("What?", pictures[:2]), ("Where?", []), ("Who?", pictures[2:3]), ("Why?", [])]:
+        expected = "".join(session.ask(question, paths))
+        assert ask(first, question, paths) == session.turns[-1].answer
+        assert ask(second, question, paths) == session.turns[-1].answer, expected
+    cost = session.statistics[-1]
+    assert f"({cost.computed_tokens} computed)" in first.status and "3 images (0 new)" in first.status
+
+
+def test_a_long_dialogue_costs_its_new_tokens_only(shared, pictures, work):
+    page = PageSession(shared)
+    ask(page, "What?", pictures[:2])
+    for _ in range(20):
+        before = tokens(page)
+        work.update(tokens=0, images=0)
+        ask(page, "And now?")
+        assert work["images"] == 0
+        assert work["tokens"] <= tokens(page) - before + 8  # and the last answer once more
+    assert work["tokens"] < tokens(page) / 8
+
+
+def tokens(page: PageSession) -> int:
+    """Those of the whole dialogue, as the page shows them."""
+    return int(page.status.split()[0].replace(",", ""))
+
+
+def test_an_answer_is_stopped(shared, pictures):
+    page = PageSession(shared)
+    steps = page.ask("What?", page.open_files([str(pictures[0])]), AnswerSettings(Sampling(), 2000))
+    next(steps)
+    said = page.shown[-1].answer
+    page.stop()
+    assert len(list(steps)) < 100 and page.status == STOPPED
+    assert page.turns[0].answer.startswith(said)
+    while shared.engine.busy:
+        pass
+    assert ask(page, "And?")
+
+
+def test_a_new_dialogue_keeps_nothing_of_an_answer_that_was_begun(shared, pictures):
+    page = PageSession(shared)
+    steps = page.ask("What?", page.open_files([str(pictures[0])]), AnswerSettings(Sampling(), 2000))
+    next(steps)
+    page.clear()
+    assert list(steps) == [] and page.shown == () and page.status == ""
+    ask(page, "And?")
+    assert len(page.turns) == 1 and page.image_count == 0
+
+
+def test_a_question_that_fails_is_not_kept(shared, pictures):
+    page = PageSession(shared)
+    ask(page, "What?", pictures[:1])
+    for question, paths, words in [
+        ("Look: <image>", [], "'<image>'"),
+        ("many words " * 2000, [], "no room"),
+        ("What?", pictures[:8], "9 images, of 8 allowed"),
+        ("What?", [__file__], "not an image of a kind"),
+    ]:
+        with pytest.raises(ApiError) as raised:
+            ask(page, question, paths)
+        assert words in raised.value.message
+        assert len(page.turns) == 1 and page.asked is None
+
+
+def test_undo_clear_and_keep(shared, pictures, tmp_path):
+    page = PageSession(shared)
+    answer = ask(page, "What?", pictures[:1], AnswerSettings(Sampling(), 8, system="Be brief."))
+    page.save(tmp_path / "kept.json")
+    said = json.loads((tmp_path / "kept.json").read_text())["messages"]
+    assert [each["role"] for each in said] == ["system", "user", "assistant"] and said[2]["content"] == answer
+    assert page.undo().question == "What?" and page.undo() is None
+    ask(page, "What?", pictures[:1])
+    page.clear()
+    assert page.shown == () and page.image_count == 0
+
+
+def test_images_are_shown_with_the_numbers_that_the_model_knows(shared, pictures):
+    page = PageSession(shared)
+    ask(page, "What?", pictures[:2])
+    ask(page, "Why?", pictures[2:3])
+    shown = chat_messages(page.shown, page.files)
+    assert [each["role"] for each in shown] == ["user", "assistant"] * 2
+    captioned = [
+        [(part["props"]["label"], part["value"]["path"]) for part in each["content"] if "props" in part]
+        for each in shown
+    ]
+    first, second, third = map(str, pictures[:3])
+    assert captioned == [[("Image 1", first), ("Image 2", second)], [], [("Image 3", third)], []]
+    assert [each["content"][-1]["text"] for each in shown[::2]] == ["What?", "Why?"]

@@ -1,0 +1,209 @@
+"""What lines do in a dialogue, over a session with a tiny model."""
+
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from chat.session import ChatSession
+from chat.terminal.commands import COMMANDS, Leave
+from chat.terminal.repl import Repl
+from chat.terminal.screens import PlainScreen
+
+
+@pytest.fixture
+def repl(model_and_processor) -> Repl:
+    """Its notes and complaints are in `screen._errors`, its answers in `screen._output`."""
+    session = ChatSession(*model_and_processor, max_new_tokens=8)
+    return Repl(session, PlainScreen(io.StringIO(), io.StringIO()))
+
+
+def told(repl: Repl, *lines: str) -> str:
+    """What is noted on these lines."""
+    repl.screen._errors = io.StringIO()
+    for line in lines:
+        repl.handle(line)
+    return repl.screen._errors.getvalue()
+
+
+def test_images_wait_for_the_question(repl, pictures):
+    assert "image 1: " in told(repl, f"/image '{pictures[0]}'") and len(repl.waiting) == 1
+    assert "image 2: " in told(repl, f"/image '{pictures[1]}'")
+    told(repl, "What?", f"'{pictures[2]}' And this?", "Why?")
+    assert [len(turn.images) for turn in repl.session.turns] == [2, 1, 0] and repl.waiting == ()
+    images = told(repl, "/images")
+    assert [images.count(f"image {number}: {pictures[number - 1]} (24 x 20)") for number in (1, 2, 3)] == [
+        1,
+        1,
+        1,
+    ]
+
+
+def test_files_that_are_dropped_on_the_terminal(repl, pictures):
+    escaped = str(pictures[1]).replace(" ", "\\ ")
+    told(repl, f"'{pictures[0]}' {escaped} ")
+    assert [image.name for image in repl.waiting] == list(map(str, pictures[:2]))
+    told(repl, str(pictures[2]))  # as it is, spaces and all
+    assert len(repl.waiting) == 3
+    told(repl, f'"{pictures[3]}" It\'s what?')
+    assert repl.session.turns[0].question == "It's what?" and len(repl.session.images) == 4
+
+
+@pytest.mark.parametrize(
+    "question", ["It's a what?", "/ or \\?", "what.png is it?", "'quoted' words", "clear it"]
+)
+def test_questions_that_look_like_something_else(repl, question):
+    if question.startswith("/"):
+        assert "there is no command /" in told(repl, question)
+    else:
+        assert told(repl, question) == "" and repl.session.turns[0].question == question
+
+
+def test_undo_and_retry(repl, pictures):
+    told(repl, f"'{pictures[0]}' What?", f"'{pictures[1]}' Why?", f"/image '{pictures[2]}'")
+    before = repl.session.turns
+    assert "Removed the images for" in told(repl, "/undo") and repl.session.turns == before
+    told(repl, "/retry")
+    assert repl.session.turns == before  # greedy: the same
+    assert repl.session.statistics[-1].encoded_images == 0
+    told(repl, "/set temperature 1.5", "/set seed 3", "/retry")
+    assert repl.session.turns[1].answer != before[1].answer
+    assert "Taken back: Why?" in told(repl, "/undo")
+    assert repl.session.turns == before[:1]
+    assert "there is no round to take back" in told(repl, "/undo", "/undo", "/retry")
+
+
+def test_a_long_dialogue_costs_its_new_tokens_only(repl, pictures, work):
+    told(repl, f"'{pictures[0]}' '{pictures[1]}' What?")
+    for _ in range(20):
+        before = repl.session.statistics[-1].prompt_tokens
+        work.update(tokens=0, images=0)
+        told(repl, "And now?")
+        cost = repl.session.statistics[-1]
+        assert work == {"tokens": cost.computed_tokens, "images": 0}
+        assert cost.computed_tokens <= cost.prompt_tokens - before + cost.generated_tokens
+    assert work["tokens"] < cost.prompt_tokens / 8
+
+
+def test_a_retry_keeps_the_images_that_wait(repl, pictures):
+    told(repl, "What?", f"/image '{pictures[0]}'", "/retry")
+    assert len(repl.waiting) == 1 and repl.session.images == ()
+
+
+def test_clear_and_the_words_of_2023(repl, pictures):
+    told(repl, f"'{pictures[0]}' What?", f"/image '{pictures[1]}'", "clear")
+    assert repl.session.turns == () and repl.waiting == ()
+    for word in ("quit", "exit", "/quit", "/exit"):
+        with pytest.raises(Leave):
+            repl.handle(word)
+
+
+def test_a_dialogue_is_kept_and_gone_on_with(repl, pictures, tmp_path):
+    told(repl, "/system Be brief.", f"'{pictures[0]}' '{pictures[1]}' What?", "Why?")
+    turns = repl.session.turns
+    assert "Saved 2 rounds" in told(repl, f"/save '{tmp_path}/my dialogue.json'")
+    for path in pictures:
+        path.unlink()
+    expected = told(repl, "Who?") or repl.session.turns[-1].answer
+    told(repl, "/clear", "/system -")
+    loaded = told(repl, f"/load '{tmp_path}/my dialogue.json'")
+    assert "> What?" in loaded and f"image 2: {pictures[1]} (24 x 20)" in loaded
+    assert [(turn.question, turn.answer) for turn in repl.session.turns] == [
+        (turn.question, turn.answer) for turn in turns
+    ]
+    assert repl.session.system == "Be brief."
+    told(repl, "Who?")
+    assert repl.session.turns[-1].answer == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"messages": [{"role": "tool"}]}',
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}]}',
+    ],
+)
+def test_files_that_hold_no_dialogue(repl, tmp_path, content):
+    file = tmp_path / "dialogue.json"
+    file.write_text(content)
+    assert f"{file}: it holds no dialogue" in told(repl, "What?", f"/load {file}")
+    assert len(repl.session.turns) == 1
+    assert "cannot be read" in told(repl, f"/load {tmp_path}/nowhere.json")
+
+
+def test_settings(repl):
+    assert "temperature 0, top_p 1" in told(repl, "/set")
+    told(repl, "/set temperature 0.7", "/set top_k=5", "/set length 3", "What?")
+    assert (repl.session.sampling.temperature, repl.session.sampling.top_k) == (0.7, 5)
+    assert repl.session.statistics[-1].generated_tokens <= 3
+    mistakes = ["/set top_p 2", "/set temperature hot", "/set length 0", "/set colour red", "/set seed 1.5"]
+    complaints = told(repl, *mistakes)
+    assert complaints.count("error: ") == 5
+    assert "top_p is 2.0" in complaints and "there is no setting 'colour'" in complaints
+    assert repl.session.sampling.top_p == 1
+
+
+def test_mistakes_leave_everything_as_it_was(repl, pictures):
+    told(repl, f"'{pictures[0]}' What?", f"/image '{pictures[1]}'")
+    state = repl.session.turns, repl.waiting
+    many = " ".join(f"'{path}'" for path in pictures[2:9])
+    mistakes = [
+        "/image nowhere.png",
+        f"/image '{pictures[2]}' nowhere.png",
+        f"/image {many}",
+        "/image",
+        "/image it's.png",
+    ]
+    mistakes += ["/save", "/load a b", "/nothing", "Look: <image>", "/save /proc/nothing/a.json"]
+    complaints = told(repl, *mistakes)
+    assert complaints.count("error: ") == len(mistakes) and "of 8 allowed" in complaints
+    assert (repl.session.turns, repl.waiting) == state
+
+
+def test_an_interruption_keeps_what_was_said(repl, pictures, monkeypatch):
+    pieces = []
+
+    def interrupt(piece: str) -> None:
+        pieces.append(piece)
+        if len(pieces) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(repl.screen, "piece", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        repl.handle(f"'{pictures[0]}' What?")
+    assert repl.session.turns[0].answer == "".join(pieces) and repl.session.statistics[0].end == "interrupted"
+    assert repl.waiting == ()
+
+
+def test_an_image_from_the_web(repl, pictures):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(pictures[0].read_bytes())
+
+        def log_message(self, *args) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        assert f"image 1: {url} (24 x 20)" in told(repl, f"/image {url}")
+    assert "cannot be fetched" in told(repl, f"/image {url}")
+
+
+def test_help_names_every_command(repl):
+    shown = told(repl, "/help")
+    assert all(name in shown for name in COMMANDS)
+
+
+def test_saved_messages_are_those_of_a_request(repl, pictures, tmp_path):
+    told(repl, f"'{pictures[0]}' What?", f"/save {tmp_path}/a.json")
+    said = json.loads((tmp_path / "a.json").read_text())["messages"]
+    assert [message["role"] for message in said] == ["user", "assistant"]
+    assert said[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")

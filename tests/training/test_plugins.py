@@ -1,0 +1,65 @@
+"""A dataset and an encoder of the user's own, as the pages of docs/ write them: trained, and the checkpoint used."""
+
+import json
+import sys
+
+import PIL.Image
+import pytest
+import torch
+from transformers import CLIPImageProcessor
+
+from chat.checkpoint_arguments import add_checkpoint_arguments, load_named_checkpoint
+from chat.session import ChatSession
+from tests.test_docs import python_blocks
+from utils.commands import Parser
+from utils.model.vision import FAMILIES
+from utils.plugins import load_plugins
+
+
+@pytest.mark.slow
+def test_one_step_of_training_and_a_question(trainings, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    monkeypatch.setitem(FAMILIES, "my_patches", None)  # taken back after the test
+    dataset, encoder = tmp_path / "my_dataset.py", tmp_path / "my_encoder.py"
+    dataset.write_text(python_blocks("add-a-dataset")[0])
+    encoder.write_text(python_blocks("add-an-encoder")[1])
+    images = tmp_path / "data" / "birds" / "images"
+    images.mkdir(parents=True)
+    birds = ["a heron", "a wren", "", "a stork", "a finch", "a crow"]
+    for number in range(len(birds)):
+        PIL.Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(images / f"{number}.jpg")
+    records = [{"file": f"{number}.jpg", "bird": bird} for number, bird in enumerate(birds)]
+    (images.parent / "birds.json").write_text(json.dumps(records))
+
+    load_plugins([str(encoder)])
+    torch.manual_seed(0)
+    own = sys.modules["my_encoder"]
+    own.PatchModel(own.PatchConfig(image_size=16, patch_size=8, hidden_size=32)).save_pretrained(
+        tmp_path / "eye"
+    )
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path / "eye")
+
+    command = trainings.arguments(
+        tmp_path / "run",
+        plugin=[dataset, encoder],
+        dataset_names=["birds"],
+        data_path=tmp_path / "data",
+        vision_model_name_or_path=tmp_path / "eye",
+        data_train_split_ratio=1,
+        eval_strategy="no",
+        max_steps=1,
+        checkpoint_form="trained",
+    )
+    trainings.run(command)
+    (bad,) = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
+    assert "birds/birds.json#2" in bad and "it names no bird" in bad
+
+    parser = Parser()
+    add_checkpoint_arguments(parser)
+    words = ["--checkpoint_path", str(tmp_path / "run"), "--plugin", str(encoder), "--device_map", "cpu"]
+    arguments = parser.parse_args(words)
+    model, processor = load_named_checkpoint(arguments, arguments.checkpoint_path)
+    assert type(model.model.vision_tower).__name__ == "PatchModel"
+    session = ChatSession(model, processor, max_new_tokens=3)
+    assert isinstance("".join(session.ask("Which bird is this?", [images / "0.jpg"])), str)

@@ -1,0 +1,73 @@
+"""A visual encoder that a module of the user's own registers, as docs/add-an-encoder.md writes it."""
+
+import sys
+
+import pytest
+import torch
+from transformers import CLIPImageProcessor, Dinov2Config, Dinov2Model
+
+from tests.test_docs import python_blocks
+from utils.model import build_visual_chat, load_checkpoint
+from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
+from utils.model.vision import FAMILIES, load_vision_tower
+from utils.plugins import load_plugins
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """The page's modules by their class's name; what they register stays within the test."""
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    for name in ("my_patches", "dinov2"):  # taken back after the test
+        monkeypatch.setitem(FAMILIES, name, None)
+    dino, patches = python_blocks("add-an-encoder")
+    (tmp_path / "my_dino.py").write_text(dino)
+    (tmp_path / "my_patches.py").write_text(patches)
+    return tmp_path
+
+
+def encoder_folder(model, folder):
+    model.save_pretrained(folder)
+    side = model.config.image_size
+    size = {"height": side, "width": side}
+    CLIPImageProcessor(size={"shortest_edge": side}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def logits(model, processor) -> torch.Tensor:
+    image = [processor.image_token_id] * processor.image_seq_length
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([[1, *image, 20, 21]]), pixel_values=pixels).logits
+
+
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_a_model_of_the_users_own_is_built_saved_and_loaded(plugins, llama_folder, monkeypatch, save):
+    load_plugins([str(plugins / "my_patches.py")])
+    own = sys.modules["my_patches"]
+    torch.manual_seed(0)
+    tower = own.PatchModel(own.PatchConfig(image_size=16, patch_size=8, hidden_size=32))
+    encoder = encoder_folder(tower, plugins / "encoder")
+    pixels = torch.randn(2, 3, 16, 16)
+    assert torch.equal(
+        load_vision_tower(str(encoder))(pixels).last_hidden_state, tower(pixels).last_hidden_state
+    )
+    model, processor = build_visual_chat(str(llama_folder), str(encoder))
+    assert processor.image_seq_length == 4  # 16 / 8 squared
+    expected = logits(model, processor)
+    save(model, processor, plugins / "checkpoint")
+    loaded, processor = load_checkpoint(plugins / "checkpoint", device_map="auto")
+    assert torch.equal(logits(loaded, processor), expected)
+    monkeypatch.delitem(FAMILIES, "my_patches")
+    with pytest.raises(CheckpointError, match=r"type 'my_patches', .*--plugin"):
+        load_checkpoint(plugins / "checkpoint")
+
+
+def test_a_class_of_transformers_needs_one_line(plugins, llama_folder):
+    load_plugins([str(plugins / "my_dino.py")])
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    encoder = encoder_folder(Dinov2Model(config), plugins / "encoder")
+    model, processor = build_visual_chat(str(llama_folder), str(encoder))
+    assert processor.image_seq_length == 5 and logits(model, processor).isfinite().all()

@@ -1,0 +1,66 @@
+"""Modules of the user's own: found by path or by name, imported once, and named where they fail."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.commands import UsageError
+from utils.data import DataError, register_dataset
+from utils.data.registry import DATASETS
+from utils.plugins import load_plugins
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working folder, on no path of modules; modules of before the test are those of after it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["here.py", "here", "{folder}/here.py"])
+def test_a_module_is_imported_once_under_its_name(folder, name):
+    (folder / "here.py").write_text("with open('ran', 'a') as file:\n    file.write('x')\ndef read(): ...\n")
+    for _ in range(2):
+        load_plugins([name.format(folder=folder)])
+    assert (folder / "ran").read_text() == "x"
+    assert sys.modules["here"].read.__module__ == "here"
+
+
+def test_an_installed_module_is_imported(folder):
+    load_plugins(["xml.dom.pulldom"])
+    assert "xml.dom.pulldom" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("nothing.py", None, "there is no file"),
+        ("nothing", None, "no installed module of this name, and no file"),
+        ("no.such.module", None, "no installed module of this name"),
+        ("wrong.py", "\nimport nowhere_to_be_found\n", "wrong.py, line 2: ModuleNotFoundError"),
+        ("wrong.py", "x = 1\n1 / 0\n", "wrong.py, line 2: ZeroDivisionError"),
+        ("wrong.py", "def (", "SyntaxError"),
+        ("json.py", "", "another module called json"),
+        ("taken.py", "", "another module called taken"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, name, text, said):
+    if text is not None:
+        (folder / name).write_text(text)
+    (folder / "other").mkdir()
+    (folder / "other" / "taken.py").write_text("")
+    load_plugins(["other/taken.py"])
+    with pytest.raises(UsageError, match=f"^--plugin {name}: .*{said}"):
+        load_plugins([name])
+    assert name.removesuffix(".py") in ("json", "taken") or name.removesuffix(".py") not in sys.modules
+
+
+def test_a_name_is_given_to_one_dataset():
+    llava = DATASETS["llava"]
+    register_dataset(llava)  # the same again
+    with pytest.raises(DataError, match="there is a dataset llava already"):
+        register_dataset(DATASETS["llava_dial"].__class__(**{**vars(llava), "annotations": ()}))
+    with pytest.raises(DataError, match=r"birds\.json would be taken for the path of a file"):
+        register_dataset(llava.__class__(**{**vars(llava), "name": "birds.json"}))

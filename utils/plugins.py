@@ -1,0 +1,95 @@
+"""Modules of the user's own, named by `--plugin`: each registers datasets or visual encoders when it is imported.
+
+`utils.data.register_dataset` and `utils.model.register_encoder` are what they call; docs/add-a-dataset.md and
+docs/add-an-encoder.md show one of each.
+"""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from argparse import ArgumentTypeError
+from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+from utils.commands import UsageError
+
+
+def load_plugins(names: Iterable[str]) -> None:
+    """Import modules, each once: `my_module.py`, or `my_module` where that is installed or in the working folder.
+
+    Raises `UsageError` with one line that names the plugin and, where its code fails, the line.
+    """
+    for name in names:
+        try:
+            file = _file(name)
+            if file is None:
+                importlib.import_module(name)
+            else:
+                _import_file(file)
+        except UsageError as error:
+            raise UsageError(f"--plugin {name}: {error}") from error
+        except Exception as error:  # whatever the user's own code raises
+            raise UsageError(f"--plugin {name}: {_where(error)}{type(error).__name__}: {error}") from error
+
+
+def plugin(name: str) -> str:
+    """Imports a plugin as soon as argparse reads its name."""
+    try:
+        load_plugins([name])
+    except UsageError as error:
+        raise ArgumentTypeError(str(error).removeprefix("--plugin ")) from error
+    return name
+
+
+def _file(name: str) -> Path | None:
+    """The file that is meant; None for a module that Python finds by itself."""
+    path = Path(name).expanduser()
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise UsageError(f"there is no file {path.absolute()}; check the path")
+        return path
+    if _spec(name) is not None:
+        return None
+    beside = Path(f"{name}.py")
+    if not beside.is_file():
+        raise UsageError(
+            f"there is no installed module of this name, and no file {beside.absolute()}; give the path of a .py file"
+        )
+    return beside
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):  # of a package that is not there; no name of a module
+        return None
+
+
+def _import_file(file: Path) -> None:
+    """Import a file as the module of its name, under which worker processes find its functions."""
+    name, file = file.stem, file.resolve()
+    found = _spec(name)
+    if found is not None and Path(found.origin or "").resolve() != file:
+        raise UsageError(f"there is another module called {name}; rename the file")
+    if found is not None:
+        importlib.import_module(name)
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError("not a Python file: its name has to end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _where(error: Exception) -> str:
+    """The line of code that raised, for a message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
+    return f"{Path(own[0].filename).name}, line {own[0].lineno}: " if own else ""
