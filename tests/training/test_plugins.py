@@ -52,12 +52,19 @@ def test_one_step_of_training_and_a_question(trainings, tmp_path, monkeypatch):
         checkpoint_form="trained",
     )
     trainings.run(command)
-    (bad,) = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
-    assert "birds/birds.json#2" in bad and "it names no bird" in bad
+    (bad,) = map(json.loads, (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines())
+    assert (bad["file"], bad["index"], bad["reason"]) == ("birds/birds.json", 2, "it names no bird")
 
     parser = Parser()
     add_checkpoint_arguments(parser)
-    words = ["--checkpoint_path", str(tmp_path / "run"), "--plugin", str(encoder), "--device_map", "cpu"]
+    words = [
+        "--checkpoint_path",
+        str(tmp_path / "run" / "final"),
+        "--plugin",
+        str(encoder),
+        "--device_map",
+        "cpu",
+    ]
     arguments = parser.parse_args(words)
     model, processor = load_named_checkpoint(arguments, arguments.checkpoint_path)
     assert type(model.model.vision_tower).__name__ == "PatchModel"
