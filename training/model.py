@@ -47,6 +47,7 @@ def load_model(
             lora=model_arguments.lora,
             dtype=arguments.dtype,
             train=model_arguments.train or PUBLISHED,
+            frozen_bits=model_arguments.frozen_bits,
         )
         if resumed is None:
             _begin(model, model_arguments)
@@ -54,7 +55,7 @@ def load_model(
             init_from(model, resumed)
         if arguments.epoch_checkpoint_form == "full" and model_arguments.lora:
             _refuse_merging(model)
-        logger.info("learning: %s", learning(model, arguments))
+        logger.info("learning: %s", learning(model, arguments, model_arguments.frozen_bits))
         if arguments.use_liger_kernel:
             apply_liger(model.model.language_model)
         return model, processor
@@ -90,10 +91,10 @@ def _refuse_merging(model: PreTrainedModel) -> None:
         )
 
 
-def learning(model: PreTrainedModel, arguments: VisualChatTrainingArguments) -> str:
+def learning(model: PreTrainedModel, arguments: VisualChatTrainingArguments, frozen_bits: int = 0) -> str:
     """What learns and what it takes, in a line."""
     sharding = Sharding.of(arguments.hf_deepspeed_config.config, arguments.world_size)
-    held = states(Weights.of(model), sharding, arguments.dtype)
+    held = states(Weights.of(model, frozen_bits), sharding, arguments.dtype)
     gradients = held.resting.get("gradients", held.accumulated)
     sizes = {
         "weights": held.resting["weights"],

@@ -198,7 +198,7 @@ def train(
     # On a GPU packed rows are all of one width, which its kernels are compiled for.
     width = data_arguments.max_seq_len if data_arguments.packing and arguments.device.type == "cuda" else 8
     largest, parts = largest_of(data_arguments, arguments, processor), model_arguments.train or PUBLISHED
-    rehearsal = partial(dry_run, batches=largest, train=parts)
+    rehearsal = partial(dry_run, batches=largest, train=parts, frozen_bits=model_arguments.frozen_bits)
     trainer = VisualChatTrainer(
         model=model,
         args=arguments,

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from training.arguments import DataArguments, ModelArguments, RunArguments
@@ -104,6 +105,12 @@ def training_arguments(
             raise UsageError(
                 "--packing fills every row, so there is no length to group by: leave out one of them"
             )
+        if model.frozen_bits:
+            model.require_whole(training.zero_stage)
+            if find_spec("bitsandbytes") is None:
+                raise UsageError("--frozen_bits needs the package bitsandbytes: pip install bitsandbytes")
+            # Merged or whole weights are in no precision that the run has: `visualchat export` makes them.
+            training.checkpoint_form = training.epoch_checkpoint_form = "trained"
         if data.cache_vision_features and "encoder" in model.train:
             raise UsageError(
                 "--cache_vision_features needs an encoder that stays as it is: leave it out, or encoder in --train"

@@ -75,6 +75,11 @@ class ModelArguments:
             " lora where the model has them)."
         },
     )
+    frozen_bits: Literal[0, 4, 8] = flag(
+        0,
+        "Bits of the frozen decoder's matrices, quantised by bitsandbytes, at ZeRO 0 to 2; 0: as --precision says. The"
+        " encoder keeps --precision. Checkpoints then hold what was trained, in all forms.",
+    )
     init_from: str | None = flag(
         None,
         "Checkpoint to start from: takes what it has learnt. Steps and optimizer start anew;"
@@ -105,6 +110,7 @@ class ModelArguments:
         if self.lora_alpha is not None and self.lora_alpha <= 0:
             raise UsageError(f"--lora_alpha {self.lora_alpha}: give a positive number, or leave it out")
         self._check_train()
+        self._check_frozen_bits()
 
     def require_plausible_names(self) -> None:
         """Raises `UsageError` for a model that is neither a model's folder here nor a name that the hub may have."""
@@ -124,6 +130,21 @@ class ModelArguments:
             raise UsageError("--train gate: the model has none; add --image_gate head")
         if "lora" in self.train and not (self.lang_lora_dim or self.vis_lora_dim):
             raise UsageError("--train lora: the model has no adapters; add --lang_lora_dim 64, say")
+
+    def _check_frozen_bits(self) -> None:
+        if self.frozen_bits and any(part.startswith("decoder") for part in self.train):
+            raise UsageError(
+                f"--frozen_bits {self.frozen_bits} quantises the decoder, so it cannot learn: leave it out of --train,"
+                " or give it adapters in its place (--train lora, --lang_lora_dim 64)"
+            )
+
+    def require_whole(self, zero_stage: int) -> None:
+        """Raises `UsageError` where ZeRO would partition quantised weights."""
+        if self.frozen_bits and zero_stage == 3:
+            raise UsageError(
+                f"--frozen_bits {self.frozen_bits} needs --zero_stage 0, 1 or 2: ZeRO-3 cannot partition quantised"
+                " weights"
+            )
 
     def look_up(self) -> None:
         """Find both models, in their folders or on the hub; `UsageError` that names the flag where one is not there."""

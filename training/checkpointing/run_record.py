@@ -33,6 +33,7 @@ FIXED = {
     "vis_lora_dim",
     "vis_lora_module_name",
     "train",
+    "frozen_bits",
     "lora_alpha",
     "dataset_names",
     "dataset_samples",
@@ -82,7 +83,13 @@ UNRECORDED = {
 }
 """Flags that say nothing of the run itself."""
 
-BEFORE = {"image_layers": "full", "image_gate": "none", "image_summary": "none", "lora_learning_rate": 0.0}
+BEFORE = {
+    "image_layers": "full",
+    "image_gate": "none",
+    "image_summary": "none",
+    "lora_learning_rate": 0.0,
+    "frozen_bits": 0,
+}
 """What runs did that do not record a flag, because there was none."""
 
 _MADE_BY_FLAGS = {"lang_lora_dim", "vis_lora_dim", "image_gate"}

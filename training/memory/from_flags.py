@@ -47,15 +47,18 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         check_parts(flags.train, decoder.num_hidden_layers)
     except ValueError as error:
         raise UsageError(f"--train: {error}") from error
+    sharding = Sharding.of(_deepspeed(flags, decoder.hidden_size), gpus)
+    model.require_whole(sharding.stage)
     return Training(
         config=config,
         dtype=_DTYPES["fp16" if flags.fp16 else flags.precision],
         batches=batches_of(flags, config.image_seq_length, supervised),
-        sharding=Sharding.of(_deepspeed(flags, decoder.hidden_size), gpus),
+        sharding=sharding,
         lora=model.lora,
         gradient_checkpointing=_recomputes(flags),
         accumulation=flags.gradient_accumulation_steps,
         train=tuple(flags.train or PUBLISHED),
+        frozen_bits=model.frozen_bits,
     )
 
 

@@ -39,6 +39,7 @@ class Training:
     gradient_checkpointing: bool = False
     accumulation: int = 1
     train: tuple[str, ...] = PUBLISHED
+    frozen_bits: int = 0
 
     @property
     def rows(self) -> int:
@@ -52,6 +53,8 @@ class Training:
     def describe(self) -> str:
         """The setting in a few words."""
         words = [f"ZeRO-{self.sharding.stage}"]
+        if self.frozen_bits:
+            words.append(f"frozen weights in {self.frozen_bits} bits")
         words.append("checkpointing" if self.gradient_checkpointing else "no checkpointing")
         for name, device in (
             ("optimizer", self.sharding.offload.optimizer),
@@ -149,11 +152,12 @@ class Planner:
                 training.lora,
                 training.gradient_checkpointing,
                 training.train,
+                training.frozen_bits,
             )
         return self._models[key]
 
     def _weights(self, training: Training) -> Weights:
-        return Weights.of(self._model(training))
+        return Weights.of(self._model(training), training.frozen_bits)
 
     def _trace(self, training: Training, batch: BatchShape) -> Activations:
         keeps = training.sharding.stage < 2
@@ -170,13 +174,14 @@ def choices(training: Training) -> Iterator[Training]:
     has more than about a thousand tokens a step; recomputing costs a third more; moving to main memory more
     than that. Splitting over one device saves nothing.
     """
-    stages = (2, 3) if training.sharding.gpus > 1 else (2,)
+    stages = (2, 3) if training.sharding.gpus > 1 and not training.frozen_bits else (2,)
     for recomputing in (False, True):
         for stage in stages:
             yield _with(training, stage, recomputing, Offload())
     for stage in stages:
         yield _with(training, stage, True, Offload("cpu"))
-    yield _with(training, 3, True, Offload("cpu", "cpu"))
+    if not training.frozen_bits:  # quantised weights cannot be split
+        yield _with(training, 3, True, Offload("cpu", "cpu"))
 
 
 def _with(training: Training, stage: int, recomputing: bool, offload: Offload) -> Training:

@@ -15,14 +15,20 @@ from torch import nn
 
 from training.ds_configs import Offload
 from training.parameter_groups import parameter_groups
+from utils.model.freezing import elements
 
 _FLOAT = 4
+_QUANTISED = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1}
+"""Bytes of an element: in 4 bits with a scale of a byte for 64, and one of single precision for 256 of these; in 8
+bits with a scale for each row, which is left out of account."""
 _DOUBLE = 8  # DeepSpeed takes the norm of a gradient in double precision
 
 
 @dataclass(frozen=True)
 class Weights:
     """How many elements a model has: of each tensor, and of those that learn, as the optimizer groups them.
+
+    `quantised` of the elements have so many `bits` (`--frozen_bits`), which no optimizer groups.
 
     `returning` are the tensors that the backward pass needs again, in the order of the forward pass: all but a
     frozen encoder's, and frozen layers' below the first that learns.
@@ -31,16 +37,20 @@ class Weights:
     tensors: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
     returning: tuple[int, ...]
+    quantised: int = 0
+    bits: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Weights":
+    def of(cls, model: nn.Module, bits: int = 0) -> "Weights":
         """Those of a model, on the meta device or a real one, also where ZeRO-3 has partitioned it."""
         groups = [group["params"] for group in parameter_groups(model, 1.0, 0.0, 0.0)]
         returning = dropwhile(lambda each: not each[1], _in_forward_order(model))
         return cls(
-            tensors=tuple(_elements(each) for each in model.parameters()),
-            groups=tuple(tuple(_elements(each) for each in group) for group in groups),
-            returning=tuple(_elements(each) for each, _ in returning),
+            tensors=tuple(elements(each) for each in model.parameters()),
+            groups=tuple(tuple(elements(each) for each in group) for group in groups),
+            returning=tuple(elements(each) for each, _ in returning),
+            quantised=sum(map(elements, quantised_weights(model))) if bits else 0,
+            bits=bits,
         )
 
     @property
@@ -52,6 +62,10 @@ class Weights:
     def learned(self) -> int:
         """Elements that learn."""
         return sum(map(sum, self.groups))
+
+    def nbytes(self, size: int) -> int:
+        """Bytes of all, where `size` are those of an element that is not quantised."""
+        return round((self.total - self.quantised) * size + self.quantised * _QUANTISED.get(self.bits, 0))
 
     def whole_below(self, threshold: int) -> int:
         """Elements of the tensors that ZeRO-3 does not split."""
@@ -116,7 +130,7 @@ def _whole(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
     master = 0 if size == _FLOAT else learned * _FLOAT
     reduced = learned * size if sharding.gpus > 1 else 0  # gradients side by side, for one exchange
     return States(
-        resting={"weights": weights.total * size, "optimizer": master + 2 * learned * _FLOAT},
+        resting={"weights": weights.nbytes(size), "optimizer": master + 2 * learned * _FLOAT},
         passing={},
         stepping={"gradients": learned * size + max(master, reduced)},
         accumulated=learned * size,
@@ -133,7 +147,7 @@ def _split_optimizer(weights: Weights, sharding: Sharding, dtype: torch.dtype) -
     kept = weights.learned if sharding.stage == 1 else _touched(weights.groups, sharding.gpus)
     flat = max(parts) * (_FLOAT + (size if size < _FLOAT else 0))
     norm = max(min(part, max(group)) for part, group in zip(parts, weights.groups, strict=True)) * _DOUBLE
-    resting = {"weights": weights.total * size, "optimizer": states_size}
+    resting = {"weights": weights.nbytes(size), "optimizer": states_size}
     host = 0
     largest = max(map(max, weights.groups))
     passing = {"communication": sharding.reduce_bucket * size}
@@ -227,5 +241,10 @@ def _touched(groups: Sequence[Sequence[int]], gpus: int) -> int:
     return most
 
 
-def _elements(parameter: torch.Tensor) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())  # partitioned parameters know the whole
+def quantised_weights(model: nn.Module) -> list[torch.Tensor]:
+    """The matrices that `--frozen_bits` quantises: those of the decoder's layers, adapters apart."""
+    return [
+        module.weight
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]

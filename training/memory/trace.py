@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 
 from training.memory.batch import BatchShape, make_batch
@@ -40,10 +41,15 @@ def meta_model(
     lora: LoraSettings | None = None,
     gradient_checkpointing: bool = False,
     train: Sequence[str] = PUBLISHED,
+    frozen_bits: int = 0,
 ) -> VisualChatForConditionalGeneration:
     """The model of a configuration without its weights, frozen and in training as the real one will be."""
     with torch.device("meta"):
         model = VisualChatForConditionalGeneration(config).to(dtype)
+        if frozen_bits:
+            for module in model.model.language_model.modules():
+                if isinstance(module, nn.Linear):
+                    module.__class__ = {4: _In4Bits, 8: _In8Bits}[frozen_bits]
         if lora:
             inject_lora(model, lora)
     freeze(model, train)
@@ -51,6 +57,37 @@ def meta_model(
     if gradient_checkpointing:
         enable_checkpointing(model)
     return model
+
+
+class _In4Bits(nn.Linear):
+    """Allocates what bitsandbytes' layer of 4 bits does: the whole matrix in each pass, nothing in between."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return _Quantised.apply(inputs, self.weight, self.bias, False)
+
+
+class _In8Bits(nn.Linear):
+    """That of 8 bits: rounds its inputs, adds up in 32 bits, and keeps the inputs, which only outliers need."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return _Quantised.apply(inputs, self.weight, self.bias, True)
+
+
+class _Quantised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rounds: bool
+    ) -> torch.Tensor:
+        ctx.weight, ctx.inputs = weight, inputs if rounds else None
+        if not rounds:
+            return nn.functional.linear(inputs, torch.empty_like(weight), bias)
+        rounded = inputs.to(torch.float16).to(torch.int8)
+        sums = torch.empty(*inputs.shape[:-1], weight.shape[0], dtype=torch.float32, device=rounded.device)
+        return sums.to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gradient @ torch.empty_like(ctx.weight), None, None, None
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:

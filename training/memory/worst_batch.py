@@ -50,13 +50,18 @@ def largest_of(
     )
 
 
-def dry_run(context: RunContext, batches: Sequence[BatchShape], train: Sequence[str] = PUBLISHED) -> None:
+def dry_run(
+    context: RunContext,
+    batches: Sequence[BatchShape],
+    train: Sequence[str] = PUBLISHED,
+    frozen_bits: int = 0,
+) -> None:
     """Put the largest batches through a step that changes nothing, and log its peak of memory; all processes call.
 
-    train: the parts that learn (see `utils.model.freezing`).
+    train: the parts that learn (see `utils.model.freezing`). frozen_bits: of the decoder's matrices, or 0.
     """
     device = context.args.device
-    training = _training(context, batches, train)
+    training = _training(context, batches, train, frozen_bits)
     plan = everyone(predict_in_subprocess(training) if is_main_process() else None)[0]
     meter = _Meter(device)  # before copies are made of what is to be put back
     with _as_before(context.engine):
@@ -85,7 +90,9 @@ def _described(plan: MemoryPlan, predicted: int, measured: int, available: int |
     )
 
 
-def _training(context: RunContext, batches: Sequence[BatchShape], train: Sequence[str]) -> Training:
+def _training(
+    context: RunContext, batches: Sequence[BatchShape], train: Sequence[str], frozen_bits: int
+) -> Training:
     args, config = context.args, context.model.config
     return Training(
         config=config,
@@ -96,6 +103,7 @@ def _training(context: RunContext, batches: Sequence[BatchShape], train: Sequenc
         gradient_checkpointing=args.gradient_checkpointing,
         accumulation=args.gradient_accumulation_steps,
         train=tuple(train),
+        frozen_bits=frozen_bits,
     )
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from utils.model.computed_rows import parts_of
 from utils.model.decoder_check import outside_zero3
+from utils.model.freezing import elements
 from utils.model.lora import is_lora
 from utils.model.vision import encode_images, vision_family
 
@@ -149,6 +150,5 @@ def _matrices(module: nn.Module, passes_on: bool) -> float:
     total = 0
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            size = getattr(part.weight, "ds_numel", part.weight.numel())  # partitioned weights know the whole
-            total += size * (2 + 2 * passes_on + 2 * part.weight.requires_grad)
+            total += elements(part.weight) * (2 + 2 * passes_on + 2 * part.weight.requires_grad)
     return float(total)

@@ -49,13 +49,15 @@ def build_visual_chat(
     dtype: torch.dtype | str | None = None,
     image_seq_length: int | None = None,
     train: Sequence[str] = PUBLISHED,
+    frozen_bits: int = 0,
 ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
     Adds the image token (with `image_summary` "mean" that of summaries too, and a padding token where there is none),
     unties the head, freezes everything but what `train` names (see `freezing`). image_seq_length: tokens of one image;
-    follows from encoder and projector, and a number that differs is an error. Works inside DeepSpeed's ZeRO-3 (an
-    `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
+    follows from encoder and projector, and a number that differs is an error. frozen_bits: 4 or 8 for a decoder whose
+    layers are quantised; 0 for none. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then
+    holds its part of the weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
     processor = build_processor(language_model, vision_model, projector_type, image_summary)
@@ -67,7 +69,7 @@ def build_visual_chat(
         )
     if attention != "causal":
         check_computes_mmca(AutoConfig.from_pretrained(language_model), attention, image_layers)
-    decoder = load_decoder(language_model, dtype)
+    decoder = load_decoder(language_model, dtype, frozen_bits)
     base_vocabulary = decoder.config.vocab_size
     grow_vocabulary(decoder, len(tokenizer))
     tower = load_vision_tower(vision_model, decoder.dtype)

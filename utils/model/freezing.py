@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .lora import is_lora
@@ -33,10 +34,10 @@ class Learning:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Learning":
-        """As the parameters' `requires_grad` says; partitioned ones count whole."""
+        """As the parameters' `requires_grad` says."""
         counts, frozen = dict.fromkeys(PARTS, 0), 0
         for parameter, part in zip(model.parameters(), part_of_each(model).values(), strict=True):
-            size = getattr(parameter, "ds_numel", parameter.numel())
+            size = elements(parameter)
             if parameter.requires_grad:
                 counts[part] += size
             else:
@@ -49,6 +50,12 @@ class Learning:
         return f"{sum(self.learns.values()):,} parameters ({parts}); frozen: {self.frozen:,}"
 
 
+def elements(parameter: torch.Tensor) -> int:
+    """How many numbers a weight holds: whole where ZeRO-3 has partitioned it, and where two are packed into a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return packed.shape.numel() if packed is not None else getattr(parameter, "ds_numel", parameter.numel())
+
+
 def freeze(model: nn.Module, train: Sequence[str] = PUBLISHED) -> None:
     """Let the named parts learn and nothing else; a part that the model lacks is passed over.
 
@@ -56,7 +63,10 @@ def freeze(model: nn.Module, train: Sequence[str] = PUBLISHED) -> None:
     """
     learning = names_of(model, train)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learning)
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name in learning)
+        elif name in learning:
+            raise ValueError(f"{name} is quantised, so it cannot learn")
 
 
 def part_of_each(model: nn.Module) -> dict[str, str]:

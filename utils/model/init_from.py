@@ -45,6 +45,10 @@ def init_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> 
     found: set[str] = set()
     for name, tensor in _learnt(folder, set(places)):
         parameter = places[name]
+        if not parameter.is_floating_point():
+            raise CheckpointError(
+                f"{folder} has trained weights of the decoder, which --frozen_bits would quantise; leave it out"
+            )
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         if shape != tuple(tensor.shape):
             raise CheckpointError(

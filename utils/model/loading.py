@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
@@ -102,12 +102,15 @@ def _spare_packed_kernel(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = rows % 32 == 0 and width % state.blocksize == 0
 
 
-def load_decoder(path: str, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+def load_decoder(path: str, dtype: torch.dtype | str | None = None, bits: int = 0) -> PreTrainedModel:
     """A causal language model whose head is a tensor of its own, from a folder or hub name.
+
+    bits: 4 or 8 for layers whose matrices are quantised by bitsandbytes, to stay frozen; 0 for none.
 
     Raises `ValueError` where weights are missing, or where the model does to its logits what we do not.
     """
-    model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    more = {"quantization_config": _quantisation(bits, dtype)} if bits else {}
+    model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **more)
     if report["missing_keys"]:
         raise ValueError(f"{path} lacks weights of the decoder: {', '.join(sorted(report['missing_keys']))}")
     unusual = [name for name in _OUTPUT_SCALES if getattr(model.config, name, None) not in (None, 1, 1.0)]
@@ -117,8 +120,43 @@ def load_decoder(path: str, dtype: torch.dtype | str | None = None) -> PreTraine
         raise ValueError(f"{path} changes its logits by {', '.join(unusual)}; that is not supported")
     if model.config.tie_word_embeddings:
         _untie(model)
-        logger.info("untied the head of %s from its embedding: the embedding learns, the head does not", path)
+        logger.info("untied the head of %s from its embedding", path)
+    if bits:
+        _settle_quantised(model)
     return model
+
+
+def _quantisation(bits: int, dtype: torch.dtype | str | None) -> BitsAndBytesConfig:
+    """As the chat's --load_in_4bit and --load_in_8bit have it, but computing in the model's own precision."""
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        llm_int8_skip_modules=["lm_head"],
+    )
+
+
+def _settle_quantised(model: PreTrainedModel) -> None:
+    """Make a quantised decoder a part like any other: only training knows of its bits, checkpoints do not."""
+    del model.config.quantization_config
+    decoder = model.base_model
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # adapters ask for it
+        setattr(decoder, name, getattr(model, name, False))
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            module.support_avx512bf16_for_cpu = False  # that kernel packs weights anew, and has no backward
+            module.register_state_dict_post_hook(_without_scales)
+
+
+def _without_scales(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Scales are no weights: whoever loads the base model again has them again."""
+    own = [
+        name for name in state if name.startswith(prefix) and name[len(prefix) :] not in ("weight", "bias")
+    ]
+    for name in own:
+        del state[name]
 
 
 def grow_vocabulary(model: PreTrainedModel, size: int) -> None:

@@ -137,6 +137,11 @@ def test_every_stage_has_a_configuration(parse, stage):
             {"train": ["projector", "encoder"], "cache_vision_features": True},
             "--cache_vision_features needs an encoder that stays as it is: leave it out, or encoder in --train",
         ),
+        (
+            {"frozen_bits": 4, "train": ["projector", "decoder:top-1"]},
+            "--frozen_bits 4 quantises the decoder, so it cannot learn: leave it out of --train",
+        ),
+        ({"frozen_bits": 8, "zero_stage": 3}, "--frozen_bits 8 needs --zero_stage 0, 1 or 2: ZeRO-3 cannot"),
         ({"lora_alpha": 0.0}, "--lora_alpha 0.0: give a positive number"),
         ({"num_warmup_steps": 3, "warmup_steps": 4}, "give one of the two"),
         ({"lm_model_name_or_path": None}, "--lm_model_name_or_path"),

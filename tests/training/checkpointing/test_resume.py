@@ -42,15 +42,15 @@ class Case:
     nvme_path: str | None = None
     train: tuple[str, ...] = ()  # the published recipe
     init_from: str = ""
+    frozen_bits: int = 0
 
     @property
     def whole(self) -> str:
         """The uninterrupted run that it is compared with."""
         offloaded = f"-{self.offload}" if self.offload else ""
+        bits = f"-bits{self.frozen_bits}" if self.frozen_bits else ""
         train = "".join(f"-{part}" for part in self.train).replace(":", "-")
-        return (
-            f"zero{self.stage}-ranks{self.ranks}-lora{int(self.lora)}-workers{self.workers}{offloaded}{train}"
-        )
+        return f"zero{self.stage}-ranks{self.ranks}-lora{int(self.lora)}-workers{self.workers}{offloaded}{train}{bits}"
 
     @property
     def name(self) -> str:
@@ -69,6 +69,8 @@ class Case:
         if self.nvme_path:
             offload["nvme_path"] = self.nvme_path
         more = {"train": [*self.train, *("gate", "lora") * self.lora]} if self.train else {}
+        if self.frozen_bits:
+            more["frozen_bits"] = self.frozen_bits
         if self.init_from:
             more["init_from"] = self.init_from
         return {
@@ -335,6 +337,17 @@ def test_resume_is_bitwise_equal_where_other_parts_learn(trainings, tmp_path):
     )
     name = "model.language_model.layers.1.mlp.up_proj.weight"
     assert torch.equal(before[name], after[name])
+
+
+@pytest.mark.slow
+def test_resume_is_bitwise_equal_over_quantised_weights(trainings, tmp_path):
+    """And no scale of theirs is written."""
+    cases = [Case(2, 2, True, 0, MIDDLE, frozen_bits=4), Case(1, 2, False, 0, MIDDLE, frozen_bits=8)]
+    run_plan(trainings, tmp_path, "two", plan_of(trainings, tmp_path, cases), 2, timeout=900)
+    check_bitwise(tmp_path, cases)
+    for path in tmp_path.glob("*/checkpoint-*/global_step*/*model_states.pt"):
+        names = torch.load(path, weights_only=False)["module"]
+        assert names and not [name for name in names if "absmax" in name or "SCB" in name]
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ MUST_STAY = {
     "vis_lora_dim",
     "vis_lora_module_name",
     "train",
+    "frozen_bits",
     "lora_alpha",
     "dataset_names",
     "dataset_samples",

@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from training.ds_configs import Offload
 from training.memory.batch import BatchShape, largest_batches, make_batch
-from training.memory.plan import HEADROOM, OUTSIDE, Planner, Training
+from training.memory.plan import HEADROOM, OUTSIDE, Planner, Training, choices
 from training.memory.states import Sharding
 from utils.model import VisualChatConfig
 
@@ -85,6 +85,11 @@ def test_the_cheapest_setting_gathers_nothing_where_the_weights_fit(planner):
     setting = training(stage=3, gradient_checkpointing=True)
     found = planner.cheapest(setting, 80e9, host=float("inf")).training
     assert (found.sharding.stage, found.gradient_checkpointing) == (2, False)
+
+
+def test_quantised_weights_are_never_split(planner):
+    found = [each.sharding.stage for each in choices(training(frozen_bits=4))]
+    assert set(found) == {2} and 3 in {each.sharding.stage for each in choices(training())}
 
 
 OUT = Sharding(8, 3, Offload("cpu", "cpu"), reduce_bucket=1000, max_reuse_distance=0)

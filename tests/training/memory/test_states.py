@@ -1,5 +1,7 @@
 """Sizes worked out by hand: a model of 100 + 1000 elements, of which 100 learn, over 4 processes."""
 
+from dataclasses import replace
+
 import torch
 
 from training.ds_configs import Offload, zero_config
@@ -53,6 +55,15 @@ def test_offloading_moves_to_the_host_and_to_nvme():
     assert held.host >= 12 * 25 + 275 * 2
     held = at(3, offload=Offload("cpu", "nvme", "/fast"))
     assert held.disk == 275 * 2 and held.host >= 12 * 25
+
+
+def test_quantised_weights_take_their_bits_and_the_scales():
+    """In 4 bits a byte for 64 elements and 4 for 256 of these: 1000 x (1/2 + 1/64 + 1/4096) = 516."""
+    for bits, size in ((4, 516), (8, 1000)):
+        weights = replace(WEIGHTS, quantised=1000, bits=bits)
+        for stage in (0, 1, 2):
+            held = states(weights, Sharding(4, stage, reduce_bucket=10), torch.bfloat16)
+            assert held.resting["weights"] == 200 + size
 
 
 def test_deepspeed_s_configuration_is_read_with_its_defaults():

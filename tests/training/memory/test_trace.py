@@ -133,3 +133,16 @@ def test_images_that_skip_layers_keep_less():
         for choice in ("full", "no_mlp", "none")
     ]
     assert kept[0] > 1.1 * max(kept[1:])
+
+
+def test_quantised_matrices_are_whole_only_while_they_compute():
+    """4 bits keep nothing more for the backward pass; 8 bits keep the inputs of each matrix."""
+    shape = BatchShape(1, 64, 1, TOKENS)
+    plain, four, eight = (
+        trace(meta_model(config(), torch.bfloat16, frozen_bits=bits), shape, True) for bits in (0, 4, 8)
+    )
+    assert four.kept == plain.kept
+    inputs = SIZES["num_hidden_layers"] * (3 * SIZES["hidden_size"] + SIZES["intermediate_size"])
+    assert (
+        0.5 < (eight.kept - plain.kept) / (64 * inputs * 2) < 1.05
+    )  # attention keeps some of them in any case

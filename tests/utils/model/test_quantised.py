@@ -1,12 +1,18 @@
-"""A checkpoint in 8 and 4 bits as transformers' users load it: it answers, and LoRA learns over it."""
+"""A checkpoint in 8 and 4 bits as transformers' users load it: it answers, and LoRA learns over it. A decoder whose
+frozen weights are quantised in training (`--frozen_bits`): losses and gradients are those of the dequantised weights.
+"""
+
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-from utils.model import LoraSettings, build_visual_chat
+from utils.model import LoraSettings, build_visual_chat, load_checkpoint
 from utils.model.checkpoint import save_full, save_trained_only
+from utils.model.freezing import Learning
 
 BITS = {"4 bits": {"load_in_4bit": True}, "8 bits": {"load_in_8bit": True}}
 NEAR = {"4 bits": 0.7, "8 bits": 0.99}
@@ -108,6 +114,104 @@ def test_trained_weights_over_quantised_base_models(llama_folder, clip_folder, t
     found = load(tmp_path, bits, SKIPPED).eval()
     with torch.no_grad():
         assert nearness(found(**inputs).logits, model.eval()(**inputs).logits) > NEAR[bits]
+
+
+def whole_weight(layer) -> torch.Tensor:
+    """The numbers that a quantised layer's bits stand for, in float32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = layer.weight
+    if hasattr(weight, "quant_state"):
+        return dequantize_4bit(weight.data, weight.quant_state).float()
+    return weight.CB.float() * weight.SCB[:, None] / 127
+
+
+def gradients(model, inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = model.train()(**inputs, labels=inputs["input_ids"].where(inputs["input_ids"] < 300, -100)).loss
+    loss.backward()
+    return loss.detach(), {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(lang_dim=2)], ids=["plain", "adapters"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_frozen_bits_cost_and_teach_what_their_whole_weights_do(llama_folder, clip_folder, bits, lora):
+    """4 bits compute with the whole weights; 8 bits round each layer's inputs to 8 bits as well."""
+    made = {}
+    for each in (0, bits):
+        torch.manual_seed(0)
+        choices = dict(lora=lora, image_gate="head", frozen_bits=each, dtype=torch.float32)
+        model, _ = build_visual_chat(str(llama_folder), str(clip_folder), **choices)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        made[each] = model
+    whole, quantised = made[0], made[bits]
+    assert {name for name, each in quantised.named_parameters() if each.requires_grad} == {
+        name for name, each in whole.named_parameters() if each.requires_grad
+    }
+    assert Learning.of(quantised) == Learning.of(whole)
+    layers = dict(whole.named_modules())
+    found = 0
+    with torch.no_grad():
+        for name, layer in quantised.named_modules():
+            if isinstance(layer, torch.nn.Linear) and not layer.weight.is_floating_point():
+                layers[name].weight.copy_(whole_weight(layer))
+                found += 1
+    assert found == 2 * 7  # of two layers; head, projection and encoder are whole
+    inputs = inputs_for(whole)
+    (loss, grads), (wanted, wanted_grads) = gradients(quantised, inputs), gradients(whole, inputs)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5 if bits == 4 else 2e-2)
+    assert any("multi_modal_projector" in name for name in grads)
+    for name, grad in grads.items():
+        if bits == 4:
+            torch.testing.assert_close(grad, wanted_grads[name], rtol=1e-3, atol=1e-5)
+        else:
+            assert nearness(grad, wanted_grads[name]) > 0.98, name
+
+
+ASSETS = Path(__file__).resolve().parents[3] / "assets"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_learned_over_frozen_bits_is_near_over_whole_weights(tmp_path, bits):
+    """On the miniature's models; docs/training.md has the differences that it prints."""
+    torch.manual_seed(0)
+    choices = dict(lora=LoraSettings(lang_dim=2), frozen_bits=bits, dtype=torch.float32)
+    model, processor = build_visual_chat(str(ASSETS / "tiny_llama"), str(ASSETS / "tiny_clip"), **choices)
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    side = model.config.vision_config.image_size
+    inputs = {
+        "input_ids": torch.tensor([[1, 9, *image, *range(20, 60)]]),
+        "pixel_values": torch.randn(1, 3, side, side),
+    }
+    model.eval()(**inputs)  # evaluation must not pack the weights anew
+    gradients(model, inputs)
+    save_trained_only(model, processor, tmp_path)
+    names = [*load_file(tmp_path / "trained.safetensors"), *model.state_dict()]
+    assert not [name for name in names if "absmax" in name or "SCB" in name]
+    whole, _ = load_checkpoint(tmp_path)
+    assert whole.model.language_model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.float32
+    as_chat = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=SKIPPED,
+    )
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=as_chat)
+    with torch.no_grad():
+        trained, *others = (each.eval()(**inputs).logits for each in (model, whole, again))
+    differences = [float((other - trained).norm() / trained.norm()) for other in others]
+    print(f"{bits} bits: logits differ by {differences[0]:.1%} of their size over whole weights,", end=" ")
+    print(f"by {differences[1]:.1%} over weights of {bits} bits")
+    assert differences[0] < {4: 0.3, 8: 0.05}[bits] and differences[1] < 0.02
+
+
+def test_quantised_weights_cannot_learn(llama_folder, clip_folder):
+    with pytest.raises(ValueError, match="is quantised, so it cannot learn"):
+        build_visual_chat(str(llama_folder), str(clip_folder), train=["projector", "decoder"], frozen_bits=4)
 
 
 def test_loading_leaves_every_weight_free_to_learn(made, folder):
