@@ -4,9 +4,12 @@
 whose flags follow. `train`, `check` and `plan` also take a recipe, a file of training's flags:
 
     visualchat train 7b data_path=/data output_dir=/runs/7b
+
+DRY_RUN=1 before it shows what that training would need, and stops.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -59,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.recipe import flags_of, start_processes
 
         rest, processes = flags_of(rest)
-        if name == "plan":
-            rest = ["--gpus", str(processes.count), *rest]
+        is_dry = name == "train" and os.environ.get("DRY_RUN") == "1"
+        if name == "plan" or is_dry:
+            rest = [*processes.plan_flags, *rest]
         elif name == "train":
             start_processes(processes, rest)
+        if is_dry:
+            return importlib.import_module("helper.dry_run").main(rest)
     return importlib.import_module(COMMANDS[name][0]).main(rest)
 
 

@@ -57,7 +57,10 @@ def test_a_command_answers_help_from_any_folder_without_heavy_imports(name: str,
         ([], "which command? choose train, "),
         (["trian"], "there is no command trian: did you mean train?"),
         (["nonsense"], "there is no command nonsense: choose train, "),
-        (["train", "7c"], "there is no recipe 7c: give a YAML file, or one of 13b, 70b, 7b, small"),
+        (
+            ["train", "7c"],
+            "there is no recipe 7c: give a YAML file, or one of 13b, 70b, 7b, llama3-8b, small",
+        ),
         (
             ["train", "7b", "learnig_rate=1"],
             "recipe 7b: unknown key learnig_rate: did you mean learning_rate?",

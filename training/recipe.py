@@ -1,11 +1,12 @@
 """Recipes: training's flags in a YAML file, started by `visualchat train RECIPE key=value`.
 
-Keys are flags without their dashes, values what follows them: a word, a number, or a list. Three keys are not flags:
+Keys are flags without their dashes, values what follows them: a word, a number, or a list. Five keys are not flags:
 
 - `base`: another recipe, beside this one, whose values this one changes;
 - `global_batch`: conversations (with packing, rows) per optimizer step over all processes; sets
   `gradient_accumulation_steps`;
-- `processes` (default 1) and `launcher` (deepspeed or torchrun): how many processes to start on this machine.
+- `processes` (default 1) and `launcher` (deepspeed or torchrun): how many processes to start on this machine;
+- `gpu_memory`: GiB of the GPU that the recipe is made for, which plan and dry run go by.
 
 Every training writes all its flags as such a file into its output folder.
 """
@@ -35,7 +36,7 @@ RECIPES = ROOT / "recipes"
 WRITTEN = "recipe.yaml"
 
 FLAGS = [each.name for kind in (ModelArguments, DataArguments, RunArguments) for each in fields(kind)]
-OWN_KEYS = ("global_batch", "processes", "launcher")
+OWN_KEYS = ("global_batch", "processes", "launcher", "gpu_memory")
 LAUNCHERS = ("deepspeed", "torchrun")
 STARTS_ONLY = {"overwrite_output_dir", "resume_from_checkpoint", "dry_run_worst_batch", "local_rank"}
 """Flags of one start of a run, which a recipe that repeats the run leaves out."""
@@ -51,10 +52,17 @@ Value = str | list[str]
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes train together, and what starts them."""
+    """How many processes train together, what starts them, and GiB of the GPU of each."""
 
     count: int = 1
     launcher: str = "deepspeed"
+    gpu_memory: str | None = None
+
+    @property
+    def plan_flags(self) -> list[str]:
+        """What the memory plan is told of them."""
+        memory = ["--gpu_memory", self.gpu_memory] if self.gpu_memory else []
+        return ["--gpus", str(self.count), *memory]
 
 
 def flags_of(words: Sequence[str]) -> tuple[list[str], Processes]:
@@ -71,6 +79,7 @@ def flags_of(words: Sequence[str]) -> tuple[list[str], Processes]:
     processes = Processes(
         count=_positive(recipe.pop("processes", "1"), "processes"),
         launcher=recipe.pop("launcher", "deepspeed"),
+        gpu_memory=recipe.pop("gpu_memory", None),
     )
     if processes.launcher not in LAUNCHERS:
         raise UsageError(f"launcher {processes.launcher}: choose {' or '.join(LAUNCHERS)}")

@@ -47,6 +47,27 @@ def require_model(flag: str, name: str, described_by: Sequence[str] = (CONFIG,))
         )
 
 
+def local_weights(name: str) -> int | None:
+    """Bytes of a model's weights that are here, in its folder or in the cache of the hub; None where they are not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(name)
+    if not folder.is_dir():
+        if not _HUB_NAME.fullmatch(name):
+            return None
+        cached = try_to_load_from_cache(name, CONFIG)
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    wanted: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        wanted.update(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    if not files or wanted - {file.name for file in files}:
+        return None
+    return sum(file.stat().st_size for file in files)
+
+
 def _in_folder(folder: Path, given: str) -> Path:
     if (folder / CONFIG).is_file():
         _refuse_other_models(folder, given)

@@ -1,4 +1,7 @@
-"""Configurations of decoders and encoders by name, without their weights and, for the usual ones, without a network."""
+"""Configurations of decoders and encoders by name, without their weights and, for the usual ones, without a network.
+
+What a published model's files take follows from its configuration: parameters x bytes of the type they are in.
+"""
 
 import json
 import re
@@ -6,44 +9,44 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import (
     AutoConfig,
-    CLIPVisionConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
-    SiglipVisionConfig,
+    SiglipConfig,
 )
 
 from utils.commands import UsageError
-from utils.model.configuration_visual_chat import QwenVisionConfig
-from utils.model.sizes import CLIP_L, LLAMA_2
-from utils.model.vision import vision_config_of
+from utils.model.configuration_visual_chat import OWN_VISION_CONFIGS, QwenVisionConfig
+from utils.model.sizes import LLAMA_2
+from utils.model.vision import vision_config_of, vision_family
 
-DECODERS = {
-    "llama-2-7b": partial(LlamaConfig, vocab_size=32000, **LLAMA_2["7B"]),
-    "llama-2-13b": partial(LlamaConfig, vocab_size=32000, **LLAMA_2["13B"]),
-    "llama-2-70b": partial(LlamaConfig, vocab_size=32000, **LLAMA_2["70B"]),
-    "llama-3-8b": partial(
-        LlamaConfig,
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    ),
-    "llama-3-70b": partial(
-        LlamaConfig,
-        vocab_size=128256,
-        hidden_size=8192,
-        intermediate_size=28672,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-    ),
+_LLAMA_3 = partial(LlamaConfig, vocab_size=128256, num_key_value_heads=8, dtype="bfloat16")
+_LLAMA_3_8B = partial(
+    _LLAMA_3, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32
+)
+_LLAMA_3_70B = partial(
+    _LLAMA_3, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
+)
+_QWEN3 = partial(Qwen3Config, vocab_size=151936, num_key_value_heads=8, head_dim=128, dtype="bfloat16")
+
+DECODERS: dict[str, Callable[[], PreTrainedConfig]] = {
+    **{
+        f"llama-2-{size.lower()}": partial(LlamaConfig, vocab_size=32000, dtype="float16", **shape)
+        for size, shape in LLAMA_2.items()
+    },
+    "llama-3-8b": _LLAMA_3_8B,
+    "llama-3-70b": _LLAMA_3_70B,
+    "llama-3.1-8b": _LLAMA_3_8B,  # of the same shapes, with another scale of positions
+    "llama-3.1-70b": _LLAMA_3_70B,
     "mistral-7b": partial(
         MistralConfig,
         vocab_size=32000,
@@ -52,6 +55,7 @@ DECODERS = {
         num_hidden_layers=32,
         num_attention_heads=32,
         num_key_value_heads=8,
+        dtype="bfloat16",
     ),
     "qwen2.5-7b": partial(
         Qwen2Config,
@@ -61,45 +65,65 @@ DECODERS = {
         num_hidden_layers=28,
         num_attention_heads=28,
         num_key_value_heads=4,
+        dtype="bfloat16",
     ),
-    "qwen3-8b": partial(
-        Qwen3Config,
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
+    "qwen3-1.7b": partial(
+        _QWEN3,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-4b": partial(
+        _QWEN3,
+        hidden_size=2560,
+        intermediate_size=9728,
         num_hidden_layers=36,
         num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-8b": partial(
+        _QWEN3, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32
     ),
 }
-"""Shapes of published decoders, from their config.json."""
+"""Published decoders, from their config.json: shapes, and the type of their weights."""
+
+
+def _clip(text: int, text_heads: int, **vision: int) -> partial[CLIPConfig]:
+    """A CLIP by its text encoder's width and heads (12 layers), and the shapes of its encoder."""
+    words = dict(hidden_size=text, intermediate_size=4 * text, num_attention_heads=text_heads)
+    return partial(CLIPConfig, text_config=words, vision_config=vision, projection_dim=text)
+
+
+def _siglip(words: int, wide: bool, **vision: int) -> partial[SiglipConfig]:
+    """A SigLIP of base size or (wide) of so400m's, in both of its encoders; words: rows of its vocabulary."""
+    shape: dict[str, int] = {}
+    if wide:
+        shape = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16)
+    return partial(
+        SiglipConfig,
+        text_config={"vocab_size": words, "bos_token_id": None, "eos_token_id": None, **shape},
+        vision_config={**shape, **vision},
+    )
+
+
+_VIT_L = dict(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+)
 
 ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "clip-vit-base-patch16": partial(
-        CLIPVisionConfig,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        patch_size=16,
-    ),
-    "clip-vit-large-patch14": partial(CLIPVisionConfig.from_dict, CLIP_L.to_dict()),
-    "clip-vit-large-patch14-336": partial(
-        CLIPVisionConfig.from_dict, {**CLIP_L.to_dict(), "image_size": 336}
-    ),
-    "siglip-so400m-patch14-384": partial(
-        SiglipVisionConfig,
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=27,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-    ),
-    "qwen-vl-vit": QwenVisionConfig,
+    "clip-vit-base-patch16": _clip(512, 8, patch_size=16),
+    "clip-vit-large-patch14": _clip(768, 12, **_VIT_L, image_size=224),
+    "clip-vit-large-patch14-336": _clip(768, 12, **_VIT_L, image_size=336),
+    "siglip-so400m-patch14-384": _siglip(32000, True, image_size=384, patch_size=14),
+    "siglip2-base-patch16-256": _siglip(256000, False, image_size=256),
+    "siglip2-so400m-patch16-256": _siglip(256000, True, image_size=256),
+    "siglip2-so400m-patch16-384": _siglip(256000, True, image_size=384),
+    "qwen-vl-vit": partial(QwenVisionConfig, dtype="bfloat16"),
 }
-"""Shapes of published encoders; those of open_clip are known by their own names (ViT-bigG-14)."""
+"""Published models that hold an encoder, with what else is in their files; those of open_clip are known by their own
+names (ViT-bigG-14)."""
 
 _ENDINGS = re.compile(r"(-hf|-chat|-instruct|-base|-v0\.\d|-it)+$")
 
@@ -120,13 +144,48 @@ def decoder_config(name: str) -> PreTrainedConfig:
 
 def encoder_config(name: str) -> PreTrainedConfig:
     """An encoder's configuration, likewise; open_clip's too."""
-    known = ENCODERS.get(_plain(name))
-    if known is not None and not Path(name).is_dir():
-        return known()
+    known = _known_encoder(name)
+    if known is not None:
+        whole = known()
+        return getattr(whole, "vision_config", whole)
     try:
         return vision_config_of(name)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise _unknown("vision_model_name_or_path", name, [*ENCODERS, "ViT-bigG-14"]) from error
+
+
+def decoder_size(name: str) -> int:
+    """Bytes of a published decoder's weights, by its configuration; a tied head counts once."""
+    return _size(decoder_config(name), AutoModelForCausalLM)
+
+
+def encoder_size(name: str) -> int:
+    """Bytes of the weights in a published encoder's files, a text encoder beside it included.
+
+    Of open_clip's models the encoder alone is known.
+    """
+    known = _known_encoder(name)
+    if known is not None:
+        return _size(known(), AutoModel)
+    config = encoder_config(name)
+    if config.model_type in OWN_VISION_CONFIGS:
+        with torch.device("meta"):
+            return _bytes(vision_family(config).model._from_config(config), torch.float32)
+    return _size(AutoConfig.from_pretrained(name), AutoModel)
+
+
+def _known_encoder(name: str) -> Callable[[], PreTrainedConfig] | None:
+    return None if Path(name).is_dir() else ENCODERS.get(_plain(name))
+
+
+def _size(config: PreTrainedConfig, kind: type[AutoModel] | type[AutoModelForCausalLM]) -> int:
+    dtype = config.dtype or torch.float32  # transformers' type where a configuration does not say
+    with torch.device("meta"):
+        return _bytes(kind.from_config(config), dtype)
+
+
+def _bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
 def _plain(name: str) -> str:

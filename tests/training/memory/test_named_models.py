@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from training.memory.named_models import decoder_config, encoder_config
+from training.memory.named_models import decoder_config, decoder_size, encoder_config, encoder_size
 from utils.commands import UsageError
 
 
@@ -15,7 +15,10 @@ from utils.commands import UsageError
         ("meta-llama/Meta-Llama-3-8B-Instruct", 32, 32, 8),
         ("mistralai/Mistral-7B-v0.1", 32, 32, 8),
         ("Qwen/Qwen2.5-7B-Instruct", 28, 28, 4),
+        ("meta-llama/Llama-3.1-70B-Instruct", 80, 64, 8),
         ("Qwen/Qwen3-8B", 36, 32, 8),
+        ("Qwen/Qwen3-1.7B", 28, 16, 8),
+        ("Qwen/Qwen3-4B", 36, 32, 8),
     ],
 )
 def test_decoders_are_known_without_a_network(name, layers, heads, shared):
@@ -30,6 +33,8 @@ def test_decoders_are_known_without_a_network(name, layers, heads, shared):
         ("openai/clip-vit-large-patch14", 224, 1024),
         ("openai/clip-vit-large-patch14-336", 336, 1024),
         ("google/siglip-so400m-patch14-384", 384, 1152),
+        ("google/siglip2-base-patch16-256", 256, 768),
+        ("google/siglip2-so400m-patch16-256", 256, 1152),
         ("qwen-vl-vit", 448, 1664),
         ("ViT-bigG-14/laion2b_s39b_b160k", 224, 1664),
     ],
@@ -51,3 +56,20 @@ def test_an_unknown_name_lists_the_known():
         decoder_config("nobody/knows")
     with pytest.raises(UsageError, match=r"--vision_model_name_or_path .* qwen-vl-vit"):
         encoder_config("nobody/knows")
+
+
+def test_sizes_are_parameters_times_bytes():
+    """Counted by hand from the config.json of both."""
+    width, inner, layers, keys = 2048, 6144, 28, 8 * 128
+    layer = 2 * width * width + 2 * width * keys + 3 * width * inner + 2 * width + 2 * 128
+    assert decoder_size("Qwen/Qwen3-1.7B") == 2 * (
+        151936 * width + layers * layer + width
+    )  # bfloat16, tied head
+
+    width, inner, layers = 1152, 4304, 27
+    attention, mlp, norm = 4 * (width * width + width), 2 * width * inner + inner + width, 2 * width
+    layer = attention + mlp + 2 * norm
+    image = 3 * 16 * 16 * width + width + 256 * width + layers * layer + norm
+    image += width + attention + mlp + norm  # the head that pools
+    text = 256000 * width + 64 * width + layers * layer + norm + width * width + width
+    assert encoder_size("google/siglip2-so400m-patch16-256") == 4 * (image + text + 2)  # with scale and bias
