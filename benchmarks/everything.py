@@ -19,6 +19,7 @@ _TABLES = [
     ["generate"],
     ["chat"],
     ["evaluation"],
+    ["serving", "--dtype", "bfloat16"],
 ]
 
 

@@ -87,6 +87,7 @@ STAND_INS = {
     "--size 120m --pictures 1 --tokens 4": "--size tiny --pictures 1 --tokens 2 --questions 2 --rounds 1",
     "--size 120m --pictures 4 --batch_size 40": "--size tiny --questions 2",
     "--size 120m --pictures 2 --images 2": "--size tiny --questions 2 --images 2",
+    "benchmarks.serving --size 120m": "benchmarks.serving --size tiny --requests 2",
     "--size 120m --tokens 8": "--size tiny --tokens 2 --contexts 600 --images 1 --rounds 1",
 }
 PROGRAMS = "python -m|bash|torchrun|sbatch|taskset|pytest|pip|apt|wandb|tensorboard|visualchat|make|source"
