@@ -26,6 +26,14 @@ def test_it_says_what_fits(capsys):
     assert "gathers nothing" in text
 
 
+def test_quantised_weights_are_planned_and_not_split(capsys):
+    text = plan(capsys, "--gpus", "2", "--zero_stage", "2", "--frozen_bits", "4").out
+    assert "Cheapest setting that fits this batch: ZeRO-2, frozen weights in 4 bits, no checkpointing" in text
+    assert "stage 3" not in text
+    assert main([*TINY, "--zero_stage", "3", "--frozen_bits", "4"]) == 2
+    assert "--frozen_bits 4 needs --zero_stage 0, 1 or 2" in capsys.readouterr().err
+
+
 def test_it_says_what_does_not(capsys):
     text = plan(capsys, "--gpu_memory", "1", code=1).out
     assert "This does not fit." in text and "one row alone is too much" in text

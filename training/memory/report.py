@@ -92,6 +92,8 @@ def _verdicts(planner: Planner, plan: MemoryPlan, memory: float, host: float) ->
         return lines
     chosen = cheapest.training
     lines.append(f"Cheapest setting that fits this batch: {chosen.describe()}, {size(cheapest.peak)} GiB.")
+    if training.frozen_bits:
+        return lines  # ZeRO-3 is no choice
     if chosen.sharding.stage < 3:
         lines.append(
             "The frozen weights fit a GPU whole, so ZeRO stage 1 or 2 gathers nothing; stage 3 gathers"

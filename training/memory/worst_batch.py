@@ -122,6 +122,7 @@ def _steps(context: RunContext, batches: Sequence[BatchShape]) -> None:
 
 def _step(context: RunContext, batches: Sequence[BatchShape]) -> None:
     engine = context.engine
+    engine.train()  # as each step of training does; loading left the layers without it, and checkpointing asks them
     for number, batch in enumerate(batches, 1):
         inputs = _inputs(context, batch)
         engine.set_gradient_accumulation_boundary(number == len(batches))
