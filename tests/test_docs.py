@@ -57,6 +57,7 @@ SMALL_EVALUATION = (
     " --output_filename output/evaluation/shared"
 )
 STAND_INS = {
+    "output/demo/": "output/tiny/",
     "/runs/7b/checkpoint-500": "output/tiny/checkpoint-2",
     "/runs/7b/": "output/tiny/",
     "--lm_model_name_or_path meta-llama/Llama-2-7b-hf --data_path /data": (

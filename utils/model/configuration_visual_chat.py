@@ -5,7 +5,7 @@ Also those of the encoders that transformers has none for: Qwen-VL's, and whatev
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 ATTENTION_TYPES = ("mmca", "cross", "causal")
 PROJECTOR_TYPES = ("linear", "vit", "perceiver")
@@ -82,11 +82,13 @@ OWN_VISION_CONFIGS = {config.model_type: config for config in (QwenVisionConfig,
 
 
 def config_from_dict(fields: dict[str, Any], default: str | None = None) -> PreTrainedConfig:
-    """A configuration from its fields, of our own kinds or one that transformers knows by `model_type`."""
+    """A configuration from its fields, of our own kinds or one that transformers knows; `ValueError` for others."""
     fields = dict(fields)
     model_type = fields.pop("model_type", default)
     if model_type in OWN_VISION_CONFIGS:
         return OWN_VISION_CONFIGS[model_type](**fields)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"transformers knows no {model_type!r}; give --plugin with its module")
     return AutoConfig.for_model(model_type, **fields)
 
 

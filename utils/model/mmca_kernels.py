@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "VISUALCHAT_ATTENTION_KERNEL"
 AUTO, MASKED = "auto", "masked"
 NAMES = (AUTO, "fused", "flash", "flex", MASKED)
-"""What the variable may say; the copy of this code in a checkpoint has not all of them."""
+"""What the variable may say."""
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.02}
 """How far a kernel may be from `masked` in its self-test, relative to the largest number."""

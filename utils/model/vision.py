@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -82,15 +83,14 @@ def register_encoder(
 def vision_family(config: PreTrainedConfig) -> VisionFamily:
     """The row of an encoder's configuration; `ValueError` where we have none."""
     if config.model_type not in FAMILIES:
-        raise _unsupported(config)
+        raise _unsupported(config.model_type)
     return FAMILIES[config.model_type]
 
 
-def _unsupported(config: PreTrainedConfig) -> ValueError:
+def _unsupported(model_type: str) -> ValueError:
     return ValueError(
-        f"the visual encoder is a {config.model_type!r}; supported are {', '.join(FAMILIES)}"
-        " (or a folder that holds one of them together with a text encoder); to use one of your own, give --plugin with"
-        " the module that registers it"
+        f"the visual encoder is a {model_type!r}; supported are {', '.join(FAMILIES)}"
+        " (also beside a text encoder); to use one of your own, give --plugin with the module that registers it"
     )
 
 
@@ -259,7 +259,7 @@ class _Source:
                 f"{path}: there is no such folder, and the hub has no encoder of this name, or was not reached:"
                 f" {_HINT}"
             )
-        raise _unsupported(config)
+        raise _unsupported(config.model_type)
 
 
 def _transformers_config(path: str) -> PreTrainedConfig | None:
@@ -275,6 +275,8 @@ def _transformers_config(path: str) -> PreTrainedConfig | None:
         return None
     if model_type in OWN_VISION_CONFIGS:
         return OWN_VISION_CONFIGS[model_type].from_pretrained(path)
+    if model_type not in CONFIG_MAPPING:
+        raise _unsupported(model_type)
     config = AutoConfig.from_pretrained(path)
     return getattr(config, "vision_config", config)
 

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 import torch
-from transformers import CLIPImageProcessor, Dinov2Config, Dinov2Model
+from transformers import CONFIG_MAPPING, CLIPImageProcessor, Dinov2Config, Dinov2Model
 
 from tests.test_docs import python_blocks
-from utils.model import build_visual_chat, load_checkpoint
+from utils.model import VisualChatConfig, build_visual_chat, load_checkpoint
 from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
-from utils.model.vision import FAMILIES, load_vision_tower
+from utils.model.vision import FAMILIES, load_vision_tower, vision_config_of
 from utils.plugins import load_plugins
 
 
@@ -60,6 +60,14 @@ def test_a_model_of_the_users_own_is_built_saved_and_loaded(plugins, llama_folde
     monkeypatch.delitem(FAMILIES, "my_patches")
     with pytest.raises(CheckpointError, match=r"type 'my_patches', .*--plugin"):
         load_checkpoint(plugins / "checkpoint")
+    known = CONFIG_MAPPING._extra_content.copy()
+    del known["my_patches"]
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", known)  # as where no plugin is given
+    for read in (vision_config_of, VisualChatConfig.from_pretrained):
+        folder = encoder if read is vision_config_of else plugins / "checkpoint"
+        with pytest.raises(ValueError, match=r"'my_patches'[^\n]*--plugin[^\n]*$") as raised:
+            read(str(folder))
+        assert len(str(raised.value)) < 400
 
 
 def test_a_class_of_transformers_needs_one_line(plugins, llama_folder):
