@@ -186,8 +186,10 @@ def base_models(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
                 f"{folder} holds trained weights only, and its base model {known} is not there: say with --{flag} where"
                 " it is now"
             )
-        if path is not None and (part == "language_model" or not _is_of_open_clip(path)):
-            require_model(f"--{flag}", path)
+        given = f"--{flag}" if path else f"{folder} holds trained weights only; its base model"
+        path = path or known
+        if path and (part == "language_model" or not _is_of_open_clip(path)):
+            require_model(given, path)
     return named
 
 

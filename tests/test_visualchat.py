@@ -59,7 +59,7 @@ def test_a_command_answers_help_from_any_folder_without_heavy_imports(name: str,
         (["nonsense"], "there is no command nonsense: choose train, "),
         (
             ["train", "7c"],
-            "there is no recipe 7c: give a YAML file, or one of 13b, 70b, 7b, llama3-8b, small",
+            "there is no recipe 7c: give a YAML file, or one of 13b, 70b, 70b-4bit, 7b, llama3-8b, small",
         ),
         (
             ["train", "7b", "learnig_rate=1"],

@@ -9,6 +9,7 @@ from training.arguments.parser import VisualChatTrainingArguments
 from training.memory.states import Sharding, Weights, states
 from utils.commands import UsageError
 from utils.distributed import get_logger
+from utils.hub import checkpoint_folder
 from utils.model.building import build_visual_chat
 from utils.model.freezing import PUBLISHED, Learning, held_names, part_of_each
 from utils.model.init_from import init_from, is_merged
@@ -70,7 +71,7 @@ def load_model(
 def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:
     """Take over what `--init_from` has learnt; without it, refuse new parts that would never be anything."""
     if model_arguments.init_from:
-        count = init_from(model, model_arguments.init_from)
+        count = init_from(model, checkpoint_folder(model_arguments.init_from, "--init_from"))
         logger.info("beginning with what %s learnt: %d weights", model_arguments.init_from, count)
         return
     present = {part for part in part_of_each(model).values() if part in ("projector", "gate", "lora")}

@@ -72,6 +72,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.model.freezing import PUBLISHED
+from utils.model.vision import image_size
 
 logger = get_logger(__name__)
 
@@ -183,7 +184,7 @@ def train(
 
     learned = rows(training_part)
     if arguments.dataloader_num_workers and features is None:
-        side = model.config.vision_config.image_size
+        side = image_size(model.config.vision_config)
         images = arguments.per_device_train_batch_size * training_part.num_images / max(len(learned), 1)
         batches = arguments.dataloader_num_workers * local_world_size()  # each worker has made one
         require_shared_memory(int(batches * images * 3 * side * side * 4))  # bytes of a float

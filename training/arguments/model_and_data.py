@@ -82,7 +82,7 @@ class ModelArguments:
     )
     init_from: str | None = flag(
         None,
-        "Checkpoint to start from: takes what it has learnt. Steps and optimizer start anew;"
+        "Checkpoint to start from, a folder or a hub name: takes what it has learnt. Steps and optimizer start anew;"
         " to continue a run, use --resume_from_checkpoint.",
     )
     plugin: list[str] = field(

@@ -10,11 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub import is_offline_mode
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPConfig,
+    Dinov2Config,
+    DINOv3ViTConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -120,6 +123,10 @@ ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "siglip2-base-patch16-256": _siglip(256000, False, image_size=256),
     "siglip2-so400m-patch16-256": _siglip(256000, True, image_size=256),
     "siglip2-so400m-patch16-384": _siglip(256000, True, image_size=384),
+    "dinov2-large": partial(Dinov2Config, **_VIT_L, image_size=518, input_size=224),
+    "dinov3-vitl16-pretrain-lvd1689m": partial(
+        DINOv3ViTConfig, **{**_VIT_L, "patch_size": 16}, image_size=224, num_register_tokens=4
+    ),
     "qwen-vl-vit": partial(QwenVisionConfig, dtype="bfloat16"),
 }
 """Published models that hold an encoder, with what else is in their files; those of open_clip are known by their own
@@ -195,7 +202,8 @@ def _plain(name: str) -> str:
 
 
 def _unknown(flag: str, name: str, known: Iterable[str]) -> UsageError:
+    offline = " while HF_HUB_OFFLINE is set" if is_offline_mode() else ""
     return UsageError(
-        f"--{flag} {name}: no folder with a config.json, and no configuration can be fetched; known without either"
-        f" are {', '.join(known)}"
+        f"--{flag} {name}: no folder with a config.json, and no configuration can be fetched{offline}; known without"
+        f" either are {', '.join(known)}"
     )

@@ -19,6 +19,7 @@ from training.memory.shapes import ShapeRun
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.freezing import PUBLISHED, freeze
 from utils.model.lora import LoraSettings, inject_lora
+from utils.model.vision import image_size
 
 PARTS = ("inputs", "encoder", "projector", "decoder", "head and loss", "backward", "other")
 
@@ -113,7 +114,7 @@ def trace(model: VisualChatForConditionalGeneration, shape: BatchShape, keep_gra
                 shape,
                 model.config.image_token_id,
                 text_token_id=model.config.image_token_id - 1,
-                image_size=model.config.vision_config.image_size,
+                image_size=image_size(model.config.vision_config),
             )
         loss = model(**batch).loss
         kept = run.total - weights

@@ -28,6 +28,7 @@ from utils.commands import GIB, UsageError
 from utils.distributed import everyone, get_logger, is_main_process
 from utils.model.freezing import PUBLISHED
 from utils.model.lora import LoraSettings
+from utils.model.vision import image_size
 
 logger = get_logger(__name__)
 
@@ -134,7 +135,7 @@ def _step(context: RunContext, batches: Sequence[BatchShape]) -> None:
 def _inputs(context: RunContext, shape: BatchShape) -> dict[str, torch.Tensor]:
     config = context.model.config
     text = next(iter(context.processor.tokenizer("a", add_special_tokens=False).input_ids))
-    batch = make_batch(shape, config.image_token_id, text, config.vision_config.image_size, device="cpu")
+    batch = make_batch(shape, config.image_token_id, text, image_size(config.vision_config), device="cpu")
     return {name: values.to(context.args.device) for name, values in batch.items()}
 
 

@@ -19,7 +19,7 @@ from utils.model.computed_rows import parts_of
 from utils.model.decoder_check import outside_zero3
 from utils.model.freezing import elements
 from utils.model.lora import is_lora
-from utils.model.vision import encode_images, vision_family
+from utils.model.vision import encode_images, image_size, vision_family
 
 _ATTENTION_PASSES = 3.5
 """Attention's forward and backward pass, in forwards: 2 matrix products there; 4 here, and the scores again,
@@ -78,7 +78,7 @@ def encoder_forward(config: PreTrainedConfig) -> int:
     """The operations of an encoder's forward pass over one image, counted on a copy without weights."""
     with outside_zero3(), torch.device("meta"):
         tower = vision_family(config).model._from_config(config)
-        pixels = torch.zeros(1, 3, config.image_size, config.image_size)
+        pixels = torch.zeros(1, 3, *2 * (image_size(config),))
     with FlopCounterMode(display=False) as counter, torch.no_grad(), _PlainAttention():
         encode_images(tower, pixels)
     return counter.get_total_flops()

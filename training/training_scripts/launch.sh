@@ -170,7 +170,7 @@ set -- \
     --stall_timeout "$STALL_TIMEOUT" --output_dir "$OUTPUT_DIR" \
     "$@"
 
-[ -z "$INIT_FROM" ] || set -- --init_from "$(absolute "$INIT_FROM")" "$@"
+[ -z "$INIT_FROM" ] || set -- --init_from "$(local_or_name "$INIT_FROM")" "$@"
 [ -z "$IMAGE_FOLDER" ] || set -- --image_folder "$(local_or_name "$IMAGE_FOLDER")" "$@"
 if [ -n "$DEEPSPEED_CONFIG" ]; then
     set -- --deepspeed_config "$(absolute "$DEEPSPEED_CONFIG")" "$@"

@@ -32,8 +32,8 @@ from .mmca import ImageGate
 from .mmca_layout import NO_MASK, layout_of_forward
 from .projector import build_projector
 from .vision import (
-    encode,
     encoded_features,
+    encoder_outputs,
     enter_encoder_anyway,
     place_features,
     place_summaries,
@@ -166,10 +166,7 @@ class VisualChatModel(VisualChatPreTrainedModel):
             wanted = kwargs.get(name)
             if getattr(vision, name, False) if wanted is None else wanted:
                 asked[name] = True
-        if asked:
-            outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **asked)
-        else:
-            outputs = BaseModelOutputWithPooling(last_hidden_state=encode(self.vision_tower, pixel_values))
+        outputs = encoder_outputs(self.vision_tower, pixel_values, asked)
         outputs.pooler_output = self._projected(outputs.last_hidden_state)
         return outputs
 
@@ -273,11 +270,13 @@ class VisualChatModel(VisualChatPreTrainedModel):
         if without_images:
             if image_tokens:
                 raise ValueError(f"there are {image_tokens} image tokens, but no pixel_values")
-            vision = self.config.vision_config
-            encode_image, shape = self._features, (1, 3, vision.image_size, vision.image_size)
+            family = vision_family(vision := self.config.vision_config)
+            encode_image, shape = self._features, (1, 3, *2 * (family.image_size(vision),))
             if mm_encoder_outputs is not None:  # other processes have the encoder's features ready
-                family, encode_image = vision_family(vision), self._projected
-                shape = (1, family.sequence_length(vision), family.width(vision))
+                encode_image, shape = (
+                    self._projected,
+                    (1, family.sequence_length(vision), family.width(vision)),
+                )
             blank = torch.zeros(shape, device=inputs_embeds.device)
             return enter_encoder_anyway(inputs_embeds, encode_image, blank, self.training), None
         features = self._features(pixel_values) if encoded is None else encoded  # [N, S, D]

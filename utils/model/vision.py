@@ -1,16 +1,18 @@
 """Visual encoders behind one interface, and their features on the placeholders of a text.
 
 An encoder is a `PreTrainedModel` that maps pixels [N, 3, H, W] to an output whose `last_hidden_state` is
-[N, S, D], the class token included where the encoder has one. A family of encoders is one row of `FAMILIES`,
-found by the `model_type` of its configuration; `register_encoder` adds one. Image size, preprocessing and the number
-of tokens are the encoder's own.
+[N, S, D]: CLIP's class token included, DINO's class and register tokens left out. A family of encoders is one row of
+`FAMILIES`, found by the `model_type` of its configuration; `register_encoder` adds one. Image size, preprocessing and
+the number of tokens are the encoder's own.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +22,14 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     PreTrainedConfig,
     PreTrainedModel,
+    Siglip2VisionModel,
+    SiglipImageProcessor,
     SiglipVisionModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
@@ -38,25 +46,59 @@ from .qwen_vit import QwenVisionModel
 AT_ONCE = 32
 """Images that the encoder takes at a time: enough to fill a GPU, few enough that their activations are small."""
 
-_HINT = "give a folder or hub name of a CLIP or SigLIP, one of open_clip, or what helper.extract_qwen_vl has written"
+_HINT = "give a folder or hub name of a CLIP, SigLIP, DINO or open_clip's, or what helper.extract_qwen_vl has written"
 
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """How to make an encoder of one kind; how many tokens it gives for an image, and of which width."""
+    """How to make an encoder of one kind; how many tokens it gives for an image, and of which width.
+
+    image_size: pixels of the side of an image. inputs: what the model is called with, for pixels [N, 3, H, W].
+    left_out: how many tokens before those of the image are not used.
+    """
 
     model: type[PreTrainedModel]
     sequence_length: Callable[[PreTrainedConfig], int]
     width: Callable[[PreTrainedConfig], int] = lambda config: config.hidden_size
+    image_size: Callable[[PreTrainedConfig], int] = lambda config: config.image_size
+    inputs: Callable[[PreTrainedConfig, torch.Tensor], tuple[torch.Tensor, ...]] = lambda _, pixels: (pixels,)
+    left_out: Callable[[PreTrainedConfig], int] = lambda config: 0
 
 
 def _patches(config: PreTrainedConfig) -> int:
-    return (config.image_size // config.patch_size) ** 2
+    return (image_size(config) // config.patch_size) ** 2
+
+
+def _input_size(config: PreTrainedConfig) -> int:
+    """DINO takes images of any size: the one that its image processor makes, see `_settle_dino`."""
+    return getattr(config, "input_size", None) or config.image_size
+
+
+def _square_patches(config: PreTrainedConfig, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Square images as SigLIP 2 of any shape (NaFlex) takes them: as the grid of patches that its positions are of."""
+    side = config.patch_size
+    patches = pixels.unfold(2, side, side).unfold(3, side, side)  # [N, 3, rows, columns, P, P]
+    shapes = torch.full((len(pixels), 2), patches.shape[2], dtype=torch.long, device=pixels.device)
+    patches = patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)  # [N, S, P x P x 3]
+    return patches, torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device), shapes
 
 
 FAMILIES = {
     "clip_vision_model": VisionFamily(CLIPVisionModel, lambda config: _patches(config) + 1),  # + class token
     "siglip_vision_model": VisionFamily(SiglipVisionModel, _patches),
+    "siglip2_vision_model": VisionFamily(
+        Siglip2VisionModel,
+        _patches,
+        image_size=lambda config: math.isqrt(config.num_patches) * config.patch_size,
+        inputs=_square_patches,
+    ),
+    "dinov2": VisionFamily(Dinov2Model, _patches, image_size=_input_size, left_out=lambda config: 1),
+    "dinov3_vit": VisionFamily(
+        DINOv3ViTModel,
+        _patches,
+        image_size=_input_size,
+        left_out=lambda config: 1 + config.num_register_tokens,
+    ),
     OpenClipVisionConfig.model_type: VisionFamily(OpenClipVisionModel, lambda config: config.sequence_length),
     QwenVisionConfig.model_type: VisionFamily(
         QwenVisionModel, lambda config: config.query_grid**2, lambda config: config.output_size
@@ -87,6 +129,11 @@ def vision_family(config: PreTrainedConfig) -> VisionFamily:
     return FAMILIES[config.model_type]
 
 
+def image_size(config: PreTrainedConfig) -> int:
+    """Pixels of the side of an image that an encoder takes."""
+    return vision_family(config).image_size(config)
+
+
 def _unsupported(model_type: str) -> ValueError:
     return ValueError(
         f"the visual encoder is a {model_type!r}; supported are {', '.join(FAMILIES)}"
@@ -109,7 +156,10 @@ def load_image_processor(path: str) -> BaseImageProcessor:
         processor = open_clip_files.image_processor(source.open_clip)
     else:
         processor = AutoImageProcessor.from_pretrained(path)
-    made, taken = _side(processor), source.config.image_size
+    made, taken = _side(processor), image_size(source.config)
+    if made is None and source.config.model_type == "siglip2_vision_model":  # it would take the pixels apart
+        square, how = {"height": taken, "width": taken}, ("resample", "image_mean", "image_std")
+        return SiglipImageProcessor(size=square, **{name: getattr(processor, name) for name in how})
     if made is not None and made != taken:
         raise ValueError(
             f"the image processor of {path} makes pictures of {made} pixels, but its encoder takes {taken}: correct"
@@ -137,11 +187,20 @@ def load_vision_tower(path: str, dtype: torch.dtype | str | None = None) -> PreT
     return tower
 
 
+def run_encoder(tower: nn.Module, pixel_values: torch.Tensor, **asked: Any) -> BaseModelOutputWithPooling:
+    """The encoder's output for pixels [N, 3, H, W]: its `last_hidden_state` has the tokens that are used, [N, S, D]."""
+    family = vision_family(tower.config)
+    outputs = tower(*family.inputs(tower.config, pixel_values.to(tower.dtype)), **asked)
+    if skipped := family.left_out(tower.config):
+        outputs.last_hidden_state = outputs.last_hidden_state[:, skipped:]
+    return outputs
+
+
 def encode_images(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """Pixels [N, 3, H, W] -> last hidden states [N, S, D]; without a graph unless the encoder learns."""
     learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(learns):
-        return tower(pixel_values.to(tower.dtype)).last_hidden_state
+        return run_encoder(tower, pixel_values).last_hidden_state
 
 
 def encode(tower: nn.Module, pixel_values: torch.Tensor, at_once: int = AT_ONCE) -> torch.Tensor:
@@ -160,6 +219,15 @@ def encode(tower: nn.Module, pixel_values: torch.Tensor, at_once: int = AT_ONCE)
             blank = encode_images(tower, torch.zeros_like(pixel_values[:1]))
             features[-1] = features[-1] + 0.0 * blank.sum()  # where the encoder learns, its backward runs too
     return features[0] if len(features) == 1 else torch.cat(features)
+
+
+def encoder_outputs(
+    tower: nn.Module, pixel_values: torch.Tensor, asked: dict[str, bool]
+) -> BaseModelOutputWithPooling:
+    """`encode`, or, with more that is `asked` for (`output_attentions`, ...), all images together and with a graph."""
+    if asked:
+        return run_encoder(tower, pixel_values, **asked)
+    return BaseModelOutputWithPooling(last_hidden_state=encode(tower, pixel_values))
 
 
 def refuse_both(
@@ -246,6 +314,8 @@ class _Source:
     def of(cls, path: str) -> "_Source":
         config = _transformers_config(path)
         if config is not None and config.model_type in FAMILIES:
+            if isinstance(config, Dinov2Config | DINOv3ViTConfig):
+                _settle_dino(config, path)
             return cls(config)
         files = find_open_clip(path)
         if files is not None:
@@ -286,6 +356,18 @@ def _side(processor: BaseImageProcessor) -> int | None:
     crops = getattr(processor, "do_center_crop", False)
     size = dict((processor.crop_size if crops else processor.size) or {})
     return size["height"] if size.keys() >= {"height", "width"} and size["height"] == size["width"] else None
+
+
+def _settle_dino(config: Dinov2Config | DINOv3ViTConfig, path: str) -> None:
+    """Note the size of the images that DINO gets: its configuration says that of pretraining. Nothing is at random."""
+    if file_of(path, "preprocessor_config.json"):
+        config.input_size = _side(AutoImageProcessor.from_pretrained(path))
+    if isinstance(config, Dinov2Config):
+        config.intermediate_size = int(
+            config.hidden_size * config.mlp_ratio
+        )  # as others say it (`--vis_proj vit`)
+    else:
+        config.pos_embed_shift = config.pos_embed_jitter = config.pos_embed_rescale = None
 
 
 @contextmanager

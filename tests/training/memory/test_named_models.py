@@ -4,6 +4,7 @@ import pytest
 
 from training.memory.named_models import decoder_config, decoder_size, encoder_config, encoder_size
 from utils.commands import UsageError
+from utils.model.vision import image_size
 
 
 @pytest.mark.parametrize(
@@ -35,13 +36,15 @@ def test_decoders_are_known_without_a_network(name, layers, heads, shared):
         ("google/siglip-so400m-patch14-384", 384, 1152),
         ("google/siglip2-base-patch16-256", 256, 768),
         ("google/siglip2-so400m-patch16-256", 256, 1152),
+        ("facebook/dinov2-large", 224, 1024),
+        ("facebook/dinov3-vitl16-pretrain-lvd1689m", 224, 1024),
         ("qwen-vl-vit", 448, 1664),
         ("ViT-bigG-14/laion2b_s39b_b160k", 224, 1664),
     ],
 )
 def test_encoders_too(name, size, width):
     config = encoder_config(name)
-    assert (config.image_size, config.hidden_size) == (size, width)
+    assert (image_size(config), config.hidden_size) == (size, width)
 
 
 def test_a_folder_is_read_rather_than_its_name(tmp_path):

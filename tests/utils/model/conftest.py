@@ -17,9 +17,16 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
+    Siglip2ImageProcessor,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -186,4 +193,19 @@ def encoder_folders(tmp_path_factory, clip_folder, open_clip_folder) -> dict[str
     QwenVisionModel._from_config(QwenVisionConfig(**shape, **sizes)).save_pretrained(qwen_vl)
     square = {"height": 24, "width": 24}
     CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False).save_pretrained(qwen_vl)
-    return {"clip": clip_folder, "open_clip": open_clip_folder, "siglip": siglip, "qwen_vl": qwen_vl}
+    folders = {"clip": clip_folder, "open_clip": open_clip_folder, "siglip": siglip, "qwen_vl": qwen_vl}
+    folders |= {name: tmp_path_factory.mktemp(name) for name in ("siglip2_naflex", "dinov2", "dinov3")}
+    naflex = Siglip2VisionConfig(**shape, num_patches=9, patch_size=8)
+    Siglip2VisionModel(naflex).save_pretrained(folders["siglip2_naflex"])
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=9).save_pretrained(folders["siglip2_naflex"])
+    del shape["intermediate_size"]
+    # As published, a DINOv2 pretrained on larger images than its processor makes.
+    Dinov2Model(Dinov2Config(**shape, image_size=40, patch_size=8)).save_pretrained(folders["dinov2"])
+    dinov3 = DINOv3ViTConfig(
+        **shape, intermediate_size=64, image_size=32, patch_size=8, num_register_tokens=2
+    )
+    DINOv3ViTModel(dinov3).save_pretrained(folders["dinov3"])
+    square = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 20}, crop_size=square).save_pretrained(folders["dinov2"])
+    SiglipImageProcessor(size=square).save_pretrained(folders["dinov3"])
+    return folders

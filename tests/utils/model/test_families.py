@@ -81,7 +81,8 @@ DECODERS = {
     "mistral": Decoder(MistralForCausalLM, MistralConfig, "sentencepiece", {"sliding_window": None}),
     "mistral, sliding": Decoder(MistralForCausalLM, MistralConfig, "llama_2", {"sliding_window": 16}),
 }
-ENCODERS = ["clip", "siglip", "open_clip", "qwen_vl"]
+ENCODERS = ["clip", "siglip", "open_clip", "qwen_vl", "siglip2_naflex", "dinov2", "dinov3"]
+LORA_PLACES = {"open_clip": "resblocks.", "dinov2": "encoder.layer.", "dinov3": "model.layer."}
 
 
 def without_image_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
@@ -170,7 +171,7 @@ def test_built_trained_saved_and_loaded(
 ):
     lora = None
     if adapted:
-        vis_module = "resblocks." if encoder == "open_clip" else "encoder.layers."
+        vis_module = LORA_PLACES.get(encoder, "encoder.layers.")
         lora = LoraSettings(lang_dim=3, vis_dim=2, vis_module_name=vis_module, alpha=6)
     language, vision = str(decoder_folder(decoder)), str(encoder_folders[encoder])
     torch.manual_seed(0)
@@ -246,7 +247,7 @@ def test_gradient_checkpointing_reaches_the_adapters(
     encoder, only, decoder_folder, encoder_folders, conversation
 ):
     """Also where nothing that learns comes before them: neither pixels nor a frozen embedding have gradients."""
-    name = "resblocks." if encoder == "open_clip" else "encoder.layers."
+    name = LORA_PLACES.get(encoder, "encoder.layers.")
     lora = LoraSettings(lang_dim=2, vis_dim=2, vis_module_name=name)
     torch.manual_seed(0)
     model, processor = build_visual_chat(

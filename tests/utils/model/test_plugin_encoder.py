@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, CLIPImageProcessor, Dinov2Config, Dinov2Model
+from transformers import CONFIG_MAPPING, CLIPImageProcessor, ViTConfig, ViTModel
 
 from tests.test_docs import python_blocks
 from utils.model import VisualChatConfig, build_visual_chat, load_checkpoint
@@ -17,10 +17,10 @@ from utils.plugins import load_plugins
 def plugins(tmp_path, monkeypatch):
     """The page's modules by their class's name; what they register stays within the test."""
     monkeypatch.setattr(sys, "modules", sys.modules.copy())
-    for name in ("my_patches", "dinov2"):  # taken back after the test
+    for name in ("my_patches", "vit"):  # taken back after the test
         monkeypatch.setitem(FAMILIES, name, None)
-    dino, patches = python_blocks("add-an-encoder")
-    (tmp_path / "my_dino.py").write_text(dino)
+    vit, patches = python_blocks("add-an-encoder")
+    (tmp_path / "my_vit.py").write_text(vit)
     (tmp_path / "my_patches.py").write_text(patches)
     return tmp_path
 
@@ -71,11 +71,11 @@ def test_a_model_of_the_users_own_is_built_saved_and_loaded(plugins, llama_folde
 
 
 def test_a_class_of_transformers_needs_one_line(plugins, llama_folder):
-    load_plugins([str(plugins / "my_dino.py")])
+    load_plugins([str(plugins / "my_vit.py")])
     torch.manual_seed(0)
-    config = Dinov2Config(
+    config = ViTConfig(
         image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
     )
-    encoder = encoder_folder(Dinov2Model(config), plugins / "encoder")
+    encoder = encoder_folder(ViTModel(config), plugins / "encoder")
     model, processor = build_visual_chat(str(llama_folder), str(encoder))
     assert processor.image_seq_length == 5 and logits(model, processor).isfinite().all()

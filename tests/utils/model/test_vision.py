@@ -1,8 +1,12 @@
 """Encoders behind one interface."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
+    AutoImageProcessor,
+    AutoModel,
     BertConfig,
     CLIPVisionConfig,
     SiglipConfig,
@@ -12,7 +16,14 @@ from transformers import (
 )
 
 from utils.model.projector import PerceiverProjector, build_projector, image_seq_length, sine_cosine_grid
-from utils.model.vision import encode_images, load_vision_tower, vision_config_of, vision_family
+from utils.model.vision import (
+    encode_images,
+    image_size,
+    load_image_processor,
+    load_vision_tower,
+    vision_config_of,
+    vision_family,
+)
 
 SHAPE = dict(
     hidden_size=32,
@@ -48,6 +59,37 @@ def test_siglip_gives_its_patches(siglip_folder, tmp_path):
     whole.save_pretrained(tmp_path)  # the vision half alone
     alone = load_vision_tower(str(tmp_path))
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in alone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name, others, tokens", [("dinov2", 1, 4), ("dinov3", 3, 4), ("siglip2_naflex", 0, 9)]
+)
+@pytest.mark.parametrize("learning", [False, True], ids=["frozen", "learning"])
+def test_patches_are_those_of_transformers(name, others, tokens, learning, encoder_folders):
+    """Of class and register tokens, that come first, none is left; in training there is nothing at random."""
+    folder = str(encoder_folders[name])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    with torch.no_grad():
+        own = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+        expected = AutoModel.from_pretrained(folder)(**own).last_hidden_state[:, others:]
+    tower, config = load_vision_tower(folder).train(learning), vision_config_of(folder)
+    pixels = load_image_processor(folder)(image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, image_size(config), image_size(config))
+    assert vision_family(config).sequence_length(config) == tokens
+    with torch.no_grad():
+        found = encode_images(tower, pixels.expand(2, -1, -1, -1))
+    assert found.shape == (2, tokens, 32)
+    torch.testing.assert_close(found, expected.expand(2, -1, -1), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3", "siglip2_naflex"])
+@pytest.mark.parametrize("kind", ["linear", "vit", "perceiver"])
+def test_every_projector_reads_them(name, kind, encoder_folders):
+    folder = str(encoder_folders[name])
+    tower, config = load_vision_tower(folder), vision_config_of(folder)
+    side = image_size(config)
+    projected = build_projector(kind, config, 48)(encode_images(tower, torch.randn(2, 3, side, side)))
+    assert projected.shape == (2, image_seq_length(kind, config), 48)
 
 
 def test_clip_l_takes_257_tokens():
