@@ -4,8 +4,10 @@
 docs/add-an-encoder.md show one of each.
 """
 
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from argparse import ArgumentTypeError
@@ -41,6 +43,14 @@ def plugin(name: str) -> str:
     except UsageError as error:
         raise ArgumentTypeError(str(error).removeprefix("--plugin ")) from error
     return name
+
+
+def code_of(kind: type) -> str:
+    """A hash of the file that defines a class, for caches: a plugin may change what the same weights compute."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError):  # typed at a prompt
+        return ""
 
 
 def _file(name: str) -> Path | None:

@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
+from utils.plugins import code_of
+
 _AS_WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _SAMPLED = 256  # numbers of each tensor
 _LABELS = {"_name_or_path", "architectures", "auto_map", "processor_class", "transformers_version"}
@@ -26,7 +28,8 @@ def image_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
     """
     known = hashlib.sha256()
     parts = (processor.image_processor, model.config.vision_config, model.config.get_text_config())
-    settings = [_without_labels(part.to_dict()) for part in parts]
+    settings: list[Any] = [_without_labels(part.to_dict()) for part in parts]
+    settings.append(code_of(type(model.model.vision_tower)))
     if model.config.image_layers != "full":
         settings.append({"image_layers": model.config.image_layers})
     known.update(json.dumps([_FORM, settings], sort_keys=True, default=str).encode())

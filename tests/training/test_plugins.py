@@ -6,12 +6,16 @@ import sys
 import PIL.Image
 import pytest
 import torch
-from transformers import CLIPImageProcessor
+from transformers import CONFIG_MAPPING, CLIPImageProcessor
 
 from chat.checkpoint_arguments import add_checkpoint_arguments, load_named_checkpoint
+from chat.image_kv.fingerprint import image_fingerprint
 from chat.session import ChatSession
 from tests.test_docs import python_blocks
-from utils.commands import Parser
+from training.batches.vision_features import _fingerprint as features_of
+from training.memory.named_models import encoder_config
+from utils.commands import ROOT, Parser, UsageError
+from utils.model import build_visual_chat
 from utils.model.vision import FAMILIES
 from utils.plugins import load_plugins
 
@@ -70,3 +74,29 @@ def test_one_step_of_training_and_a_question(trainings, tmp_path, monkeypatch):
     assert type(model.model.vision_tower).__name__ == "PatchModel"
     session = ChatSession(model, processor, max_new_tokens=3)
     assert isinstance("".join(session.ask("Which bird is this?", [images / "0.jpg"])), str)
+
+
+def test_caches_and_plans_know_the_plugin(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "my_patches", None)
+    encoder = tmp_path / "my_encoder_in_caches.py"
+    encoder.write_text(python_blocks("add-an-encoder")[1])
+    load_plugins([str(encoder)])
+    own = sys.modules[encoder.stem]
+    own.PatchModel(own.PatchConfig(image_size=16, patch_size=8, hidden_size=32)).save_pretrained(
+        tmp_path / "eye"
+    )
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path / "eye")
+    model, processor = build_visual_chat(str(ROOT / "assets" / "tiny_llama"), str(tmp_path / "eye"))
+    before = image_fingerprint(model, processor), features_of(model.model.vision_tower, processor)
+    assert before == (image_fingerprint(model, processor), features_of(model.model.vision_tower, processor))
+    encoder.write_text(encoder.read_text() + "# computes something else\n")
+    after = image_fingerprint(model, processor), features_of(model.model.vision_tower, processor)
+    assert before[0] != after[0] and before[1] != after[1]
+
+    monkeypatch.delitem(FAMILIES, "my_patches")  # as where no plugin is given
+    known = CONFIG_MAPPING._extra_content.copy()
+    del known["my_patches"]
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", known)
+    with pytest.raises(UsageError, match=r"--vision_model_name_or_path \S+eye: [^\n]*--plugin[^\n]*$"):
+        encoder_config(str(tmp_path / "eye"))

@@ -32,6 +32,7 @@ from utils.data.workers import parallel_map, signal_safe
 from utils.distributed import barrier, decided_by_main, everyone, get_logger, rank, world_size
 from utils.model.loading import gathered
 from utils.model.vision import encode_images, vision_family
+from utils.plugins import code_of
 
 logger = get_logger(__name__)
 
@@ -208,9 +209,10 @@ def _batches(pictures: _Pixels, workers: int) -> Iterator[tuple[list[bytes], tor
 
 
 def _fingerprint(tower: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """The same for the same weights, whole, their type, and preprocessing."""
+    """The same for the same weights, whole, their type, code and preprocessing."""
     known = hashlib.blake2b(digest_size=16)
-    settings = [_FORM, tower.config.to_dict(), processor.image_processor.to_dict(), str(tower.dtype)]
+    parts = [tower.config.to_dict(), processor.image_processor.to_dict()]
+    settings = [_FORM, *parts, str(tower.dtype), code_of(type(tower))]
     known.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         known.update(name.encode())

@@ -146,7 +146,7 @@ def decoder_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise _unknown("lm_model_name_or_path", name, DECODERS) from error
+        raise _unknown("lm_model_name_or_path", name, DECODERS, error) from error
 
 
 def encoder_config(name: str) -> PreTrainedConfig:
@@ -158,7 +158,7 @@ def encoder_config(name: str) -> PreTrainedConfig:
     try:
         return vision_config_of(name)
     except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise _unknown("vision_model_name_or_path", name, [*ENCODERS, "ViT-bigG-14"]) from error
+        raise _unknown("vision_model_name_or_path", name, [*ENCODERS, "ViT-bigG-14"], error) from error
 
 
 def decoder_size(name: str) -> int:
@@ -201,7 +201,9 @@ def _plain(name: str) -> str:
     return _ENDINGS.sub("", short)
 
 
-def _unknown(flag: str, name: str, known: Iterable[str]) -> UsageError:
+def _unknown(flag: str, name: str, known: Iterable[str], error: Exception) -> UsageError:
+    if Path(name, "config.json").is_file():
+        return UsageError(f"--{flag} {name}: {str(error).splitlines()[0]}")
     offline = " while HF_HUB_OFFLINE is set" if is_offline_mode() else ""
     return UsageError(
         f"--{flag} {name}: no folder with a config.json, and no configuration can be fetched{offline}; known without"
