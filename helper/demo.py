@@ -129,8 +129,8 @@ def hold_dialogue(checkpoint: Path, held_out: Path) -> None:
     dialogues = load_dialogues(held_out)
     session = ChatSession.from_pretrained(checkpoint, max_new_tokens=8)
     for turn in next((each for each in dialogues if each.images == 3), dialogues[0]).turns:
-        for image in turn.images:
-            console.print(f"  [dim]image {len(session.images) + 1}: {_shown(image.source)}[/dim]")
+        for number, image in enumerate(turn.images, len(session.images) + 1):
+            console.print(f"  [dim]image {number}: {_shown(image.source)}[/dim]")
         answer = "".join(session.ask(turn.question, turn.images))
         right = is_correct(answer, turn.references)
         verdict = "[green]right[/green]" if right else f"[red]wrong: {turn.reference}[/red]"

@@ -43,7 +43,7 @@ def test_every_row_says_where_its_parts_are_to_be_had() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         DataError,
-        match=r"unknown dataset lava, cocoa; the known ones are: aokvqa, .*sparkles_dialogue; to use your own data, .*--plugin",
+        match=r"unknown dataset lava, cocoa; the known ones are: aokvqa, .*sparkles_dialogue; to use .*--plugin",
     ):
         find_specs(["llava", "lava", "cocoa"])
 
