@@ -28,6 +28,7 @@ from training.parameter_groups import parameter_groups
 from utils.distributed import initialise, is_main_process, shut_down, world_size
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.freezing import freeze
+from utils.model.vision import image_size
 
 MB = 1e6
 _TOKENS = 17  # of an image
@@ -131,7 +132,7 @@ def _measure(case: Case, config: VisualChatConfig, shape: BatchShape) -> None:
         enable_checkpointing(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.0, 0.0), fused=True)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    batch = make_batch(shape, config.image_token_id, 5, config.vision_config.image_size, "cpu")
+    batch = make_batch(shape, config.image_token_id, 5, image_size(config.vision_config), "cpu")
     batch = {name: values.to(device) for name, values in batch.items()}
 
     def step() -> None:

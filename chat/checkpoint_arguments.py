@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chat.limits import MAX_SEQ_LEN
 from utils.commands import UsageError
 from utils.hub import checkpoint_folder, read_config, require_model
-from utils.plugins import plugin
+from utils.plugins import add_plugin_argument
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -69,14 +69,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a checkpoint: its folder, the folder of a run (its best, else its final), or a name on the hub",
     )
-    parser.add_argument(
-        "--plugin",
-        nargs="+",
-        type=plugin,
-        default=[],
-        metavar="MODULE",
-        help="modules of your own (my_module.py) that register the checkpoint's visual encoder",
-    )
+    add_plugin_argument(parser)
     parser.add_argument(
         "--max_seq_len",
         type=positive,

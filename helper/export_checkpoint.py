@@ -14,7 +14,7 @@ from pathlib import Path
 from chat.checkpoint_arguments import base_models
 from utils.commands import Parser, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
-from utils.plugins import plugin
+from utils.plugins import add_plugin_argument
 
 FORMS = ("full", "trained", "adapter")
 
@@ -39,14 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         help="folder or hub name of the decoder if it has moved; the result refers to it",
     )
     parser.add_argument("--vision_model_name_or_path", help="the same for the encoder")
-    parser.add_argument(
-        "--plugin",
-        nargs="+",
-        type=plugin,
-        default=[],
-        metavar="MODULE",
-        help="modules of your own that register the checkpoint's visual encoder",
-    )
+    add_plugin_argument(parser)
     parser.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
     parser.add_argument(
         "--device_map", default="cpu", help="devices to compute on: cpu (default), auto, cuda:0, ..."

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -36,8 +36,19 @@ def load_plugins(names: Iterable[str]) -> None:
             raise UsageError(f"--plugin {name}: {_where(error)}{type(error).__name__}: {error}") from error
 
 
-def plugin(name: str) -> str:
-    """Imports a plugin as soon as argparse reads its name."""
+def add_plugin_argument(parser: ArgumentParser) -> None:
+    """`--plugin` of the commands that read a checkpoint; its modules are imported as soon as their names are read."""
+    parser.add_argument(
+        "--plugin",
+        nargs="+",
+        type=_plugin,
+        default=[],
+        metavar="MODULE",
+        help="modules of your own (my_module.py) that register the checkpoint's visual encoder",
+    )
+
+
+def _plugin(name: str) -> str:
     try:
         load_plugins([name])
     except UsageError as error:
