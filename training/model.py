@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from training.arguments import ModelArguments
@@ -59,6 +60,8 @@ def load_model(
         logger.info("learning: %s", learning(model, arguments, model_arguments.frozen_bits))
         if arguments.use_liger_kernel:
             apply_liger(model.model.language_model)
+        if arguments.torch_compile:
+            compile_layers(model.model.language_model)
         return model, processor
     except UsageError:
         raise
@@ -66,6 +69,17 @@ def load_model(
         raise UsageError(f"{'--resume_from_checkpoint' if resumed else '--init_from'}: {error}") from error
     except (OSError, ValueError) as error:  # not found, no network, not a model of the kind that is needed
         raise UsageError(f"the model cannot be built: {error}") from error
+
+
+def compile_layers(decoder: PreTrainedModel) -> None:
+    """Compile norms and MLPs of a decoder's layers, in place, for rows of any number.
+
+    Between the large products they are many small operations, which become few. Attention has kernels of its own.
+    """
+    for layer in decoder.layers:
+        for name, part in layer.named_children():
+            if name != "self_attn":
+                part.forward = torch.compile(part.forward, dynamic=True)
 
 
 def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:

@@ -1,6 +1,8 @@
 """The flags of a run: the published recipe as defaults, and what transformers' `TrainingArguments` lack."""
 
+import os
 from dataclasses import dataclass, field
+from shutil import which
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.arguments.sharding import ZeroArguments, flag
@@ -37,6 +39,8 @@ class RunArguments(ZeroArguments, Others):
         deepspeed: Any = None
         activation_checkpointing: bool | None = None
         metric_for_best_model: str | None = None
+        torch_compile: bool = False
+        use_liger_kernel: bool = False
 
     output_dir: str = flag("./output", "Folder for checkpoint-N, best and final.")
     overwrite_output_dir: bool = flag(
@@ -167,7 +171,21 @@ class RunArguments(ZeroArguments, Others):
         self.deepspeed = self.deepspeed_settings(self.deepspeed)
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing  # newer transformers' name for it
+        if self.torch_compile and self.zero_stage == 3:
+            raise UsageError(
+                "--torch_compile needs --zero_stage 0, 1 or 2: ZeRO-3 gathers weights within what is compiled"
+            )
+        if self.torch_compile and self.use_liger_kernel:
+            raise UsageError(
+                "--torch_compile and --use_liger_kernel fuse the same operations: give one of the two"
+            )
+        if self.torch_compile and self.use_cpu and not which(os.environ.get("CXX", "g++")):
+            raise UsageError(
+                "--torch_compile needs a C++ compiler on a CPU: install g++, or name yours in CXX"
+            )
+        compiled, self.torch_compile = self.torch_compile, False  # accelerate would compile the whole model
         super().__post_init__()
+        self.torch_compile = compiled
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Warm-up in steps; the 2023 flag counts steps above 1 and is a share of the run up to 1."""

@@ -9,7 +9,7 @@ from typing import Any
 from utils.commands import UsageError
 
 _DEEPSPEED = "DeepSpeed distributes the training; see --zero_stage"
-_COMPILED = "the attention kernels are compiled automatically; leave it out"
+_COMPILED = "--torch_compile compiles with torch's own defaults; leave it out"
 _HUB = "upload the checkpoint after training: python -m helper.export_checkpoint --push_to_hub"
 _LOSSES = "evaluation in training computes losses only; eval.batch_generation evaluates answers"
 _LOADER = "the order of batches must be reproducible, and workers end after each epoch; leave it out"
@@ -23,7 +23,6 @@ REFUSED = {
     ),
     "bf16_full_eval": "evaluation has the precision of training: --precision",
     "fp16_full_eval": "evaluation has the precision of training: --precision",
-    "torch_compile": _COMPILED,
     "torch_compile_backend": _COMPILED,
     "torch_compile_mode": _COMPILED,
     "liger_kernel_config": "--use_liger_kernel uses all kernels except the loss",

@@ -141,6 +141,8 @@ def test_every_stage_has_a_configuration(parse, stage):
             {"frozen_bits": 4, "train": ["projector", "decoder:top-1"]},
             "--frozen_bits 4 quantises the decoder, so it cannot learn: leave it out of --train",
         ),
+        ({"torch_compile": True, "zero_stage": 3}, "--torch_compile needs --zero_stage 0, 1 or 2"),
+        ({"torch_compile": True, "use_liger_kernel": True}, "--torch_compile and --use_liger_kernel fuse"),
         ({"frozen_bits": 8, "zero_stage": 3}, "--frozen_bits 8 needs --zero_stage 0, 1 or 2: ZeRO-3 cannot"),
         ({"lora_alpha": 0.0}, "--lora_alpha 0.0: give a positive number"),
         ({"num_warmup_steps": 3, "warmup_steps": 4}, "give one of the two"),
