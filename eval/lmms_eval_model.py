@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from utils.commands import complain
+from utils.commands import Parser, complain
+from utils.plugins import add_plugin_argument
 
 try:
     from lmms_eval.api.instance import Instance
@@ -167,21 +168,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command: lmms-eval's own, with this model filled in; returns its exit status."""
     from lmms_eval import __main__ as command
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--checkpoint_path" not in given[:-1]:
+    parser = Parser(prog="python -m eval.lmms_eval_model", add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint_path")
+    parser.add_argument("--model_args")
+    add_plugin_argument(parser)
+    own, further = parser.parse_known_args(arguments)
+    if own.checkpoint_path is None:
         return complain("--checkpoint_path is missing: give a checkpoint")
-    place = given.index("--checkpoint_path")
-    checkpoint = given[place + 1]
-    del given[place : place + 2]
     MODEL_REGISTRY_V2.register_manifest(
         ModelManifest(NAME, chat_class_path="eval.lmms_eval_model.VisualChat"), overwrite=True
     )
-    model_args = f"checkpoint_path={checkpoint}"
-    if "--model_args" in given:
-        place = given.index("--model_args")
-        model_args += f",{given[place + 1]}"
-        del given[place : place + 2]
-    sys.argv = ["lmms_eval", "--model", NAME, "--model_args", model_args, *given]
+    model_args = ",".join(filter(None, [f"checkpoint_path={own.checkpoint_path}", own.model_args]))
+    sys.argv = ["lmms_eval", "--model", NAME, "--model_args", model_args, *further]
     begun: list[Any] = []
     evaluate = command.cli_evaluate_single
 

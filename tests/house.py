@@ -26,7 +26,7 @@ WINGS = {  # the folders and files (without ending) of each
     "reports": "training/data_report training/run_report eval/report eval/report_page/charts helper/check_data",
     "serving": "chat/serving chat/server_setup",
     "page": "chat/page chat/web",
-    "judging": "eval/judge eval/lmms_eval_model eval/pictures",
+    "judging": "eval/judge eval/lmms_eval_model",
     "export": "helper/export_checkpoint helper/checkpoint_forms helper/adapter_folders helper/sharded_weights"
     " helper/training_record helper/extract_qwen_vl helper/qwen_vl_encoder helper/dataset_table",
     "miniature": "helper/miniature helper/demonstration helper/comparison helper/demo helper/compare"

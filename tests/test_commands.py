@@ -24,7 +24,6 @@ TAKE_TRAININGS_FLAGS = [
     "helper.plan_memory",
 ]
 NEED_NO_ARGUMENTS = {
-    "eval.pictures.make",
     "helper.compare",
     "helper.dataset_table",
     "helper.demo",
@@ -209,7 +208,6 @@ def test_a_flag_that_is_none_is_named(module, capsys):
 
 UNWRITABLE = [
     ("eval.batch_generation", ["--checkpoint_path", "x", "--output_filename", "{file}/out"]),
-    ("eval.pictures.make", ["--folder", "{file}/out"]),
     ("helper.check_data", ["{models}", "--dataset_names", "my.json", "--output_dir", "{file}/out"]),
     ("helper.compare", ["--docs", "{file}/out"]),
     ("helper.demo", ["--output", "{file}/out"]),

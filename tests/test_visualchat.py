@@ -144,6 +144,7 @@ def test_changes_come_over_the_recipe_and_the_recipe_over_its_base(tmp_path: Pat
         ["--data_path", "data", "--dataset_names", "llava", "own.json", "--dataset_samples", "all", "5"],
         ["--eval_strategy", "no", "--learning_rate", "3e-5", "--packing", "true", "--lang_lora_dim", "8"],
         ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-05}'],
+        ["--plugin", "plugin_of_a_recipe"],
         [
             "--gradient_accumulation_steps",
             "4",
@@ -170,6 +171,7 @@ def test_the_recipe_that_a_run_writes_has_the_same_flags(
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     Path("own.json").write_text("[]")
+    Path("plugin_of_a_recipe.py").write_text("")
     parser, given = parse_flags([*TINY, *flags, "--overwrite_output_dir", "true"])
     recipe = resolved(given, parser)
     assert recipe["processes"] == 1 and "overwrite_output_dir" not in recipe
@@ -178,6 +180,7 @@ def test_the_recipe_that_a_run_writes_has_the_same_flags(
     again = parsed(flags_of(["recipe.yaml"])[0])
     wanted = {**vars(given), "overwrite_output_dir": False, "data_path": str(tmp_path / "data")}
     wanted["dataset_names"] = [str(tmp_path / name) if "." in name else name for name in given.dataset_names]
+    wanted["plugin"] = [str(tmp_path / f"{name}.py") for name in given.plugin]
     assert again == wanted
 
 

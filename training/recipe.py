@@ -31,6 +31,7 @@ from training.arguments import DataArguments, ModelArguments, RunArguments
 from utils.atomic import atomic_write
 from utils.commands import ROOT, UsageError
 from utils.distributed import cores, world_size
+from utils.plugins import lasting_name
 
 RECIPES = ROOT / "recipes"
 WRITTEN = "recipe.yaml"
@@ -42,7 +43,7 @@ STARTS_ONLY = {"overwrite_output_dir", "resume_from_checkpoint", "dry_run_worst_
 """Flags of one start of a run, which a recipe that repeats the run leaves out."""
 PATHS = {
     *("lm_model_name_or_path", "vision_model_name_or_path", "init_from"),
-    *("data_path", "data_cache_path", "data_debug_path", "image_folder", "dataset_names", "plugin"),
+    *("data_path", "data_cache_path", "data_debug_path", "image_folder", "dataset_names"),
     *("output_dir", "nvme_path", "deepspeed_config"),
 }
 """Flags that may name files; they are written as absolute paths, so that a recipe works from any folder."""
@@ -209,6 +210,8 @@ def resolved(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> dict
         value = getattr(flags, name)
         if name not in STARTS_ONLY and value is not None and value != []:
             values[name] = _absolute(value) if name in PATHS else value
+    if "plugin" in values:
+        values["plugin"] = [lasting_name(each) for each in flags.plugin]
     micro = values.pop("gradient_accumulation_steps", flags.gradient_accumulation_steps)
     count = world_size()
     values["global_batch"] = flags.per_device_train_batch_size * micro * count

@@ -56,6 +56,12 @@ def _plugin(name: str) -> str:
     return name
 
 
+def lasting_name(name: str) -> str:
+    """The name by which a plugin is found from any folder: the whole path, if it is a file."""
+    file = Path(name if name.endswith(".py") else f"{name}.py").expanduser()
+    return str(file.absolute()) if file.is_file() else name
+
+
 def code_of(kind: type) -> str:
     """A hash of the file that defines a class, for caches: a plugin may change what the same weights compute."""
     try:

@@ -8,7 +8,7 @@ import pytest
 from utils.commands import UsageError
 from utils.data import DataError, register_dataset
 from utils.data.registry import DATASETS
-from utils.plugins import load_plugins
+from utils.plugins import lasting_name, load_plugins
 
 
 @pytest.fixture
@@ -26,6 +26,13 @@ def test_a_module_is_imported_once_under_its_name(folder, name):
         load_plugins([name.format(folder=folder)])
     assert (folder / "ran").read_text() == "x"
     assert sys.modules["here"].read.__module__ == "here"
+
+
+def test_a_file_has_a_name_for_other_folders_too(folder):
+    (folder / "here.py").write_text("")
+    names = ("here.py", "here", "json", "xml.dom", "/no/here.py")
+    here = str(folder / "here.py")
+    assert [lasting_name(name) for name in names] == [here, here, "json", "xml.dom", "/no/here.py"]
 
 
 def test_an_installed_module_is_imported(folder):
