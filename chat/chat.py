@@ -26,14 +26,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chat.checkpoint_arguments import (
+from chat.arguments import (
+    add_answer_arguments,
     add_checkpoint_arguments,
-    add_sampling_arguments,
-    load_named_checkpoint,
-    positive,
+    add_image_store_arguments,
+    add_max_images,
+    load_session,
+    sampling_of,
 )
-from chat.image_kv.arguments import add_image_store_arguments, store_settings
-from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from utils.commands import INTERRUPTED, Parser, command, end_process
 from utils.hub import checkpoint_folder
 
@@ -50,26 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     checkpoint_folder(parsed.checkpoint_path)  # a wrong one is told before seconds of imports
     # Here, not above: they take seconds, which --help need not wait for.
-    from chat.generation.sampling import Sampling
-    from chat.session import ChatSession
     from chat.terminal.prompt_input import PromptInput, default_history
     from chat.terminal.repl import MISTAKES, Repl
     from utils.distributed import configure_logging
 
     configure_logging(logging.WARNING)
-    sampling = Sampling(
-        parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
-    )
-    model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
-    session = ChatSession(
-        model,
-        processor,
-        max_images=parsed.max_images,
+    session = load_session(
+        parsed,
         max_new_tokens=parsed.generation_length_per_round,
-        max_seq_len=parsed.max_seq_len,
-        sampling=sampling,
+        sampling=sampling_of(parsed),
         system=parsed.system,
-        **store_settings(parsed, model, processor),
     )
     person = not parsed.prompt and not parsed.json and sys.stdin.isatty() and sys.stdout.isatty()
     repl = Repl(session, _screen(parsed.json, person))
@@ -120,19 +110,8 @@ def _parser() -> Parser:
         prog="python -m chat.chat", description="Chat with a checkpoint: several images, several rounds."
     )
     add_checkpoint_arguments(parser)
-    parser.add_argument(
-        "--generation_length_per_round",
-        type=positive,
-        default=MAX_NEW_TOKENS,
-        help="maximum length of an answer in tokens (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max_images",
-        type=positive,
-        default=MAX_IMAGES,
-        help="maximum number of images in a dialogue (default: %(default)s)",
-    )
-    add_sampling_arguments(parser, seed=1234)
+    add_max_images(parser)
+    add_answer_arguments(parser, seed=1234)
     add_image_store_arguments(parser)
     parser.add_argument(
         "--system", metavar="TEXT", help="system text of the dialogue (default: the checkpoint's)"

@@ -1,4 +1,4 @@
-"""What page and server start with alike: where they listen, and a session over the checkpoint."""
+"""What page and server start with alike: where they listen, and what the model is called."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ import errno
 import re
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from chat.checkpoint_arguments import load_named_checkpoint
-from chat.image_kv.arguments import store_settings
 from utils.commands import UsageError
-
-if TYPE_CHECKING:
-    from chat.session import ChatSession
 
 KEY_VARIABLE = "VISUALCHAT_API_KEY"
 """The environment variable that sets a key for the server or the page."""
@@ -69,20 +63,3 @@ def model_name(checkpoint: str) -> str:
         step = folder.name.removeprefix("checkpoint-")
         return folder.parent.name + (f" at step {step}" if step.isdecimal() else "")
     return folder.name or "model"
-
-
-def load_session(parsed: argparse.Namespace) -> ChatSession:
-    """A session over the checkpoint that the command line names, with its image store.
-
-    Raises `UsageError` where it cannot be loaded.
-    """
-    from chat.session import ChatSession
-
-    model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
-    return ChatSession(
-        model,
-        processor,
-        max_images=parsed.max_images,
-        max_seq_len=parsed.max_seq_len,
-        **store_settings(parsed, model, processor),
-    )

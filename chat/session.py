@@ -4,20 +4,27 @@ from collections.abc import Generator as Pieces
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from chat.generation import Answer, Generator, Prompt, Request, RoundStatistics, Sampling, recordable
+from chat.generation import (
+    Answer,
+    Generator,
+    ImageStore,
+    Prompt,
+    Request,
+    RoundStatistics,
+    Sampling,
+    recordable,
+    store_if_possible,
+)
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN
 from chat.loaded_images import ImageSource, LoadedImage, open_image
 from utils.context_length import longest_dialogue
 from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.hub import checkpoint_folder
-
-if TYPE_CHECKING:
-    from chat.image_kv.store import ImageStore
 
 
 class ChatError(ValueError):
@@ -45,7 +52,7 @@ class ChatSession:
         max_seq_len: int = MAX_SEQ_LEN,
         sampling: Sampling | None = None,
         system: str | None = None,
-        image_store: "ImageStore | None" = None,
+        image_store: ImageStore | None = None,
         keep_images: bool = True,
     ) -> None:
         if max_new_tokens < 1:
@@ -60,8 +67,6 @@ class ChatSession:
         self.statistics: tuple[RoundStatistics, ...] = ()
         self.image_store: ImageStore | None = None
         if keep_images:
-            from chat.image_kv.store import store_if_possible  # sessions work without the image KV cache
-
             self.image_store = store_if_possible(model, processor, self.max_seq_len, shared=image_store)
         self._generator = Generator(model, processor, self.image_store)
         self.sampling = sampling or Sampling()

@@ -13,19 +13,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chat.checkpoint_arguments import (
+from chat.arguments import (
+    add_answer_arguments,
     add_checkpoint_arguments,
-    add_sampling_arguments,
+    add_image_store_arguments,
+    add_max_images,
+    load_session,
     positive,
+    sampling_of,
 )
-from chat.image_kv.arguments import add_image_store_arguments
-from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from chat.server_setup import (
     KEY_VARIABLE,
     LOOPBACK,
     add_address_arguments,
     listening_socket,
-    load_session,
     model_name,
 )
 from chat.serving.limits import Limits
@@ -44,15 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = _parser().parse_args(arguments)
     # Here, not above: they take seconds, which --help need not wait for.
-    from chat.generation.sampling import Sampling
     from utils.distributed import configure_logging
 
     configure_logging(logging.INFO)
     with listening_socket(parsed.host, parsed.port) as free:  # told before the model is loaded
         parsed.port = free.getsockname()[1]
-    sampling = Sampling(
-        parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
-    )
+    sampling = sampling_of(parsed)
     session = load_session(parsed)
     with tempfile.TemporaryDirectory(prefix="visualchat-") as folder:
         serve(session, parsed, sampling, Path(folder))
@@ -116,22 +114,11 @@ def _parser() -> Parser:
     add_checkpoint_arguments(parser)
     add_address_arguments(parser, 7860)
     parser.add_argument("--model_name", help="name of the model on the page (default: the run's name)")
-    parser.add_argument(
-        "--max_images",
-        type=positive,
-        default=MAX_IMAGES,
-        help="maximum number of images in a dialogue (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--generation_length_per_round",
-        type=positive,
-        default=MAX_NEW_TOKENS,
-        help="maximum length of an answer in tokens (default: %(default)s)",
-    )
+    add_max_images(parser)
     parser.add_argument(
         "--slots", type=positive, default=4, help="dialogues answered at once (default: %(default)s)"
     )
-    add_sampling_arguments(parser, seed=1234)
+    add_answer_arguments(parser, seed=1234)
     add_image_store_arguments(parser)
     return parser
 

@@ -31,13 +31,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chat.checkpoint_arguments import (
+from chat.arguments import (
     add_checkpoint_arguments,
+    add_image_store_arguments,
+    add_max_images,
     add_sampling_arguments,
     load_named_checkpoint,
     positive,
+    sampling_of,
+    store_settings,
 )
-from chat.image_kv.arguments import add_image_store_arguments, store_settings
 from chat.limits import MAX_NEW_TOKENS
 from utils.commands import FINISHED, Parser, UsageError, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
@@ -62,7 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here, not above: they take seconds, which --help need not wait for.
     import torch.distributed as dist
 
-    from chat.generation.sampling import Sampling
     from eval.checks import with_sound_images
     from eval.dialogues import read_set
     from eval.generation import GenerationSettings
@@ -81,9 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_new_tokens=parsed.max_new_tokens,
             max_seq_len=parsed.max_seq_len,
             history=parsed.history,
-            sampling=Sampling(
-                parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, parsed.seed
-            ),
+            sampling=sampling_of(parsed),
         )
         runs = _runs(parsed)
         found = with_sound_images(found)
@@ -246,12 +246,7 @@ def _parser() -> Parser:
         default=MAX_NEW_TOKENS,
         help="maximum length of an answer in tokens (default: %(default)s)",
     )
-    parser.add_argument(
-        "--max_images",
-        type=positive,
-        default=8,
-        help="maximum number of images in a dialogue (default: %(default)s)",
-    )
+    add_max_images(parser)
     parser.add_argument(
         "--history",
         choices=["generated", "reference"],

@@ -9,8 +9,15 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from chat.generation import Generator, Prompt, Request, Sampling, recordable
-from chat.image_kv.store import ImageStore, store_if_possible
+from chat.generation import (
+    Generator,
+    ImageStore,
+    Prompt,
+    Request,
+    Sampling,
+    recordable,
+    store_if_possible,
+)
 from chat.loaded_images import LoadedImage, open_image
 from eval.dialogues import EvalDataError, EvalDialogue
 from utils.context_length import longest_dialogue

@@ -22,7 +22,7 @@ import openai
 from rich.console import Console
 from tqdm import tqdm
 
-from chat.checkpoint_arguments import positive
+from chat.arguments import positive
 from eval.report_page.pictures import picture_url
 from eval.results import ResultsError, Row, read_results, scores_of_rows, write_results
 from utils.commands import Parser, command, complain, end_process

@@ -11,7 +11,7 @@ the same as its source before it gets its name; --push_to_hub uploads it afterwa
 import argparse
 from pathlib import Path
 
-from chat.checkpoint_arguments import base_models
+from chat.arguments import base_models
 from utils.commands import Parser, command, complain, end_process, writable_folder
 from utils.hub import checkpoint_folder
 from utils.plugins import add_plugin_argument

@@ -1,7 +1,7 @@
 """Answers from a model: `Generator` gives any number of them together, under a chat, an evaluation or a server."""
 
 from chat.generation.engine import Answer, Generator, Request, RoundStatistics
-from chat.generation.reading import Prompt
+from chat.generation.reading import ImageStore, Prompt, store_if_possible
 from chat.generation.sampling import Sampling, SamplingError
 from chat.generation.text_stream import EMPTY_ANSWER, recordable
 
@@ -9,10 +9,12 @@ __all__ = [
     "EMPTY_ANSWER",
     "Answer",
     "Generator",
+    "ImageStore",
     "Prompt",
     "Request",
     "RoundStatistics",
     "Sampling",
     "SamplingError",
     "recordable",
+    "store_if_possible",
 ]

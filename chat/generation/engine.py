@@ -7,7 +7,7 @@ leave between steps. Each answer is what it would be alone: rows see only themse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,9 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.generation.prefix_cache import PrefixCache, shared_start
-from chat.generation.reading import Prompt, Reading, WholeDialogues, Work
+from chat.generation.reading import ImageStore, Prompt, Reading, WholeDialogues, Work
 from chat.generation.sampling import Sampling, TokenChooser
 from chat.generation.text_stream import TextStream
-
-if TYPE_CHECKING:
-    from chat.image_kv.store import ImageStore
 
 End = Literal["eos", "length", "interrupted"]
 
@@ -122,7 +119,7 @@ class Generator:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        image_store: "ImageStore | None" = None,
+        image_store: ImageStore | None = None,
         remembered: int = 1,
     ) -> None:
         self._model, self._processor, self._store = model.eval(), processor, image_store

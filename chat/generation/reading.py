@@ -1,14 +1,14 @@
 """Dialogues as far as a decoder has read them, side by side: the next forward reads only what is new in each.
 
 Two ways with one face. `WholeDialogues`: text and images go through the decoder together, in their order, as every
-attention can. `chat.image_kv.CachedImageReading`: text alone goes through it, over images out of a store.
+attention can. `chat.image_kv.reading.CachedImageReading`: text alone goes through it, over images out of a store.
 """
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,12 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.generation.growing_cache import growing_cache
+from chat.limits import Limits
 from chat.loaded_images import LoadedImage
+from utils.context_length import longest_dialogue
+from utils.distributed import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,3 +215,46 @@ class WholeDialogues(Reading):
     def cut(self, is_image: np.ndarray) -> None:
         self._crop(len(is_image))
         self._images = [RowImages(int(is_image.sum()) // self._processor.image_seq_length)]
+
+
+class ImageStore(Protocol):
+    """Keeps the keys and values of images for one model, within `reach` tokens: `chat.image_kv.store.ImageStore`."""
+
+    @property
+    def reach(self) -> int: ...
+
+    def serves(self, model: PreTrainedModel) -> bool: ...
+
+    def reading(self, size: int = 1) -> Reading: ...
+
+
+def store_if_possible(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    tokens: int,
+    limits: Limits | None = None,
+    shared: ImageStore | None = None,
+) -> ImageStore | None:
+    """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
+
+    None, with the reason in the log, if there cannot be one. Raises `ValueError` if the shared one is another model's.
+    """
+    from chat.image_kv import store as image_kv  # a wing: whole dialogues are read without it
+
+    try:
+        store = shared or image_kv.ImageStore(model, processor, limits)
+    except image_kv.CannotReuseKV as reason:
+        logger.info("images are read anew in each dialogue: %s", reason)
+        return None
+    if not store.serves(model):
+        raise ValueError("the image store is another model's; make one with this model and this processor")
+    tokens = longest_dialogue(model.config, tokens)
+    if store.reach < tokens:
+        logger.info(
+            "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"
+            " tokens, and up to %d are allowed",
+            store.reach,
+            tokens,
+        )
+        return None
+    return store

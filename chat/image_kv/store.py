@@ -21,10 +21,6 @@ from chat.image_kv.reading import CachedImageReading, Found
 from chat.image_kv.tiers import ImageKVFiles, ImageKVTiers
 from chat.limits import Limits
 from chat.loaded_images import LoadedImage
-from utils.context_length import longest_dialogue
-from utils.distributed import get_logger
-
-logger = get_logger(__name__)
 
 _AT_ONCE = 8  # images that go through encoder and decoder together
 
@@ -169,34 +165,3 @@ class ImageStore:
         return self.encoder.compute(
             self._model.get_image_features(pixels).pooler_output.to(self._model.dtype)
         )
-
-
-def store_if_possible(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    tokens: int,
-    limits: Limits | None = None,
-    shared: ImageStore | None = None,
-) -> ImageStore | None:
-    """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
-
-    None, with the reason in the log, where there cannot be one. Raises `ValueError` where the shared one is
-    another model's.
-    """
-    try:
-        store = shared or ImageStore(model, processor, limits)
-    except CannotReuseKV as reason:
-        logger.info("images are read anew in each dialogue: %s", reason)
-        return None
-    if not store.serves(model):
-        raise ValueError("the image store is another model's; make one with this model and this processor")
-    tokens = longest_dialogue(model.config, tokens)
-    if store.reach < tokens:
-        logger.info(
-            "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"
-            " tokens, and up to %d are allowed",
-            store.reach,
-            tokens,
-        )
-        return None
-    return store

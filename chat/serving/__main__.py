@@ -12,26 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chat.checkpoint_arguments import (
+from chat.arguments import (
+    add_answer_arguments,
     add_checkpoint_arguments,
-    add_sampling_arguments,
+    add_image_store_arguments,
+    add_max_images,
+    load_session,
     positive,
+    sampling_of,
 )
-from chat.image_kv.arguments import add_image_store_arguments
-from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS
 from chat.server_setup import (
     KEY_VARIABLE,
     LOOPBACK,
     add_address_arguments,
     listening_socket,
-    load_session,
     model_name,
 )
 from chat.serving.limits import MEBIBYTE, Limits
 from utils.commands import Parser, UsageError, command, end_process
 
 if TYPE_CHECKING:
-    from chat.generation.sampling import Sampling
     from chat.serving.service import Serving
 
 logger = logging.getLogger("chat.serving")  # __name__ is __main__ where this file is the program
@@ -40,18 +40,15 @@ logger = logging.getLogger("chat.serving")  # __name__ is __main__ where this fi
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
     # Here, not above: they take seconds, which --help need not wait for.
     import uvicorn
 
-    from chat.generation.sampling import Sampling
     from chat.serving.app import build_app
     from utils.distributed import configure_logging
 
     configure_logging(logging.INFO)
-    sampling = Sampling(parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty)
-    serving = _serving(parsed, sampling)
+    serving = _serving(parsed)
     listening = listening_socket(parsed.host, parsed.port)  # before the model: it takes its time
     session = load_session(parsed)
     if serving.key is None and parsed.host not in LOOPBACK:
@@ -69,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
+def _serving(parsed: argparse.Namespace) -> Serving:
     limits = Limits(
         body_bytes=parsed.max_body_mb * MEBIBYTE,
         image_bytes=parsed.max_image_mb * MEBIBYTE,
@@ -94,7 +91,7 @@ def _serving(parsed: argparse.Namespace, sampling: Sampling) -> Serving:
         name=parsed.model_name or model_name(parsed.checkpoint_path),
         limits=limits,
         sources=Sources(remote if parsed.allow_remote_images else None, folder),
-        sampling=sampling,
+        sampling=sampling_of(parsed),
         max_new_tokens=parsed.generation_length_per_round,
         slots=parsed.slots,
         key=os.environ.get(KEY_VARIABLE) or None,
@@ -128,13 +125,7 @@ def _parser() -> Parser:
         help="seconds for running answers to finish after SIGTERM (default: %(default)s)",
     )
     answers = parser.add_argument_group("defaults for requests that do not set these")
-    answers.add_argument(
-        "--generation_length_per_round",
-        type=positive,
-        default=MAX_NEW_TOKENS,
-        help="maximum length of an answer in tokens (default: %(default)s)",
-    )
-    add_sampling_arguments(answers, seed=None)  # each request has its own
+    add_answer_arguments(answers, seed=None)  # each request has its own
     add_image_store_arguments(parser)
     requests = parser.add_argument_group("requests")
     requests.add_argument(
@@ -152,42 +143,16 @@ def _parser() -> Parser:
     )
     limits = parser.add_argument_group("limits of a request")
     ours = Limits()
-    limits.add_argument(
-        "--max_images", type=positive, default=MAX_IMAGES, help="in a dialogue (default: %(default)s)"
-    )
-    limits.add_argument(
-        "--max_tokens", type=positive, default=ours.max_tokens, help="in an answer (default: %(default)s)"
-    )
-    limits.add_argument(
-        "--max_body_mb",
-        type=positive,
-        default=ours.body_bytes // MEBIBYTE,
-        help="size of a request (default: %(default)s)",
-    )
-    limits.add_argument(
-        "--max_image_mb",
-        type=positive,
-        default=ours.image_bytes // MEBIBYTE,
-        help="size of an image file (default: %(default)s)",
-    )
-    limits.add_argument(
-        "--max_image_pixels",
-        type=positive,
-        default=ours.image_pixels,
-        help="pixels of an image (default: %(default)s)",
-    )
-    limits.add_argument(
-        "--slots",
-        type=positive,
-        default=4,
-        help="requests answered at once; each slot keeps its last dialogue (default: %(default)s)",
-    )
-    limits.add_argument(
-        "--queue",
-        type=positive,
-        default=ours.queue,
-        help="requests that may wait; further ones get 429 (default: %(default)s)",
-    )
+    add_max_images(limits)
+    for flag, default, what in (
+        ("--max_tokens", ours.max_tokens, "in an answer"),
+        ("--max_body_mb", ours.body_bytes // MEBIBYTE, "size of a request"),
+        ("--max_image_mb", ours.image_bytes // MEBIBYTE, "size of an image file"),
+        ("--max_image_pixels", ours.image_pixels, "pixels of an image"),
+        ("--slots", 4, "requests answered at once; each slot keeps its last dialogue"),
+        ("--queue", ours.queue, "requests that may wait; further ones get 429"),
+    ):
+        limits.add_argument(flag, type=positive, default=default, help=f"{what} (default: %(default)s)")
     images = parser.add_argument_group(
         "images that a request names by URL; all are refused unless allowed here"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chat import chat
-from chat.checkpoint_arguments import contradictions, quantisation
+from chat.arguments import contradictions, quantisation
 from chat.session import ChatSession
 from utils.model.checkpoint import save_trained_only
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from chat import chat
-from chat.checkpoint_arguments import load_named_checkpoint
+from chat.arguments import load_named_checkpoint
 from utils.model import build_visual_chat
 from utils.model.checkpoint import save_full
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, CLIPImageProcessor
 
-from chat.checkpoint_arguments import add_checkpoint_arguments, load_named_checkpoint
+from chat.arguments import add_checkpoint_arguments, load_named_checkpoint
 from chat.image_kv.fingerprint import image_fingerprint
 from chat.session import ChatSession
 from tests.test_docs import python_blocks

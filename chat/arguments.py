@@ -1,4 +1,7 @@
-"""Command line flags that name a checkpoint and how to load it, for the chat and the evaluation alike."""
+"""Command line flags that chat, page, server and evaluation share, and what is made of them.
+
+Which checkpoint and how it is loaded, how tokens are chosen, how much the image KV cache may keep.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,25 @@ import argparse
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from chat.limits import MAX_SEQ_LEN
-from utils.commands import UsageError
+from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN, Limits
+from utils.commands import GIB, UsageError, writable_folder
 from utils.hub import checkpoint_folder, read_config, require_model
 from utils.plugins import add_plugin_argument
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers.processing_utils import ProcessorMixin
 
+    from chat.generation import ImageStore, Sampling
+    from chat.session import ChatSession
     from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
 
 logger = logging.getLogger(__name__)
 
 PROJECTORS_OF_2023 = {"baseline": "linear"}
 """Names of projectors that changed; the others kept theirs."""
-
 
 _BASE_FLAGS = {"language_model": "lm_model_name_or_path", "vision_model": "vision_model_name_or_path"}
 
@@ -131,6 +136,110 @@ def add_sampling_arguments(parser: argparse._ActionsContainer, seed: int | None)
         parser.add_argument(
             "--seed", type=int, default=seed, help="random seed of sampling (default: %(default)s)"
         )
+
+
+def sampling_of(parsed: argparse.Namespace) -> Sampling:
+    """How tokens are chosen. Raises `SamplingError` for a value that makes no sense."""
+    from chat.generation import Sampling
+
+    seed = {"seed": parsed.seed} if "seed" in parsed else {}
+    return Sampling(parsed.temperature, parsed.top_p, parsed.top_k, parsed.repetition_penalty, **seed)
+
+
+def add_answer_arguments(parser: argparse._ActionsContainer, seed: int | None) -> None:
+    """How long an answer may be, and how its tokens are chosen."""
+    parser.add_argument(
+        "--generation_length_per_round",
+        type=positive,
+        default=MAX_NEW_TOKENS,
+        help="maximum length of an answer in tokens (default: %(default)s)",
+    )
+    add_sampling_arguments(parser, seed)
+
+
+def add_max_images(parser: argparse._ActionsContainer) -> None:
+    """How many images a dialogue may have."""
+    parser.add_argument(
+        "--max_images",
+        type=positive,
+        default=MAX_IMAGES,
+        help="maximum number of images in a dialogue (default: %(default)s)",
+    )
+
+
+def add_image_store_arguments(parser: argparse.ArgumentParser) -> None:
+    """How much of the image KV cache is kept, and where."""
+    group = parser.add_argument_group(
+        "image KV cache",
+        "Keeps each image's keys and values, so that later questions need not compute them again. Attention mmca only;"
+        " an image of 256 tokens takes 134 MB with a 7B decoder.",
+    )
+    group.add_argument(
+        "--image_store_folder", type=Path, help="folder that keeps them for later runs too (default: none)"
+    )
+    for flag, place, size in (
+        ("--image_store_gpu_gb", "on the GPUs", Limits.device),
+        ("--image_store_gb", "in main memory", Limits.memory),
+        ("--image_store_folder_gb", "in that folder", Limits.disk),
+    ):
+        group.add_argument(
+            flag, type=_size, default=size / GIB, help=f"limit {place} in GiB (default: %(default)g)"
+        )
+    group.add_argument(
+        "--no_image_store", action="store_true", help="keep nothing: compute images again where they return"
+    )
+
+
+def _size(text: str) -> float:
+    size = float(text)
+    if size < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return size
+
+
+class StoreSettings(TypedDict):
+    """What a session and an evaluation take."""
+
+    image_store: ImageStore | None
+    keep_images: bool
+
+
+def store_settings(
+    parsed: argparse.Namespace, model: PreTrainedModel, processor: ProcessorMixin
+) -> StoreSettings:
+    """The image KV cache that the flags ask for, if the model allows one."""
+    if parsed.no_image_store:
+        return {"image_store": None, "keep_images": False}
+    from chat.generation import store_if_possible
+
+    if parsed.image_store_folder:
+        writable_folder(parsed.image_store_folder, "--image_store_folder")
+    limits = Limits(
+        device=int(parsed.image_store_gpu_gb * GIB),
+        memory=int(parsed.image_store_gb * GIB),
+        folder=parsed.image_store_folder,
+        disk=int(parsed.image_store_folder_gb * GIB),
+    )
+    store = store_if_possible(model, processor, parsed.max_seq_len, limits)
+    return {"image_store": store, "keep_images": store is not None}
+
+
+def load_session(parsed: argparse.Namespace, **settings: Any) -> ChatSession:
+    """A session over the checkpoint that the command line names, with its image store; `settings` are the session's.
+
+    Raises `UsageError` if it cannot be loaded.
+    """
+    from chat.session import ChatSession
+
+    model, processor = load_named_checkpoint(parsed, parsed.checkpoint_path)
+    return ChatSession(
+        model,
+        processor,
+        max_images=parsed.max_images,
+        max_seq_len=parsed.max_seq_len,
+        **store_settings(parsed, model, processor),
+        **settings,
+    )
 
 
 def load_named_checkpoint(

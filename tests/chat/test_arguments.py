@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from chat.image_kv.arguments import add_image_store_arguments, store_settings
+from chat.arguments import add_image_store_arguments, store_settings
 from chat.session import ChatSession
 
 
