@@ -1,20 +1,68 @@
 """Scores of a checkpoint on a set: overall, by kind of question and by number of images, with confidence intervals."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from eval.metrics import WordOverlap, vqa_accuracy, word_overlap
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
 from utils.answers import is_correct, normalised
 
 WORDS_OF_A_SENTENCE = 5
 """Where a reference has so many words or more, the overlap of words is told beside exact match."""
 
+FEWEST_ANNOTATORS = 3
+"""VQA accuracy needs an answer on which this many people can agree."""
+
 Key = TypeVar("Key", str, int)
 
 _Z = 1.959964  # of the normal distribution's 95 %
+
+
+def vqa_accuracy(answer: str, references: Sequence[str]) -> float | None:
+    """VQA accuracy: min(1, people who said so / 3), the mean over all sets that leave one of them out.
+
+    As the VQA evaluation has it (Antol et al. 2015), which asked ten people; None for fewer than three.
+    """
+    if len(references) < FEWEST_ANNOTATORS:
+        return None
+    given = normalised(answer)
+    agree = [normalised(reference) == given for reference in references]
+    return sum(min(1.0, (sum(agree) - left_out) / 3) for left_out in agree) / len(agree)
+
+
+@dataclass(frozen=True)
+class WordOverlap:
+    """How much answers share with their references, as COCO's caption evaluation has it (Chen et al. 2015).
+
+    `bleu` is BLEU-4 over all answers, from 0 to 1; `rouge_l` the mean ROUGE-L, from 0 to 1; `cider` the mean
+    CIDEr-D, from 0 to 10, whose rarities of words come from these references: few answers make it mean little.
+    Words are those of `words`, instead of the Stanford tokenizer's, which needs Java.
+    """
+
+    bleu: float
+    rouge_l: float
+    cider: float
+
+
+def word_overlap(answers: Sequence[str], references: Sequence[Sequence[str]]) -> WordOverlap:
+    """BLEU-4, ROUGE-L and CIDEr-D of one or more answers, each with one or more references."""
+    given = {number: [words(answer)] for number, answer in enumerate(answers)}
+    wanted = {number: [words(each) for each in several] for number, several in enumerate(references)}
+    bleu, _ = Bleu(4).compute_score(wanted, given, verbose=0)
+    rouge_l, _ = Rouge().compute_score(wanted, given)
+    cider, _ = Cider().compute_score(wanted, given)
+    return WordOverlap(float(bleu[3]), float(rouge_l), float(cider))
+
+
+def words(text: str) -> str:
+    """A text in lower case, its words separated by single spaces, without punctuation."""
+    return " ".join(re.findall(r"\w+(?:[.,'\u2019]\w+)*", text.lower()))
 
 
 @dataclass(frozen=True)

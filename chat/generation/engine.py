@@ -18,6 +18,11 @@ from chat.generation.prefix_cache import PrefixCache, shared_start
 from chat.generation.reading import ImageStore, Prompt, Reading, WholeDialogues, Work
 from chat.generation.sampling import Sampling, TokenChooser
 from chat.generation.text_stream import TextStream
+from chat.limits import Limits
+from utils.context_length import longest_dialogue
+from utils.distributed import get_logger
+
+logger = get_logger(__name__)
 
 End = Literal["eos", "length", "interrupted"]
 
@@ -250,3 +255,35 @@ def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> frozense
     if configured is None:
         configured = processor.tokenizer.eos_token_id
     return frozenset([configured] if isinstance(configured, int) else configured)
+
+
+def store_if_possible(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    tokens: int,
+    limits: Limits | None = None,
+    shared: ImageStore | None = None,
+) -> ImageStore | None:
+    """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
+
+    None, with the reason in the log, if there cannot be one. Raises `ValueError` if the shared one is another model's.
+    """
+    from chat.image_kv import store as image_kv  # a wing: whole dialogues are read without it
+
+    try:
+        store = shared or image_kv.ImageStore(model, processor, limits)
+    except image_kv.CannotReuseKV as reason:
+        logger.info("images are read anew in each dialogue: %s", reason)
+        return None
+    if not store.serves(model):
+        raise ValueError("the image store is another model's; make one with this model and this processor")
+    tokens = longest_dialogue(model.config, tokens)
+    if store.reach < tokens:
+        logger.info(
+            "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"
+            " tokens, and up to %d are allowed",
+            store.reach,
+            tokens,
+        )
+        return None
+    return store

@@ -17,12 +17,7 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.generation.growing_cache import growing_cache
-from chat.limits import Limits
 from chat.loaded_images import LoadedImage
-from utils.context_length import longest_dialogue
-from utils.distributed import get_logger
-
-logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,35 +221,3 @@ class ImageStore(Protocol):
     def serves(self, model: PreTrainedModel) -> bool: ...
 
     def reading(self, size: int = 1) -> Reading: ...
-
-
-def store_if_possible(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    tokens: int,
-    limits: Limits | None = None,
-    shared: ImageStore | None = None,
-) -> ImageStore | None:
-    """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
-
-    None, with the reason in the log, if there cannot be one. Raises `ValueError` if the shared one is another model's.
-    """
-    from chat.image_kv import store as image_kv  # a wing: whole dialogues are read without it
-
-    try:
-        store = shared or image_kv.ImageStore(model, processor, limits)
-    except image_kv.CannotReuseKV as reason:
-        logger.info("images are read anew in each dialogue: %s", reason)
-        return None
-    if not store.serves(model):
-        raise ValueError("the image store is another model's; make one with this model and this processor")
-    tokens = longest_dialogue(model.config, tokens)
-    if store.reach < tokens:
-        logger.info(
-            "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"
-            " tokens, and up to %d are allowed",
-            store.reach,
-            tokens,
-        )
-        return None
-    return store

@@ -1,7 +1,5 @@
 """From generated tokens to an answer: in pieces as they come, and as the later rounds will see it."""
 
-from collections.abc import Iterable
-
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 EMPTY_ANSWER = "(no answer)"
@@ -50,15 +48,6 @@ class TextStream:
 
     def _decoded(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def decoded_answer(ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a whole answer: the same as its stream."""
-    stream = TextStream(tokenizer)
-    for token in ids:
-        stream.push(token)
-    stream.finish()
-    return stream.text
 
 
 def recordable(answer: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,8 +1,9 @@
 """What stands on the page, and what its buttons do."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ import gradio as gr
 
 from chat.generation.sampling import Sampling
 from chat.loaded_images import open_image
-from chat.page.messages import chat_messages
 from chat.page.page_session import AnswerSettings, PageSession, SharedEngine
 from chat.serving.errors import ApiError
 from chat.serving.pictures import FORMATS
-from utils.conversation import Turn
+from utils.conversation import Image, Turn
 
 TITLE = "VisualChat"
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
@@ -187,3 +187,31 @@ def _kept(guest: PageSession, folder: Path) -> str:
         guest.kept = Path(tempfile.mkdtemp(dir=folder)) / "dialogue.json"
     guest.save(guest.kept)
     return str(guest.kept)
+
+
+def chat_messages(turns: Sequence[Turn], files: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Messages for `gr.Chatbot`; `files` has the path of each image's file by the image's digest."""
+    numbers = count(1)
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        images = [_image(next(numbers), image, files[image.digest]) for image in map(open_image, turn.images)]
+        messages.append({"role": "user", "content": [*images, _text(turn.question)]})
+        messages.append({"role": "assistant", "content": [_text(turn.answer or "…")]})
+    return messages
+
+
+def _image(number: int, image: Image, path: str) -> dict[str, Any]:
+    """An image component: its label is the caption, and what is read aloud has the file's name too."""
+    caption = f"Image {number}"
+    return {
+        "type": "component",
+        "component": "image",
+        "value": {"path": path, "meta": {"_type": "gradio.FileData"}},
+        "props": {"label": caption, "alt_text": f"{caption}: {image.name}" if image.name else caption},
+        "constructor_args": {},
+    }
+
+
+def _text(text: str) -> dict[str, Any]:
+    """A text as it is: as a bare string Gradio would take off its indentation."""
+    return {"type": "text", "text": text}

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chat.cost import Cost
 from chat.generation.sampling import Sampling
 from chat.generation.text_stream import recordable
 from chat.loaded_images import LoadedImage
@@ -14,7 +13,7 @@ from chat.serving.dialogue import Dialogue
 from chat.serving.engine import Engine, Event, GenerationRequest, Job
 from chat.serving.errors import ApiError, invalid
 from chat.serving.pictures import Pictures
-from chat.session import ChatSession, RoundStatistics
+from chat.session import ChatSession, Cost, RoundStatistics
 from utils.conversation import Turn
 
 STOPPED = "stopped"

@@ -6,13 +6,12 @@ answer is the same whatever else is being answered. Only this thread touches the
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chat.generation import Answer, Generator, RoundStatistics, Sampling
 from chat.serving.dialogue import Dialogue
 from chat.serving.errors import ApiError, invalid
-from chat.serving.stop_strings import StopStrings
 from chat.session import ChatError, ChatSession
 from utils.conversation import ConversationError
 from utils.distributed import get_logger
@@ -41,6 +40,38 @@ class Job:
         self.asked = asked
         self.emit = emit
         self.cancelled = threading.Event()
+
+
+class StopStrings:
+    """Passes an answer on up to the first of the `stops`, which is left out, though it may come in several pieces."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""  # could be the start of one
+        self.found = False
+
+    def push(self, piece: str) -> str:
+        """The next piece of the answer; returns what is now certain to belong to it."""
+        text = self._held + piece
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return text[: min(places)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back and is the answer's after all."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of `text` with which `stop` begins."""
+    return next(
+        (size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0
+    )
 
 
 @dataclass

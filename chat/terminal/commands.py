@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from chat.generation import Sampling
 from chat.image_paths import existing_image_paths
 from chat.loaded_images import LoadedImage, open_image
 from chat.saved_dialogues import load_dialogue, save_dialogue
 from chat.session import ChatError, ChatSession
 from chat.terminal.screens import Screen
-from chat.terminal.settings import change_setting, shown_settings
+
+LENGTH = "length"
+_KINDS = {each.name: each.type for each in fields(Sampling)}
+SETTINGS = (*_KINDS, LENGTH)
 
 
 class Repl(Protocol):
@@ -27,6 +31,10 @@ class Repl(Protocol):
     def add_images(self, places: Sequence[str]) -> None: ...
 
     def show_images(self) -> None: ...
+
+
+class SettingError(ValueError):
+    """A setting that there is not, or a value that it cannot have."""
 
 
 class Leave(Exception):  # noqa: N818 (not an error)
@@ -105,8 +113,33 @@ def _system(repl: Repl, argument: str) -> None:
 def _set(repl: Repl, argument: str) -> None:
     if argument:
         name, _, value = argument.replace("=", " ").partition(" ")
-        change_setting(repl.session, name, value.strip())
-    repl.screen.note(shown_settings(repl.session))
+        _change_setting(repl.session, name, value.strip())
+    repl.screen.note(_shown_settings(repl.session))
+
+
+def _change_setting(session: ChatSession, name: str, value: str) -> None:
+    """Set one of `SETTINGS`. Raises `SettingError`, and `SamplingError` for a value that makes no sense."""
+    if name not in SETTINGS:
+        raise SettingError(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
+    kind: type[float] | type[int] = float if _KINDS.get(name) is float else int
+    try:
+        number = kind(value)
+    except ValueError as error:
+        wanted = "a number" if kind is float else "a whole number"
+        raise SettingError(f"{name} takes {wanted}, not {value!r}") from error
+    if name != LENGTH:
+        changed: dict[str, Any] = {name: number}
+        session.sampling = replace(session.sampling, **changed)
+    elif number < 1:
+        raise SettingError(f"{LENGTH} is {number}; an answer needs at least 1 token")
+    else:
+        session.max_new_tokens = int(number)
+
+
+def _shown_settings(session: ChatSession) -> str:
+    """All settings in one line."""
+    values = {name: getattr(session.sampling, name) for name in _KINDS} | {LENGTH: session.max_new_tokens}
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def _help(repl: Repl, _: str) -> None:

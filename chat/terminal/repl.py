@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from chat.cost import Cost
 from chat.generation.sampling import SamplingError
 from chat.image_paths import ImagePathError, leading_image_paths, local_path
 from chat.loaded_images import LoadedImage, open_image
 from chat.remote_images import RemoteImages
 from chat.saved_dialogues import DialogueFileError
-from chat.session import ChatError, ChatSession
-from chat.terminal.commands import COMMANDS, OLD_WORDS, Leave
+from chat.session import ChatError, ChatSession, Cost
+from chat.terminal.commands import COMMANDS, OLD_WORDS, Leave, SettingError
 from chat.terminal.screens import Screen
-from chat.terminal.settings import SettingError
 from utils.conversation import ConversationError, Image, ImageError
 
 MAX_IMAGE_BYTES = 64 * 2**20

@@ -14,7 +14,7 @@ from typing import Protocol, TextIO
 from rich.cells import cell_len
 from rich.console import Console
 
-from chat.cost import Cost
+from chat.session import Cost
 
 
 class Screen(Protocol):

@@ -15,9 +15,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
+    PreTrainedTokenizerBase,
 )
 
-from chat.generation.text_stream import decoded_answer
+from chat.generation.text_stream import TextStream
 from utils.conversation import Conversation
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor, build_visual_chat
 from utils.model.checkpoint import save_full
@@ -28,6 +29,12 @@ SENTENCES = [
     "### Image 2: ### Question: How many squares are there in both pictures? ### Answer: three",
 ] * 5
 SIDE = 16  # pixels
+
+
+def decoded_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a whole answer, as its stream gives it."""
+    stream = TextStream(tokenizer)
+    return "".join([*map(stream.push, ids), stream.finish()])
 
 
 def generated_answer(model, processor, conversation: Conversation, max_new_tokens: int, **settings) -> str:

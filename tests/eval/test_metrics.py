@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.metrics import vqa_accuracy, word_overlap
+from eval.scores import vqa_accuracy, word_overlap
 from utils.answers import is_correct, normalised
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from chat.generation.sampling import Sampling
-from chat.page.messages import chat_messages
+from chat.page.layout import chat_messages
 from chat.page.page_session import STOPPED, AnswerSettings, PageSession, SharedEngine
 from chat.serving.engine import Engine
 from chat.serving.errors import ApiError

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat.serving.stop_strings import StopStrings
+from chat.serving.engine import StopStrings
 
 
 def passed_on(pieces: list[str], stops: list[str]) -> str:

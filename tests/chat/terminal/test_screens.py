@@ -8,8 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from chat.cost import Cost
-from chat.session import RoundStatistics
+from chat.session import Cost, RoundStatistics
 from chat.terminal.screens import ColourScreen, JsonScreen, PlainScreen, WordWrap, harmless
 
 COST = Cost(
