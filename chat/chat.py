@@ -50,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     checkpoint_folder(parsed.checkpoint_path)  # a wrong one is told before seconds of imports
     # Here, not above: they take seconds, which --help need not wait for.
-    from chat.terminal.prompt_input import PromptInput, default_history
     from chat.terminal.repl import MISTAKES, Repl
     from utils.distributed import configure_logging
 
@@ -69,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         repl.screen.complain(str(error))
         return 1
     if person:
+        from chat.terminal.prompt_input import PromptInput, default_history
+
         lines = PromptInput(None if parsed.no_history else default_history())
         repl.screen.note(WELCOME)
         repl.run(lines.read)
@@ -88,7 +89,7 @@ def _screen(as_json: bool, person: bool) -> Screen:
 
 def _answer_all(repl: Repl, prompts: Sequence[str]) -> int:
     """One line after the other; Ctrl-C ends them all."""
-    from chat.terminal.commands import Leave
+    from chat.terminal.repl import Leave
 
     if prompts:
         questions = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]

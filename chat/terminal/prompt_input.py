@@ -5,7 +5,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from chat.terminal.commands import COMMANDS
+from prompt_toolkit import PromptSession
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings
+
+from chat.terminal.repl import COMMANDS
 
 
 class PromptInput:
@@ -15,12 +23,6 @@ class PromptInput:
     """
 
     def __init__(self, history: Path | None) -> None:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-        from prompt_toolkit.formatted_text import FormattedText
-        from prompt_toolkit.history import FileHistory, InMemoryHistory
-        from prompt_toolkit.key_binding import KeyBindings
-
         if history is not None:
             history.parent.mkdir(parents=True, exist_ok=True)
             os.close(
@@ -37,7 +39,7 @@ class PromptInput:
         self._session: PromptSession[str] = PromptSession(
             history=InMemoryHistory() if history is None else FileHistory(str(history)),
             auto_suggest=AutoSuggestFromHistory(),
-            completer=_completer(),
+            completer=_Commands(),
             complete_while_typing=False,
             key_bindings=keys,
         )
@@ -50,28 +52,20 @@ class PromptInput:
         return line
 
 
-def _completer():
+class _Commands(Completer):
     """Commands at the beginning of a line, paths behind those that take a file."""
-    from prompt_toolkit.completion import Completer, Completion, PathCompleter, WordCompleter
-    from prompt_toolkit.document import Document
 
-    words = WordCompleter(
-        list(COMMANDS),
-        pattern=re.compile(r"/\w*"),
-        meta_dict={name: each.help for name, each in COMMANDS.items()},
-    )
-    paths = PathCompleter(expanduser=True)
+    def __init__(self) -> None:
+        helps = {name: each.help for name, each in COMMANDS.items()}
+        self._words = WordCompleter(list(COMMANDS), pattern=re.compile(r"/\w*"), meta_dict=helps)
+        self._paths = PathCompleter(expanduser=True)
 
-    class Commands(Completer):
-        def get_completions(self, document, event) -> Iterator[Completion]:
-            line = document.text_before_cursor
-            name, space, rest = line.partition(" ")
-            if not space:
-                yield from words.get_completions(document, event)
-            elif name in COMMANDS and "FILE" in COMMANDS[name].argument:
-                yield from paths.get_completions(Document(rest.rpartition(" ")[2]), event)
-
-    return Commands()
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        name, space, rest = document.text_before_cursor.partition(" ")
+        if not space:
+            yield from self._words.get_completions(document, complete_event)
+        elif name in COMMANDS and "FILE" in COMMANDS[name].argument:
+            yield from self._paths.get_completions(Document(rest.rpartition(" ")[2]), complete_event)
 
 
 def default_history() -> Path:

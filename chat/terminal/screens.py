@@ -7,9 +7,9 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,16 +17,24 @@ from rich.console import Console
 from chat.session import Cost
 
 
-class Screen(Protocol):
-    """Where a chat shows what it has to say. `failed` becomes true with the first complaint."""
+class Screen:
+    """Where a chat shows what it has to say; `failed` becomes true with the first complaint.
 
-    failed: bool
+    Answers go to standard output, everything else to standard error.
+    """
+
+    def __init__(self, output: TextIO | None = None, errors: TextIO | None = None) -> None:
+        self._output, self._errors = output or sys.stdout, errors or sys.stderr
+        self.failed = False
 
     def note(self, text: str) -> None:
         """Something to know."""
+        print(harmless(text), file=self._errors)
 
     def complain(self, text: str) -> None:
         """A mistake of the user's."""
+        self.failed = True
+        self.note(f"error: {text}")
 
     def question(self, text: str) -> None:
         """What is about to be answered."""
@@ -106,13 +114,13 @@ def _may_break(before: str, after: str) -> bool:
     )
 
 
-class ColourScreen:
+class ColourScreen(Screen):
     """For a person at a terminal."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
         self._answer = WordWrap()
-        self.failed = False
 
     def note(self, text: str) -> None:
         self._print(text, style="dim")
@@ -120,9 +128,6 @@ class ColourScreen:
     def complain(self, text: str) -> None:
         self.failed = True
         self._print(text, style="red")
-
-    def question(self, text: str) -> None:
-        pass  # it was typed there a moment ago
 
     def piece(self, text: str) -> None:
         self._show(self._answer.push(harmless(text), self._console.width))
@@ -148,22 +153,8 @@ class ColourScreen:
         )
 
 
-class PlainScreen:
-    """Answers on standard output, one after the other; everything else on standard error."""
-
-    def __init__(self, output: TextIO | None = None, errors: TextIO | None = None) -> None:
-        self._output, self._errors = output or sys.stdout, errors or sys.stderr
-        self.failed = False
-
-    def note(self, text: str) -> None:
-        print(harmless(text), file=self._errors)
-
-    def complain(self, text: str) -> None:
-        self.failed = True
-        print(f"error: {harmless(text)}", file=self._errors)
-
-    def question(self, text: str) -> None:
-        pass
+class PlainScreen(Screen):
+    """Answers as plain text, one after the other."""
 
     def piece(self, text: str) -> None:
         print(harmless(text), end="", flush=True, file=self._output)
@@ -172,16 +163,10 @@ class PlainScreen:
         print(flush=True, file=self._output)
 
 
-class JsonScreen:
+class JsonScreen(Screen):
     """One line of JSON for each answer and each mistake, on standard output."""
 
-    def __init__(self, output: TextIO | None = None, errors: TextIO | None = None) -> None:
-        self._output, self._errors = output or sys.stdout, errors or sys.stderr
-        self._question = ""
-        self.failed = False
-
-    def note(self, text: str) -> None:
-        print(harmless(text), file=self._errors)
+    _question = ""
 
     def complain(self, text: str) -> None:
         self.failed = True
@@ -189,9 +174,6 @@ class JsonScreen:
 
     def question(self, text: str) -> None:
         self._question = text
-
-    def piece(self, text: str) -> None:
-        pass
 
     def end(self, answer: str, cost: Cost | None) -> None:
         said: dict[str, object] = {"question": self._question, "answer": answer}
@@ -211,12 +193,7 @@ class JsonScreen:
 
 def harmless(text: str) -> str:
     """Without the control characters by which a text could do things to a terminal."""
-    return "".join(_visible(text))
-
-
-def _visible(text: str) -> Iterable[str]:
-    for character in text:
-        if character in "\n\t" or unicodedata.category(character) != "Cc":
-            yield character
-        else:
-            yield "\N{REPLACEMENT CHARACTER}"
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(each) == "Cc" and each not in "\n\t" else each
+        for each in text
+    )

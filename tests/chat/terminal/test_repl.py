@@ -8,8 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from chat.session import ChatSession
-from chat.terminal.commands import COMMANDS, Leave
-from chat.terminal.repl import Repl
+from chat.terminal.repl import COMMANDS, Leave, Repl
 from chat.terminal.screens import PlainScreen
 
 
