@@ -14,7 +14,6 @@ from typing import Any
 import jinja2
 from rich.console import Console
 
-from eval.report_page.charts import Chart, accuracy_chart
 from eval.report_page.pictures import picture_url
 from eval.results import ResultsError, Row, read_results, scores_of_rows
 from eval.scores import Score, Scores
@@ -66,6 +65,14 @@ class Dialogue:
     name: str
     images: int
     turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Accuracy by group, say by kind of question: each checkpoint's score, None where it has no such question."""
+
+    title: str
+    groups: dict[str, list[Score | None]]
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def _section(name: str, group: Sequence[Results]) -> Section:
     names = tuple(_told_apart([each.name for each in group]))
     scores = tuple(scores_of_rows(each.rows) for each in group)
     return Section(
-        name, names, tuple(each.settings for each in group), scores, _charts(scores, names), _dialogues(group)
+        name, names, tuple(each.settings for each in group), scores, _charts(scores), _dialogues(group)
     )
 
 
@@ -171,7 +178,7 @@ def _told_apart(names: Sequence[str]) -> Iterable[str]:
         yield name if names.count(name) == 1 else f"{name} ({names[: number + 1].count(name)})"
 
 
-def _charts(scores: Sequence[Scores | None], names: Sequence[str]) -> tuple[Chart, ...]:
+def _charts(scores: Sequence[Scores | None]) -> tuple[Chart, ...]:
     """Accuracy overall and by kind, and by number of images; none where nothing can be scored."""
     if not any(scores):
         return ()
@@ -189,9 +196,9 @@ def _charts(scores: Sequence[Scores | None], names: Sequence[str]) -> tuple[Char
         )
         for number in numbers
     }
-    charts = [accuracy_chart("Exact match by kind of question", by_kind, names)]
+    charts = [Chart("Exact match by kind of question", by_kind)]
     if len(by_images) > 1:
-        charts.append(accuracy_chart("Exact match by images in the dialogue so far", by_images, names))
+        charts.append(Chart("Exact match by images in the dialogue so far", by_images))
     return tuple(charts)
 
 

@@ -23,7 +23,7 @@ WINGS = {  # the folders and files (without ending) of each
     " training/checkpointing/output_lock",
     "memory_plan": "training/memory helper/plan_memory helper/dry_run helper/needs",
     "metrics": "training/metrics",
-    "reports": "training/data_report training/run_report eval/report eval/report_page/charts helper/check_data",
+    "reports": "training/data_report training/run_report eval/report helper/check_data",
     "serving": "chat/serving chat/server_setup",
     "page": "chat/page chat/web",
     "judging": "eval/judge eval/lmms_eval_model",

@@ -1,1 +1,1 @@
-"""The page of `eval.report`: its template, its charts and its pictures."""
+"""The page of `eval.report`: its template and its pictures."""

@@ -125,4 +125,4 @@ def test_the_shipped_sets_can_be_read_on_large_and_small_screens(results, tmp_pa
         right = "nodes => Math.max(...nodes.map(node => node.getBoundingClientRect().right))"
         assert page.locator(".bubble, .chart, table, .filters, img").evaluate_all(right) <= width
         heights = "nodes => Math.min(...nodes.map(node => node.getBoundingClientRect().height))"
-        assert page.locator(".chart text, .bubble, .reference").evaluate_all(heights) >= 10  # pixels
+        assert page.locator(".chart span, .bubble, .reference").evaluate_all(heights) >= 10  # pixels
