@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.layouts import Rows, many_layouts, mixture
-from benchmarks.turns import print_machine, product_speed, take_turns, timed
+from benchmarks.turns import add_run_flags, print_machine, product_speed, take_turns, timed
 from benchmarks.two_softmaxes import dense
 from utils.model.mmca import attend
 from utils.model.mmca_kernels import AUTO, NAMES, VARIABLE, States, kernel_for, prepare_kernel
@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", default=["f", "fb"], choices=["f", "fb"])
     parser.add_argument("--kernels", nargs="+", default=[AUTO], choices=NAMES)
     parser.add_argument("--layouts", action="store_true", help="many layouts, against causal attention")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    add_run_flags(parser, rounds=9)
     parser.add_argument("--no-dense", dest="dense", action="store_false", help="leave the form of 2023 out")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

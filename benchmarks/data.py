@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoTokenizer, CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from benchmarks.turns import take_turns, timed
 from training.batches.sampler import GlobalBatchSampler
 from utils.commands import ROOT
 from utils.conversation import Conversation, Image
@@ -160,17 +161,12 @@ def batches(processor: VisualChatProcessor, mixture: Mixture) -> None:
 
 def _compare(unit: str, count: int, rounds: int, contenders: dict[str, Callable[[], object]]) -> None:
     """Time all in turn; print medians, and how many times as fast as the first each whole one was in a round."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds + 1):
-        for name, run in contenders.items():
-            start = time.process_time()
-            run()
-            taken[name].append(time.process_time() - start)
+    taken = take_turns({name: (lambda _, run=run: timed(run)) for name, run in contenders.items()}, rounds)
     plain = np.array(next(iter(taken.values())))
     for name, seconds in taken.items():
-        each = float(np.median(seconds[1:])) / count  # the first round warms up
+        each = float(np.median(seconds)) / count
         part = name.startswith(" ") or name.startswith("reading")
-        faster = "" if part else f"{np.median((plain / seconds)[1:]):>7.2f} x"
+        faster = "" if part else f"{np.median(plain / seconds):>7.2f} x"
         print(f"  {name:<40}{each * 1e3:>8.3f} ms   {1 / each:>9,.0f} {unit}/s{faster}")
 
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from benchmarks import two_softmaxes
 from benchmarks.layouts import mixture
-from benchmarks.turns import peak_memory, print_machine, take_turns, timed
+from benchmarks.turns import add_run_flags, peak_memory, print_machine, take_turns, timed
 
 FORMS = {"ours": "mmca", "causal": "sdpa", "dense": two_softmaxes.NAME}
 WIDTHS = {  # inner width, query heads, key-value heads
@@ -33,12 +33,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096 if on_gpu else 1024, choices=WIDTHS)
     sizes = ["1024+4", "2048+8", "4096+16"] if on_gpu else ["1024+4", "256+8"]
     parser.add_argument("--sizes", nargs="+", default=sizes)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32"
-    )
+    add_run_flags(parser, 5, "bfloat16" if on_gpu else "float32")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     layer = random_layer(arguments.width, getattr(torch, arguments.dtype), arguments.device)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor, LlamaConfig, SiglipVisionConfig
 
 from benchmarks import two_softmaxes
+from benchmarks.turns import add_run_flags
 from utils.commands import ROOT
 from utils.conversation import Image
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
@@ -45,10 +46,7 @@ ATTENTIONS = {
 def add_model_flags(parser: argparse.ArgumentParser, size: str = "120m", rounds: int = 5) -> None:
     """The flags of a benchmark of one model: its size and number type, where it runs, and how often it is timed."""
     parser.add_argument("--size", choices=DECODERS, default=size)
-    parser.add_argument("--rounds", type=int, default=rounds, help="how often each contender is timed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add_run_flags(parser, rounds, "float32")
 
 
 def model_of(arguments: argparse.Namespace) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:

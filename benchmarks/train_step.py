@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from benchmarks.layouts import between
 from benchmarks.random_models import DECODERS, IMAGE_TOKENS, SIDE, attention, described, random_model
-from benchmarks.turns import peak_memory, print_machine, print_ratios, take_turns, timed
+from benchmarks.turns import add_run_flags, peak_memory, print_machine, print_ratios, take_turns, timed
 from training.metrics.flops import StepFlops, visible_pairs
 from training.metrics.mfu import peak_flops
 from utils.model import VisualChatForConditionalGeneration, freeze
@@ -31,12 +31,7 @@ def main() -> None:
     parser.add_argument("--text", type=int, default=2048 if on_gpu else 1024)
     parser.add_argument("--images", type=int, default=8 if on_gpu else 4)
     parser.add_argument("--supervised", type=float, default=0.25, help="share of the text tokens")
-    parser.add_argument("--rounds", type=int, default=10 if on_gpu else 5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32"
-    )
+    add_run_flags(parser, 10 if on_gpu else 5, "bfloat16" if on_gpu else "float32")
     parser.add_argument("--cached", action="store_true", help="the encoder's features are kept")
     parser.add_argument(
         "--short", action="store_true", help="leave out the form of 2023 and what computes all rows"

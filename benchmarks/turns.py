@@ -1,5 +1,6 @@
 """Contenders that take turns in one process, and a table of how long each takes."""
 
+import argparse
 import os
 import platform
 import resource
@@ -10,6 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+
+def add_run_flags(parser: argparse.ArgumentParser, rounds: int, dtype: str | None = None) -> None:
+    """How often and where a benchmark measures; `dtype`: the usual number type, of one that has a flag for it."""
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each contender is timed")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    if dtype:
+        parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=dtype)
 
 
 def clock() -> float:

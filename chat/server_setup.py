@@ -14,6 +14,8 @@ KEY_VARIABLE = "VISUALCHAT_API_KEY"
 """The environment variable that sets a key for the server or the page."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+"""By which a server there is called."""
 
 
 def add_address_arguments(parser: argparse.ArgumentParser, port: int) -> None:

@@ -61,8 +61,7 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     """Show the page until Ctrl-C; uploads and downloads lie in `folder`."""
     # Read when Gradio is imported: no reports home, and its files where they will be removed.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "uploads"))
-    from chat.page.examples import IMAGES, examples_of
-    from chat.page.layout import STYLE, THEME, build_page
+    from chat.page.layout import IMAGES, STYLE, THEME, build_page, examples_of
     from chat.page.page_session import AnswerSettings, SharedEngine
     from chat.serving.engine import Engine
     from chat.serving.pictures import Pictures, Sources

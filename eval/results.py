@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,26 +165,19 @@ def _images(number: int) -> str:
     return "1 image" if number == 1 else f"{number} images"
 
 
-def _further_columns(scores: Scores) -> dict[str, Any]:
+def _further_columns(scores: Scores) -> dict[str, Callable[[Score], str]]:
     """The columns that not every set has, each with how a score fills it."""
-    columns: dict[str, Callable[[Score], str | None]] = {}
+    columns: dict[str, Callable[[Score], str]] = {}
     if scores.overall.vqa is not None:
-        columns["VQA"] = lambda score: None if score.vqa is None else f"{score.vqa:.1%}"
+        columns["VQA"] = lambda score: "" if score.vqa is None else f"{score.vqa:.1%}"
     if scores.overall.overlap is not None:
-        for heading, name, form in (
-            ("ROUGE-L", "rouge_l", ".3f"),
-            ("BLEU-4", "bleu", ".3f"),
-            ("CIDEr", "cider", ".2f"),
-        ):
-            columns[heading] = partial(_overlap, name=name, form=form)
+        columns["ROUGE-L"] = lambda score: f"{score.overlap.rouge_l:.3f}" if score.overlap else ""
+        columns["BLEU-4"] = lambda score: f"{score.overlap.bleu:.3f}" if score.overlap else ""
+        columns["CIDEr"] = lambda score: f"{score.overlap.cider:.2f}" if score.overlap else ""
     return columns
 
 
-def _overlap(score: Score, name: str, form: str) -> str | None:
-    return None if score.overlap is None else format(getattr(score.overlap, name), form)
-
-
-def _cells(label: str, score: Score, further: dict[str, Any]) -> tuple[str, ...]:
+def _cells(label: str, score: Score, further: dict[str, Callable[[Score], str]]) -> tuple[str, ...]:
     low, high = score.interval
     return (
         label,
@@ -194,7 +186,7 @@ def _cells(label: str, score: Score, further: dict[str, Any]) -> tuple[str, ...]
         f"{low:.1%} to {high:.1%}",
         f"{score.majority_accuracy:.1%}",
         score.majority_answer or "(each kind's)",
-        *(fill(score) or "" for fill in further.values()),
+        *(fill(score) for fill in further.values()),
     )
 
 

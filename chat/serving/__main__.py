@@ -24,6 +24,7 @@ from chat.arguments import (
 from chat.server_setup import (
     KEY_VARIABLE,
     LOOPBACK,
+    LOOPBACK_NAMES,
     add_address_arguments,
     listening_socket,
     model_name,
@@ -75,7 +76,6 @@ def _serving(parsed: argparse.Namespace) -> Serving:
         queue=parsed.queue,
     )
     from chat.remote_images import RemoteImages
-    from chat.serving.guard import LOOPBACK_NAMES
     from chat.serving.pictures import Sources
     from chat.serving.service import Serving
 

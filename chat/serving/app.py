@@ -1,21 +1,23 @@
 """The server's routes, and what stands around them."""
 
 import asyncio
+import hmac
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from inspect import signature
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chat.serving.documentation import COMPLETION, NOT_FOUND, describe, page
-from chat.serving.errors import ApiError
-from chat.serving.guard import Guard
+from chat.serving.errors import ApiError, invalid
 from chat.serving.monitoring import Account, Metrics, Monitor
 from chat.serving.responses import Model, ModelList, model, models
 from chat.serving.service import CompletionService, Serving
@@ -26,6 +28,9 @@ _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _NEWER = "allow_private_network" in signature(CORSMiddleware).parameters
 _PRIVATE_NETWORK = {"allow_private_network": True} if _NEWER else {}
 """Pages of the internet may ask a server on the visitor's own machine; an older Starlette never forbids it."""
+
+_OPEN = ("/health", "/docs", "/openapi.json")
+"""Routes that need no key: they tell no secrets, and those who ask, orchestrators and browsers, can bring none."""
 
 
 def build_app(session: ChatSession, serving: Serving) -> FastAPI:
@@ -112,3 +117,39 @@ def build_app(session: ChatSession, serving: Serving) -> FastAPI:
         )
     app.add_middleware(Monitor, metrics=metrics)
     return app
+
+
+class Guard:
+    """Lets requests through that bring the `key` (None: none is needed) and call one of the `hosts` (None: any).
+
+    The second is for servers on the loopback address: a web page elsewhere could give its own name that
+    address, and have the visitor's browser ask us questions.
+    """
+
+    def __init__(self, app: ASGIApp, key: str | None, hosts: Sequence[str] | None) -> None:
+        self._app = app
+        self._key = None if key is None else key.encode()
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (error := self._mistake(Headers(scope=scope), scope["path"])):
+            Account.of(scope).mistake = error.message
+            await error.response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _mistake(self, headers: Headers, path: str) -> ApiError | None:
+        if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
+            return invalid("the server does not go by this host name", code="unknown_host")
+        if self._key is None or path in _OPEN:
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key):
+            return None
+        return ApiError(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
+
+
+def _host(value: str) -> str:
+    """Without the port; an IPv6 address stands in brackets."""
+    name = value.rpartition(":")[0] if ":" in value and not value.endswith("]") else value
+    return name.lower()

@@ -12,23 +12,8 @@ Measure = Callable[[Row], float | None]
 """A number of a training; None where it has none."""
 
 # The 0.975 quantiles of Student's t with 1, 2, ... degrees of freedom, as every table of statistics has them.
-_T = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-)
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
+      2.228, 2.201, 2.179, 2.160, 2.145, 2.131)  # fmt: skip
 _NORMAL = 1.960
 ENOUGH = 0.9
 """The share of right answers that counts as learnt."""

@@ -20,7 +20,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from chat.loaded_images import open_image
-from chat.page.examples import EXAMPLES, GENERAL_EXAMPLES, examples_of
+from chat.page.layout import EXAMPLES, GENERAL_EXAMPLES, examples_of
 from chat.saved_dialogues import save_dialogue
 from utils.conversation import Turn
 
