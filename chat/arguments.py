@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
     from transformers.processing_utils import ProcessorMixin
 
-    from chat.generation import ImageStore, Sampling
+    from chat.generation import ImageKVStore, Sampling
     from chat.session import ChatSession
     from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
 
@@ -200,7 +200,7 @@ def _size(text: str) -> float:
 class StoreSettings(TypedDict):
     """What a session and an evaluation take."""
 
-    image_store: ImageStore | None
+    image_store: ImageKVStore | None
     keep_images: bool
 
 

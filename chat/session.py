@@ -12,7 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 from chat.generation import (
     Answer,
     Generator,
-    ImageStore,
+    ImageKVStore,
     Prompt,
     Request,
     RoundStatistics,
@@ -52,7 +52,7 @@ class ChatSession:
         max_seq_len: int = MAX_SEQ_LEN,
         sampling: Sampling | None = None,
         system: str | None = None,
-        image_store: ImageStore | None = None,
+        image_store: ImageKVStore | None = None,
         keep_images: bool = True,
     ) -> None:
         if max_new_tokens < 1:
@@ -65,7 +65,7 @@ class ChatSession:
         self.system = system
         self.turns: tuple[Turn, ...] = ()
         self.statistics: tuple[RoundStatistics, ...] = ()
-        self.image_store: ImageStore | None = None
+        self.image_store: ImageKVStore | None = None
         if keep_images:
             self.image_store = store_if_possible(model, processor, self.max_seq_len, shared=image_store)
         self._generator = Generator(model, processor, self.image_store)

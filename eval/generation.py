@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from chat.generation import (
     Generator,
-    ImageStore,
+    ImageKVStore,
     Prompt,
     Request,
     Sampling,
@@ -84,7 +84,7 @@ class DialogueRunner:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         settings: GenerationSettings,
-        image_store: ImageStore | None = None,
+        image_store: ImageKVStore | None = None,
         keep_images: bool = True,
     ) -> None:
         self._model = model.eval()

@@ -1,7 +1,7 @@
 """Answers from a model: `Generator` gives any number of them together, under a chat, an evaluation or a server."""
 
 from chat.generation.engine import Answer, Generator, Request, RoundStatistics, store_if_possible
-from chat.generation.reading import ImageStore, Prompt
+from chat.generation.reading import ImageKVStore, Prompt
 from chat.generation.sampling import Sampling, SamplingError
 from chat.generation.text_stream import EMPTY_ANSWER, recordable
 
@@ -9,7 +9,7 @@ __all__ = [
     "EMPTY_ANSWER",
     "Answer",
     "Generator",
-    "ImageStore",
+    "ImageKVStore",
     "Prompt",
     "Request",
     "RoundStatistics",

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.generation.prefix_cache import PrefixCache, shared_start
-from chat.generation.reading import ImageStore, Prompt, Reading, WholeDialogues, Work
+from chat.generation.reading import ImageKVStore, Prompt, Reading, WholeDialogues, Work
 from chat.generation.sampling import Sampling, TokenChooser
 from chat.generation.text_stream import TextStream
 from chat.limits import Limits
@@ -124,7 +124,7 @@ class Generator:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        image_store: ImageStore | None = None,
+        image_store: ImageKVStore | None = None,
         remembered: int = 1,
     ) -> None:
         self._model, self._processor, self._store = model.eval(), processor, image_store
@@ -262,8 +262,8 @@ def store_if_possible(
     processor: ProcessorMixin,
     tokens: int,
     limits: Limits | None = None,
-    shared: ImageStore | None = None,
-) -> ImageStore | None:
+    shared: ImageKVStore | None = None,
+) -> ImageKVStore | None:
     """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
 
     None, with the reason in the log, if there cannot be one. Raises `ValueError` if the shared one is another model's.

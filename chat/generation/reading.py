@@ -212,7 +212,7 @@ class WholeDialogues(Reading):
         self._images = [RowImages(int(is_image.sum()) // self._processor.image_seq_length)]
 
 
-class ImageStore(Protocol):
+class ImageKVStore(Protocol):
     """Keeps the keys and values of images for one model, within `reach` tokens: `chat.image_kv.store.ImageStore`."""
 
     @property
