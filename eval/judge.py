@@ -23,8 +23,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from chat.arguments import positive
-from eval.report_page.pictures import picture_url
-from eval.results import ResultsError, Row, read_results, scores_of_rows, write_results
+from eval.results import ResultsError, Row, picture_url, read_results, scores_of_rows, write_results
 from utils.commands import Parser, command, complain, end_process
 
 PROMPT = Path(__file__).parent / "judge_prompt.md"

@@ -14,8 +14,7 @@ from typing import Any
 import jinja2
 from rich.console import Console
 
-from eval.report_page.pictures import picture_url
-from eval.results import ResultsError, Row, read_results, scores_of_rows
+from eval.results import ResultsError, Row, picture_url, read_results, scores_of_rows
 from eval.scores import Score, Scores
 from utils.atomic import atomic_write
 from utils.commands import Parser, command, end_process, writable_folder

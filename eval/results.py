@@ -1,22 +1,25 @@
 """What an evaluation leaves behind: a CSV of all answers, the same with scores as JSON, and tables to read."""
 
+import base64
 import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import PIL.Image
 from rich.console import RenderableType
 from rich.table import Table
 
-from eval.report_page.pictures import picture_url
 from eval.scores import Score, Scored, Scores, scores_of
 from utils.answers import is_correct
 from utils.atomic import atomic_write
 from utils.commands import UsageError
-from utils.conversation import Image
+from utils.conversation import Image, ImageError
+from utils.image_bytes import is_data_url
 
 if TYPE_CHECKING:
     from eval.dialogues import EvalDialogue
@@ -26,6 +29,9 @@ COLUMNS = ("test_name", "image_path", "question", "answer")
 
 REFERENCE_COLUMNS = ("reference", "kind", "correct")
 """They follow where the set has reference answers; `correct` is 1 or 0, and empty without a reference."""
+
+_LARGEST = 360  # pixels of an image on a page
+_SMALL = 128  # images up to here stay exact
 
 
 class ResultsError(UsageError):
@@ -85,6 +91,29 @@ def _file(image: Image) -> str:
     if isinstance(image.source, str | Path):
         return str(Path(image.source).resolve())
     return picture_url(image) or image.name
+
+
+@lru_cache(maxsize=4096)
+def picture_url(source: str | Image) -> str | None:
+    """An image, or that of a file, reduced for a page, as a data URL; one that is a data URL already stays as it is.
+
+    None if it cannot be read any more.
+    """
+    if isinstance(source, str) and is_data_url(source):
+        return source
+    try:
+        picture = (source if isinstance(source, Image) else Image(Path(source))).open()
+    except ImageError:
+        return None
+    stream = io.BytesIO()
+    if max(picture.size) <= _SMALL:
+        picture.save(stream, "PNG")
+        kind = "png"
+    else:
+        picture.thumbnail((_LARGEST, _LARGEST), PIL.Image.Resampling.LANCZOS)
+        picture.save(stream, "JPEG", quality=82)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def scores_of_rows(rows: Iterable[Row]) -> Scores | None:

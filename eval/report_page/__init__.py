@@ -1,1 +1,0 @@
-"""The page of `eval.report`: its template and its pictures."""
