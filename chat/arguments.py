@@ -9,7 +9,7 @@ import argparse
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN, Limits
 from utils.commands import GIB, UsageError, writable_folder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
     from transformers.processing_utils import ProcessorMixin
 
-    from chat.generation import ImageKVStore, Sampling
+    from chat.generation import Sampling
     from chat.session import ChatSession
     from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
 
@@ -197,17 +197,10 @@ def _size(text: str) -> float:
     return size
 
 
-class StoreSettings(TypedDict):
-    """What a session and an evaluation take."""
-
-    image_store: ImageKVStore | None
-    keep_images: bool
-
-
 def store_settings(
     parsed: argparse.Namespace, model: PreTrainedModel, processor: ProcessorMixin
-) -> StoreSettings:
-    """The image KV cache that the flags ask for, if the model allows one."""
+) -> dict[str, Any]:
+    """What a session and an evaluation take of the image KV cache that the flags ask for, if the model allows one."""
     if parsed.no_image_store:
         return {"image_store": None, "keep_images": False}
     from chat.generation import store_if_possible
