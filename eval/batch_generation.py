@@ -200,19 +200,8 @@ def _run(
 
 
 def _described(checkpoint: Path, parsed: argparse.Namespace) -> dict[str, object]:
-    names = (
-        "eval_data",
-        "history",
-        "batch_size",
-        "max_new_tokens",
-        "max_seq_len",
-        "dtype",
-        "temperature",
-        "top_p",
-        "top_k",
-        "repetition_penalty",
-        "seed",
-    )
+    names = ("eval_data", "history", "batch_size", "max_new_tokens", "max_seq_len", "dtype")
+    names += ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return {"checkpoint": str(checkpoint), **{name: getattr(parsed, name) for name in names}}
 
 

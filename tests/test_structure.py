@@ -36,11 +36,11 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 33_300,
+    "library: lines": 32_450,
     "tests: lines": 29_150,
     "core: lines": 18_200,
-    "core: files": 136,
-    "core: imports of wings": 43,
+    "core: files": 129,
+    "core: imports of wings": 39,
     "files above 400 lines": 0,
     "circles of imports": 0,
     "a training step: modules loaded": 112,

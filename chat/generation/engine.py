@@ -4,6 +4,7 @@ A session generates a batch of one, an evaluation a batch of many, the server a 
 leave between steps. Each answer is what it would be alone: rows see only themselves, and choose by themselves.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +21,8 @@ from chat.generation.sampling import Sampling, TokenChooser
 from chat.generation.text_stream import TextStream
 from chat.limits import Limits
 from utils.context_length import longest_dialogue
-from utils.distributed import get_logger
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 End = Literal["eos", "length", "interrupted"]
 

@@ -6,7 +6,6 @@ import threading
 import httpx
 import pytest
 
-from chat.generation.sampling import Sampling
 from chat.server_setup import listening_socket
 from chat.serving import __main__ as command
 from tests.chat.serving.conftest import GOLDEN, data_url, png, server_process, user
@@ -94,7 +93,7 @@ def test_it_listens_on_this_machine_only_and_takes_its_key_from_the_environment(
     parsed = command._parser().parse_args(["--checkpoint_path", "runs/7b"])
     assert parsed.host == "127.0.0.1"
     monkeypatch.setenv(command.KEY_VARIABLE, "secret")
-    serving = command._serving(parsed, Sampling())
+    serving = command._serving(parsed)
     assert (serving.key, serving.name, serving.sources.remote, serving.sources.folder) == (
         "secret",
         "7b",
@@ -106,5 +105,5 @@ def test_it_listens_on_this_machine_only_and_takes_its_key_from_the_environment(
         ["--checkpoint_path", "x", "--host", "0.0.0.0", "--allow_remote_images"]
     )
     monkeypatch.delenv(command.KEY_VARIABLE)
-    serving = command._serving(parsed, Sampling())
+    serving = command._serving(parsed)
     assert serving.key is None and serving.hosts is None and serving.sources.remote is not None
