@@ -19,7 +19,7 @@ from utils.commands import command, end_process
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a training from its command line; returns an exit code of `training.fault_tolerance.exit_codes`."""
+    """Run a training from its command line; returns an exit code of `training.exit_codes`."""
     answer_help(argv, description=__doc__)
     from training.run import main as train  # takes seconds: torch, transformers, DeepSpeed
 

@@ -7,7 +7,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from training.arguments import ModelArguments
 from training.arguments.parser import VisualChatTrainingArguments
-from training.memory.states import Sharding, Weights, states
 from utils.commands import UsageError
 from utils.distributed import get_logger
 from utils.hub import checkpoint_folder
@@ -17,6 +16,7 @@ from utils.model.init_from import init_from, is_merged
 from utils.model.liger import apply_liger
 from utils.model.loading import CheckpointError
 from utils.model.model_card import readable_size
+from utils.plugins import found
 
 logger = get_logger(__name__)
 
@@ -107,14 +107,13 @@ def _refuse_merging(model: PreTrainedModel) -> None:
 
 
 def learning(model: PreTrainedModel, arguments: VisualChatTrainingArguments, frozen_bits: int = 0) -> str:
-    """What learns and what it takes, in a line."""
-    sharding = Sharding.of(arguments.hf_deepspeed_config.config, arguments.world_size)
-    held = states(Weights.of(model, frozen_bits), sharding, arguments.dtype)
+    """What learns and, where the memory plan is there, what it takes, in a line."""
+    learns = Learning.of(model).describe()
+    if (states := found("training.memory.states.states_of")) is None:
+        return learns
+    config = arguments.hf_deepspeed_config.config
+    held = states(model, config, arguments.world_size, arguments.dtype, frozen_bits)
     gradients = held.resting.get("gradients", held.accumulated)
-    sizes = {
-        "weights": held.resting["weights"],
-        "optimizer": held.resting["optimizer"],
-        "gradients": gradients,
-    }
+    sizes = {name: held.resting[name] for name in ("weights", "optimizer")} | {"gradients": gradients}
     memory = ", ".join(f"{kind} {readable_size(size)}" for kind, size in sizes.items())
-    return f"{Learning.of(model).describe()}; on each device, activations aside: {memory}"
+    return f"{learns}; on each device, activations aside: {memory}"

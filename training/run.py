@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,33 +19,21 @@ from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import parse_flags, training_arguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.batches.datasets import bad_records, longest_conversation, make_rows, read_parts
-from training.batches.vision_features import store_features
 from training.checkpointing.folders import ResumeError, remove_results, require_free, resume_folder
-from training.checkpointing.output_lock import OutputInUseError, reserved
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import SavingError
-from training.data_report.debug import dump_samples
 from training.ds_configs.user_config import mismatches_named
-from training.fault_tolerance.exit_codes import (
+from training.exit_codes import (
     FINISHED,
     INTERRUPTED,
     MISTAKE,
     STOPPED,
+    AgreedError,
     StoppedBySignal,
-    TrainingDivergedError,
-    end_now,
     last_checkpoint,
 )
-from training.fault_tolerance.nan_guard import SKIPPED_STEPS
-from training.fault_tolerance.peers import PeerWatch, end_after
-from training.fault_tolerance.signals import StopRequest
-from training.fault_tolerance.watchdog import STALLED_AT
-from training.memory.worst_batch import dry_run, largest_of
-from training.metrics.answer_check import AnswerCheck
-from training.metrics.progress import ProgressReporter
-from training.metrics.trackers import begin_wandb
+from training.extension import Extension, Prepared, always, on_request, wing
 from training.model import load_model
-from training.run_report.write import close_run
 from training.trainer import VisualChatTrainer
 from utils.atomic import clear_leftovers
 from utils.commands import UsageError
@@ -71,7 +60,6 @@ from utils.distributed import (
     shut_down,
     world_size,
 )
-from utils.model.freezing import PUBLISHED
 from utils.model.vision import image_size
 
 logger = get_logger(__name__)
@@ -82,9 +70,8 @@ USER_ERRORS = (
     ConversationError,
     ImageError,
     ResumeError,
-    OutputInUseError,
     SavingError,
-    TrainingDivergedError,
+    AgreedError,
 )
 
 FALSE_ALARMS = (
@@ -102,18 +89,19 @@ DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a training from its command line; returns an exit code of `training.fault_tolerance.exit_codes`."""
+    """Run a training from its command line; returns an exit code of `training.exit_codes`."""
     configure_logging()
     _silence_false_alarms()
-    request = StopRequest()
+    extensions = always()  # early: one of them misses launchers that end before it is made
     parser, flags = parse_flags(argv)
     model_arguments, data_arguments, arguments = training_arguments(parser, flags)
-    request.leave = partial(_leave_at_once, arguments.output_dir)
-    peers = PeerWatch(partial(end_after, output_dir=arguments.output_dir))
     code, reason, has_stopped = FINISHED, "", False
     try:
-        with reserved(arguments.output_dir):
-            train(model_arguments, data_arguments, arguments, request, recipe.resolved(flags, parser))
+        extensions += on_request(flags)
+        with ExitStack() as around:
+            for each in extensions:
+                around.enter_context(each.around(arguments))
+            train(model_arguments, data_arguments, arguments, extensions, recipe.resolved(flags, parser))
     except USER_ERRORS as error:
         _report(error)
         code = MISTAKE
@@ -125,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = INTERRUPTED
     except Exception as error:  # whatever it is, the other processes must not wait for this one
         if world_size() > 1:
-            time.sleep(2)  # another process may be the reason: then `peers` ends this one, and says so
+            time.sleep(2)  # another process may be the reason: then an extension ends this one, and says so
         if isinstance(error, OSError) and error.errno in DISK_REFUSES:
             where = f"{error.strerror}: {error.filename or 'a file'}; {last_checkpoint(arguments.output_dir)}"
             _report(UsageError(f"{where}; free space there, or choose another folder"))
@@ -134,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             code = 1
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    peers.leave(STOPPED if has_stopped else code, reason)  # all have stopped together
+    for each in extensions:
+        each.leave(STOPPED if has_stopped else code, reason)  # all have stopped together
     if code == FINISHED or has_stopped:
         shut_down()
     return code
@@ -144,13 +133,13 @@ def train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: VisualChatTrainingArguments,
-    request: StopRequest,
+    extensions: Sequence[Extension],
     values: Mapping[str, Any] | None = None,
 ) -> None:
     """The whole story: data, model, training, and what is left of it on the disk.
 
     `values`, those of the recipe that repeats this training, are written into the output folder.
-    Raises `StoppedBySignal` where `request` ended it early.
+    Raises `StoppedBySignal` where an extension ended it early.
     """
     if not (is_main_process() and sys.stderr.isatty()):
         disable_progress_bar()  # transformers' bars for reading and writing weights
@@ -164,9 +153,8 @@ def train(
     bad = bad_records(data_arguments, arguments.output_dir)
     if resumed:
         bad.restore()  # what was found before the run was interrupted
-    if "wandb" in arguments.report_to:
-        output, name = arguments.output_dir, arguments.run_name
-        decided_by_main(lambda: begin_wandb(output, name, go_on=resumed is not None))
+    for each in extensions:
+        each.start(arguments, resumed)
     decided_by_main(model_arguments.look_up)  # before data are read, which may take hours
     training_part, evaluation_part = load_data(data_arguments, arguments, bad)
     run = run.with_data(training_part)
@@ -176,6 +164,7 @@ def train(
     features = None
     if data_arguments.cache_vision_features:
         parts, workers = (training_part, evaluation_part), arguments.dataloader_num_workers
+        store_features = wing("training.batches.vision_features.store_features", "--cache_vision_features")
         features = store_features(model, processor, parts, arguments.device, workers)
     longest = longest_conversation(data_arguments, model.config)
 
@@ -188,40 +177,28 @@ def train(
         images = arguments.per_device_train_batch_size * training_part.num_images / max(len(learned), 1)
         batches = arguments.dataloader_num_workers * local_world_size()  # each worker has made one
         require_shared_memory(int(batches * images * 3 * side * side * 4))  # bytes of a float
-    if data_arguments.data_debug_path and is_main_process():
-        dump_samples(learned, data_arguments.data_debug_path, arguments.seed)
     held_out = rows(evaluation_part) if len(evaluation_part) else None
-    check_answers = None
-    if arguments.eval_generate and held_out is not None:
-        asked = held_out.conversations if isinstance(held_out, PackedDataset) else held_out
-        count, batch_size = arguments.eval_generate, arguments.eval_batch_size
-        check_answers = AnswerCheck(asked, processor.tokenizer, count, arguments.seed, batch_size).measure
+    prepared = Prepared(model_arguments, data_arguments, arguments, model, processor, learned, held_out, bad)
+    for each in extensions:
+        each.prepare(prepared)
     # On a GPU packed rows are all of one width, which its kernels are compiled for.
     width = data_arguments.max_seq_len if data_arguments.packing and arguments.device.type == "cuda" else 8
-    largest, parts = largest_of(data_arguments, arguments, processor), model_arguments.train or PUBLISHED
-    rehearsal = partial(dry_run, batches=largest, train=parts, frozen_bits=model_arguments.frozen_bits)
     trainer = VisualChatTrainer(
         model=model,
         args=arguments,
         processor=processor,
         collator=Collator(processor.tokenizer.pad_token_id, pad_to_multiple_of=-(-width // 8) * 8),
         train_dataset=learned,
-        dataset_names=data_arguments.dataset_names,
         run=run,
         eval_dataset=held_out,
-        callbacks=[ProgressReporter()],
-        bad_records=bad,
-        stop_request=request,
-        check_answers=check_answers,
-        dry_run=rehearsal if arguments.dry_run_worst_batch else None,
+        extensions=extensions,
     )
     if arguments.overwrite_output_dir:  # not before all that could go wrong with flags, data and model
-        decided_by_main(lambda: _remove_run(arguments.output_dir))
+        decided_by_main(lambda: remove_results(arguments.output_dir))
     with mismatches_named():
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    trainer.bad.exchange(arguments.device)
     trainer.export(Path(arguments.output_dir, "final"))
-    summarise(trainer, learned)
+    summarise(trainer, learned, bad)
 
 
 def prepare_output(arguments: VisualChatTrainingArguments, run: Run) -> Path | None:
@@ -248,12 +225,6 @@ def _tidied(arguments: VisualChatTrainingArguments, run: Run) -> Path | None:
     if not arguments.overwrite_output_dir:
         require_free(output, resumed, may_begin=arguments.resume_from_checkpoint == "auto")
     return resumed
-
-
-def _remove_run(output_dir: str) -> None:
-    remove_results(output_dir)
-    for name in (SKIPPED_STEPS, STALLED_AT):
-        Path(output_dir, name).unlink(missing_ok=True)
 
 
 def load_data(
@@ -291,10 +262,10 @@ def cut_by_all(learned: EncodedDataset | PackedDataset) -> CutCount:
     return CutCount(*(sum(each) for each in zip(*counts, strict=True)))
 
 
-def summarise(trainer: VisualChatTrainer, learned: EncodedDataset | PackedDataset) -> None:
+def summarise(trainer: VisualChatTrainer, learned: EncodedDataset | PackedDataset, bad: BadRecords) -> None:
     """The last lines: what was left out, what was cut, and where the checkpoints are; all processes call."""
-    if trainer.bad.records:
-        logger.info("left out: %s", trainer.bad.records.summary())
+    if bad:
+        logger.info("left out: %s", bad.summary())
     cut = cut_by_all(learned)
     if cut.conversations:
         logger.info(
@@ -303,8 +274,8 @@ def summarise(trainer: VisualChatTrainer, learned: EncodedDataset | PackedDatase
             f"{cut.turns:,}",
         )
     output = Path(trainer.args.output_dir).resolve()
-    if is_main_process():
-        close_run(trainer.state, output)
+    for each in trainer.extensions:
+        each.finish()
     if trainer.state.best_metric is not None:
         chosen = str(trainer.args.metric_for_best_model).removeprefix("eval_")
         best = f"evaluation {chosen} {trainer.state.best_metric:.4f}"
@@ -321,16 +292,11 @@ def _says_other(record: logging.LogRecord, text: str) -> bool:
     return text not in str(record.msg)
 
 
-def _leave_at_once(output_dir: str) -> None:
-    said = f"stopped at once by Ctrl-C, without saving; {last_checkpoint(output_dir)}"
-    end_now(INTERRUPTED, said if is_main_process() else "")
-
-
 def _report(error: Exception) -> None:
     # A loader worker sends its error with a traceback, of which the last line is the message.
     message = str(error).strip().splitlines()[-1] if "Original Traceback" in str(error) else str(error)
     if not is_main_process():
-        if isinstance(error, BadDataError | OutputInUseError | ResumeError | TrainingDivergedError):
+        if isinstance(error, AgreedError | BadDataError | ResumeError):
             return  # all processes come to this verdict together
         # Mostly all processes meet the same mistake: the first says so, and the launcher ends the others.
         time.sleep(3)

@@ -1,7 +1,7 @@
 """Modules of the user's own, named by `--plugin`: each registers datasets or visual encoders when it is imported.
 
 `utils.data.register_dataset` and `utils.model.register_encoder` are what they call; docs/add-a-dataset.md and
-docs/add-an-encoder.md show one of each.
+docs/add-an-encoder.md show one of each. `found` imports modules of the project that may be deleted.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 from utils.commands import UsageError
 
@@ -120,3 +121,14 @@ def _where(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
     return f"{Path(own[0].filename).name}, line {own[0].lineno}: " if own else ""
+
+
+def found(name: str) -> Any:
+    """What a module that may be deleted has under a dotted name; None where it is."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if module != error.name and not module.startswith(f"{error.name}."):
+            raise  # the module is there, what it needs is not
+        return None

@@ -4,7 +4,7 @@ import errno
 from types import SimpleNamespace
 
 import training.run
-from training.fault_tolerance.exit_codes import MISTAKE
+from training.exit_codes import MISTAKE
 from training.run import cut_by_all
 from utils.data import CutCount
 

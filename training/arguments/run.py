@@ -132,7 +132,7 @@ class RunArguments(ZeroArguments, Others):
         import torch
 
         from training.checkpointing.folders import NOT_RESUMED
-        from training.metrics.trackers import check_reporters
+        from utils.plugins import found
 
         refuse_what_is_not_offered(self)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -158,7 +158,8 @@ class RunArguments(ZeroArguments, Others):
         if self.enable_tensorboard:
             given = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
             self.report_to = [name for name in given if name not in ("none", "tensorboard")] + ["tensorboard"]
-        check_reporters(self.report_to)
+        if check_reporters := found("training.metrics.trackers.check_reporters"):
+            check_reporters(self.report_to)
         if self.eval_strategy == "no":
             self.eval_on_start = False
         elif self.metric_for_best_model is None:

@@ -4,12 +4,14 @@ They travel inside the batches, so what is known after a step depends on the bat
 far a loader's workers have read ahead, nor on how the batches are spread over processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from training.checkpointing.best_effort import BestEffort
+from training.extension import Extension, Prepared, Verdict
 from utils.data import Batch
 from utils.data.bad_records import BadRecord, BadRecords
 from utils.distributed import get_logger, is_main_process, world_size
@@ -19,22 +21,34 @@ logger = get_logger(__name__)
 _SHOWN = 10  # bad records that get a line of their own; further ones are only counted, and listed in the file
 
 
-class BadBatches:
+class BadBatches(Extension):
     """Collects what the batches of this process bring, and brings all processes to the same list."""
 
-    def __init__(self, records: BadRecords) -> None:
-        self.records = records
+    def __init__(self) -> None:
+        self.records = BadRecords()
         self._new: list[Sequence[BadRecord]] = []  # of each batch since the last exchange
         self._list = BestEffort()
 
-    @property
-    def strict(self) -> bool:
-        """Whether the first bad record ends the run: then an exchange is due after every step."""
-        return self.records.strict
+    def prepare(self, parts: Prepared) -> None:
+        self.records = parts.bad
 
-    def take(self, batches: Sequence[Batch]) -> None:
-        """Take up the bad records that were found in making batches."""
-        self._new += [batch.bad for batch in batches]
+    def before_batch(self, batch: Batch, evaluating: bool = False) -> Verdict:
+        self._new.append(batch.bad)
+        if self.records.strict:  # the first bad record ends the run
+            self.exchange(self.context.args.device)
+        return Verdict.CONTINUE
+
+    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+        self.exchange(self.context.args.device)
+
+    def add_to_evaluation(self, metrics: MutableMapping[str, float]) -> None:
+        self.exchange(self.context.args.device)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A resumed run finds those listed that it will not meet again."""
+        self.exchange(self.context.args.device)
+        yield
 
     def exchange(self, device: torch.device) -> None:
         """Add everybody's to the list, and write it where it has changed; all processes call.

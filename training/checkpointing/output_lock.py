@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
+from training.exit_codes import AgreedError
 from utils.commands import writable_folder
 from utils.distributed import decided_by_main, get_logger
 
@@ -19,7 +20,7 @@ logger = get_logger(__name__)
 LOCK = ".lock"
 
 
-class OutputInUseError(RuntimeError):
+class OutputInUseError(AgreedError):
     """Another job is writing there; the message is one line and names it."""
 
 

@@ -3,10 +3,20 @@
 from pathlib import Path
 
 from training.data_report import Report, draw_samples, write_report
+from training.extension import Extension, Prepared
 from utils.data import EncodedDataset, PackedDataset
+from utils.distributed import is_main_process
 
 PAGE = "index.html"
 _SAMPLES = 10
+
+
+class SamplePage(Extension):
+    """Writes it before training begins."""
+
+    def prepare(self, parts: Prepared) -> None:
+        if is_main_process():
+            dump_samples(parts.learned, parts.data_arguments.data_debug_path, parts.arguments.seed)
 
 
 def dump_samples(rows: EncodedDataset | PackedDataset, folder: str | Path, seed: int) -> None:

@@ -3,18 +3,19 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
-from enum import Enum
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerState
 
 from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.folders import checkpoint_name, resumable_checkpoints
-from training.fault_tolerance.exit_codes import (
+from training.checkpointing.output_lock import reserved
+from training.exit_codes import (
     INTERRUPTED,
     MISTAKE,
     STALLED,
@@ -24,25 +25,15 @@ from training.fault_tolerance.exit_codes import (
     end_now,
     last_checkpoint,
 )
-from training.fault_tolerance.nan_guard import NanGuard
+from training.extension import Extension, Verdict
+from training.fault_tolerance.nan_guard import SKIPPED_STEPS, NanGuard
+from training.fault_tolerance.peers import PeerWatch, end_after
 from training.fault_tolerance.rng_state import RandomState
 from training.fault_tolerance.signals import CTRL_C, StopRequest
-from training.fault_tolerance.watchdog import Watchdog, last_stall, record_stall
+from training.fault_tolerance.watchdog import STALLED_AT, Watchdog, last_stall, record_stall
+from training.run_context import RunContext
 from utils.data import Batch
-from utils.data.bad_records import Origin
 from utils.distributed import decided_by_main, everyone, is_main_process, rank, world_size
-
-T = TypeVar("T")
-
-
-class Verdict(Enum):
-    """How a training goes on; the same on all processes."""
-
-    CONTINUE = 1
-    SKIP_STEP = 2
-    """The loss of this step is NaN or infinite: no weight changes."""
-    SAVE_AND_STOP = 3
-    """A process was asked to stop: what this step has begun is given up, and its predecessor saved."""
 
 
 class SharedFlags:
@@ -77,26 +68,49 @@ class SharedFlags:
         self._sent.clear()
 
 
-class RunGuard(TrainerCallback):
-    """Judges a training's steps: may it go on, is this step skipped, does it save and stop? Ends it where it stalls."""
+class RunGuard(Extension):
+    """Judges a training's steps: may it go on, is this step skipped, does it save and stop? Ends it where it stalls,
+    and where another process is gone.
+    """
 
-    def __init__(self, args: VisualChatTrainingArguments, request: StopRequest) -> None:
-        self.args, self.request = args, request
-        self.flags = SharedFlags(args.device)
-        self.losses = NanGuard(args.output_dir, args.max_skipped_steps)
-        self.watchdog = Watchdog(args.stall_timeout, self._stalled)
-        self.is_stopping = False  # the next checkpoint ends the run
+    args: VisualChatTrainingArguments  # these four since the training has begun
+    flags: SharedFlags
+    losses: NanGuard
+    watchdog: Watchdog
+
+    def __init__(self) -> None:
+        self.request = StopRequest()
+        self._peers: PeerWatch | None = None
         self._step = 1  # that is being computed
         self._verdict: Verdict | None = None  # on its loss
         self._first_step = self._saved_step = self._steps_since_log = self._skipped_since_log = 0
         self._random_state: RandomState | None = None  # after the last step
         self._stalled_before: int | None = None  # at which step
 
-    def begin(self, state: TrainerState) -> None:
-        """Listen to signals and watch, from the step that `state` has come to; all processes call."""
-        self._first_step = self._saved_step = state.global_step
-        self._step = state.global_step + 1
-        self.losses.restore(state.global_step)
+    @contextmanager
+    def around(self, arguments: VisualChatTrainingArguments) -> Iterator[None]:
+        """One job writes into the output folder, and where a process of it is gone, the others end too."""
+        self.request.leave = partial(_leave_at_once, arguments.output_dir)
+        self._peers = PeerWatch(partial(end_after, output_dir=arguments.output_dir))
+        with reserved(arguments.output_dir):
+            yield
+
+    def leave(self, code: int, reason: str) -> None:
+        if self._peers is not None:
+            self._peers.leave(code, reason)
+
+    def begin(self, context: RunContext) -> None:
+        """Listen to signals and watch, from the step that the training has come to."""
+        super().begin(context)
+        self.args, step = context.args, context.state.global_step
+        if self.args.overwrite_output_dir:
+            decided_by_main(self._remove_earlier)
+        self.flags = SharedFlags(self.args.device)
+        self.losses = NanGuard(self.args.output_dir, self.args.max_skipped_steps)
+        self.watchdog = Watchdog(self.args.stall_timeout, self._stalled)
+        self._first_step = self._saved_step = step
+        self._step = step + 1
+        self.losses.restore(step)
         self._stalled_before = decided_by_main(lambda: last_stall(self.args.output_dir))
         self.request.listen()
         self.watchdog.start()
@@ -116,9 +130,12 @@ class RunGuard(TrainerCallback):
             self.watchdog.mark(f"in step {self._step}, training on {kind}")
         return Verdict.CONTINUE
 
-    def note(self, loss: torch.Tensor, token_losses: torch.Tensor, origins: Sequence[Origin]) -> None:
-        """What a training batch costs, before its backward pass."""
-        self.flags.send(self.request.reason is not None, self.losses.note(loss, token_losses, origins))
+    def computed(
+        self, batch: Batch, loss: torch.Tensor, token_losses: torch.Tensor, evaluating: bool = False
+    ) -> None:
+        if not evaluating:
+            bad = self.losses.note(loss, token_losses, batch.origins)
+            self.flags.send(self.request.reason is not None, bad)
 
     def judge_step(self) -> Verdict:
         """The optimizer is about to step: may it, or is the step skipped? Decided once a step, by all processes.
@@ -151,8 +168,7 @@ class RunGuard(TrainerCallback):
 
     # What the trainer tells and asks
 
-    def reading(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches of the next step, as they are read."""
+    def reading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             self.watchdog.mark(f"waiting for the data of step {self._step}")
             try:
@@ -162,12 +178,10 @@ class RunGuard(TrainerCallback):
             yield batch
 
     def pausing(self) -> AbstractContextManager[None]:
-        """The block may take its time, as what is written does."""
         return self.watchdog.paused()
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """A checkpoint of the last complete step is being written."""
         self.losses.catch_up()  # a run that goes on from here counts what was skipped
         with self.watchdog.paused():
             yield
@@ -177,26 +191,24 @@ class RunGuard(TrainerCallback):
                 self._saved_step = self._step - 1
 
     def is_saved(self) -> bool:
-        """Whether the last complete step is on the disk, or is the one that this start began with; all call."""
         return everyone(self._step - 1 in (self._first_step, self._saved_step))[0]  # the main process knows
 
     def back_to_last_step(self) -> None:
-        """Put the random generators back to where they were after the last complete step."""
         self._random_state.restore()
 
     def stopped(self) -> StoppedBySignal:
-        """How the run ends, saved or not; all processes call."""
         reasons = everyone(self.request.reason)
         by = ", ".join(f"{reason} (rank {number})" for number, reason in enumerate(reasons) if reason)
         where = decided_by_main(lambda: last_checkpoint(self.args.output_dir))
         code = INTERRUPTED if CTRL_C in reasons else STOPPED
         return StoppedBySignal(f"stopped after step {self._step - 1} by {by}: {where}", code)
 
-    def share_of_steps_kept(self) -> float:
-        """What to multiply a mean over all steps since the last call by, for one over those not skipped."""
+    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+        """The mean loss over all steps becomes one over those that were not skipped."""
         steps, skipped = self._steps_since_log, self._skipped_since_log
         self._steps_since_log = self._skipped_since_log = 0
-        return 1.0 if not skipped else float("nan") if steps == skipped else steps / (steps - skipped)
+        if skipped:
+            logs["loss"] *= float("nan") if steps == skipped else steps / (steps - skipped)
 
     # transformers calls these.
 
@@ -223,6 +235,10 @@ class RunGuard(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.watchdog.stop()
 
+    def _remove_earlier(self) -> None:
+        for name in (SKIPPED_STEPS, STALLED_AT):
+            Path(self.args.output_dir, name).unlink(missing_ok=True)
+
     def _stalled(self, place: str) -> None:
         """In the watchdog's thread; the others stall too, and are given the time to say where."""
         output, step = self.args.output_dir, self._step
@@ -244,3 +260,8 @@ class RunGuard(TrainerCallback):
             record_stall(output, step)
         time.sleep(max(self.watchdog.timeout / 4, 1))
         end_now(MISTAKE if again else STALLED)
+
+
+def _leave_at_once(output_dir: str) -> None:
+    said = f"stopped at once by Ctrl-C, without saving; {last_checkpoint(output_dir)}"
+    end_now(INTERRUPTED, said if is_main_process() else "")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from training.fault_tolerance.exit_codes import (
+from training.exit_codes import (
     FINISHED,
     INTERRUPTED,
     MISTAKE,

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from training.fault_tolerance.exit_codes import INTERRUPTED, end_now
+from training.exit_codes import INTERRUPTED, end_now
 from utils.data.workers import SIGNALS
 from utils.distributed import is_main_process
 

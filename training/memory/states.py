@@ -124,6 +124,11 @@ def states(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
     )
 
 
+def states_of(model: nn.Module, config: dict, gpus: int, dtype: torch.dtype, frozen_bits: int = 0) -> States:
+    """What a process holds of a model under a DeepSpeed configuration."""
+    return states(Weights.of(model, frozen_bits), Sharding.of(config, gpus), dtype)
+
+
 def _whole(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
     """Stage 0: everything everywhere."""
     size, learned = dtype.itemsize, weights.learned

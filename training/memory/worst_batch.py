@@ -13,10 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import ProcessorMixin
 
-from training.arguments import DataArguments
-from training.arguments.parser import VisualChatTrainingArguments
+from training.extension import Extension, Prepared
 from training.fault_tolerance.rng_state import RandomState
 from training.memory.batch import BatchShape, largest_batches, make_batch
 from training.memory.live import LiveMemory, tensors_alive
@@ -37,18 +35,23 @@ _SHORT = 64  # tokens
 _SCALERS = ("loss_scaler", "loss_scale_config")  # of its optimizers, for fp16
 
 
-def largest_of(
-    data: DataArguments, arguments: VisualChatTrainingArguments, processor: ProcessorMixin
-) -> tuple[BatchShape, ...]:
-    """The largest batches that a training's arguments allow."""
-    most = data.image_budget if data.packing else data.max_num_image_per_sample
-    return largest_batches(
-        arguments.per_device_train_batch_size,
-        data.max_seq_len,
-        most,
-        processor.image_seq_length,
-        packed=data.packing,
-    )
+class WorstBatch(Extension):
+    """The dry run before the first step."""
+
+    def prepare(self, parts: Prepared) -> None:
+        data = parts.data_arguments
+        most = data.image_budget if data.packing else data.max_num_image_per_sample
+        rows, length = parts.arguments.per_device_train_batch_size, data.max_seq_len
+        self.batches = largest_batches(
+            rows, length, most, parts.processor.image_seq_length, packed=data.packing
+        )
+        self.model_arguments = parts.model_arguments
+
+    def begin(self, context: RunContext) -> None:
+        super().begin(context)
+        train, bits = self.model_arguments.train or PUBLISHED, self.model_arguments.frozen_bits
+        with context.pausing():
+            dry_run(context, self.batches, train, bits)
 
 
 def dry_run(

@@ -6,7 +6,7 @@ share of the questions, in as many batches as any other: ZeRO-3 needs all of the
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from training.extension import Extension, Prepared
 from training.metrics.loss_by_dataset import labels_of
 from utils.answers import is_correct
 from utils.commands import UsageError
-from utils.data import IGNORED_LABEL, Batch, Collator, EncodedDataset, Sample
+from utils.data import IGNORED_LABEL, Batch, Collator, EncodedDataset, PackedDataset, Sample
 from utils.distributed import decided_by_main, get_logger, rank, world_size
 
 logger = get_logger(__name__)
@@ -149,3 +150,20 @@ def _questions_of(texts: EncodedDataset, index: int, seed: int) -> Iterator[Ques
         start = end
     np.random.default_rng([seed, index]).shuffle(found)
     yield from found
+
+
+class AnswerAccuracy(Extension):
+    """`--eval_generate`: the accuracy in each evaluation."""
+
+    check: AnswerCheck | None = None  # where nothing is held out
+
+    def prepare(self, parts: Prepared) -> None:
+        held_out, arguments = parts.held_out, parts.arguments
+        if held_out is not None:
+            asked = held_out.conversations if isinstance(held_out, PackedDataset) else held_out
+            count, batch_size = arguments.eval_generate, arguments.eval_batch_size
+            self.check = AnswerCheck(asked, parts.processor.tokenizer, count, arguments.seed, batch_size)
+
+    def add_to_evaluation(self, metrics: MutableMapping[str, float]) -> None:
+        if self.check is not None:
+            metrics |= self.check.measure(self.context.model, self.context.enter)

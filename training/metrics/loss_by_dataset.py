@@ -5,12 +5,14 @@ A conversation is of one dataset, and a batch lists its conversations with the n
 without waiting for the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import PurePath
 
 import torch
 import torch.distributed as dist
 
+from training.extension import Extension, Prepared
+from utils.data import Batch
 from utils.data.bad_records import Origin
 
 
@@ -55,6 +57,25 @@ class LossByDataset:
             for name, (loss, tokens) in zip(self.names, totals.tolist(), strict=True)
             if tokens
         }
+
+
+class DatasetLosses(Extension):
+    """The losses of datasets, in each line of the log and in each evaluation."""
+
+    def prepare(self, parts: Prepared) -> None:
+        names = parts.data_arguments.dataset_names
+        self.training, self.evaluation = LossByDataset(names), LossByDataset(names)
+
+    def computed(
+        self, batch: Batch, loss: torch.Tensor, token_losses: torch.Tensor, evaluating: bool = False
+    ) -> None:
+        (self.evaluation if evaluating else self.training).add(batch.origins, token_losses)
+
+    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+        logs |= self.training.read(self.context.args.device)
+
+    def add_to_evaluation(self, metrics: MutableMapping[str, float]) -> None:
+        metrics |= self.evaluation.read(self.context.args.device, "eval_loss")
 
 
 def labels_of(names: Sequence[str]) -> dict[str, str]:

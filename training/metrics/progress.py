@@ -6,15 +6,24 @@ import time
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedConfig,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from training.extension import Extension
+from training.run_context import RunContext
 from utils.distributed import is_main_process
 
 _WORTH_SAYING = 0.01  # a smaller share of time is not shown
 _FAR_ABOVE = 1.25  # times the loss of guessing among all pieces
 
 
-class ProgressReporter(TrainerCallback):
+class ProgressReporter(Extension):
     """One readable line per log and evaluation, and on a terminal a bar under them; the main process only."""
 
     def __init__(self) -> None:
@@ -24,6 +33,12 @@ class ProgressReporter(TrainerCallback):
         self._is_terminal = sys.stderr.isatty()
         self._start = time.perf_counter()
         self._first_step = 0
+
+    def begin(self, context: RunContext) -> None:
+        """Take the place of transformers' own."""
+        super().begin(context)
+        for kind in (ProgressCallback, PrinterCallback):
+            context.callbacks.remove_callback(kind)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from training.extension import Extension, Prepared, Verdict
 from training.metrics.flops import visible_pairs
 from training.metrics.mfu import Efficiency
 from utils.commands import GIB
@@ -20,7 +21,7 @@ _RATES = ("tokens", "supervised_tokens", "images")
 _STATUS = Path("/proc/self/status")
 
 
-class ThroughputMeter:
+class ThroughputMeter(Extension):
     """Counts what the batches hold, on the batches' device and without waiting for it, and the time in between."""
 
     def __init__(self, efficiency: Efficiency | None = None) -> None:
@@ -33,14 +34,20 @@ class ThroughputMeter:
         self._since: float | None = None  # nothing is measured before the first batch is asked for
         self._paused = self._waited = 0.0
 
-    def step(self, batches: Sequence[Batch]) -> None:
-        """Add the batches of an optimizer step; padding is not counted as tokens."""
-        self._steps += 1
-        for batch in batches:
+    def prepare(self, parts: Prepared) -> None:
+        self.efficiency = Efficiency.of(parts.model, parts.arguments)
+
+    def before_batch(self, batch: Batch, evaluating: bool = False) -> Verdict:
+        """Add a batch; padding is not counted as tokens."""
+        if not evaluating:
             counts = self._counted(batch)
             self._counts = counts if self._counts is None else self._counts + counts
+        return Verdict.CONTINUE
 
-    def waiting_for(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._steps += 1
+
+    def reading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time that it takes to get them is taken down."""
         if self._since is None:
             self._since = time.perf_counter()
@@ -55,12 +62,17 @@ class ThroughputMeter:
             yield batch
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time inside the block (evaluating, saving) out of the account."""
+    def pausing(self) -> Iterator[None]:
+        """Leave the time inside the block out of the account."""
         start = time.perf_counter()
         yield
         if self._since is not None:
             self._paused += time.perf_counter() - start
+
+    evaluating = pausing
+
+    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+        logs |= self.read(self.context.args.device)
 
     def read(self, device: torch.device) -> dict[str, float]:
         """Measures since the last reading over all processes, which all call; empty before the first step.

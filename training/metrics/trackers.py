@@ -12,8 +12,12 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.best_effort import BestEffort
+from training.extension import Extension
+from training.run_context import RunContext
 from utils.commands import UsageError
+from utils.distributed import decided_by_main
 
 WANDB_RUN = "wandb_run.txt"
 """The file in the output folder that keeps the id of its run in Weights & Biases."""
@@ -66,6 +70,20 @@ class TensorBoard(TensorBoardCallback):
             except OSError:  # a writer that has failed once stays so: the next line begins a new file
                 self.tb_writer = None
                 raise
+
+
+class Trackers(Extension):
+    """Starts a run of Weights & Biases before data are read, and mends TensorBoard."""
+
+    def start(self, arguments: VisualChatTrainingArguments, resumed: Path | None) -> None:
+        if "wandb" in arguments.report_to:
+            output, name = arguments.output_dir, arguments.run_name
+            decided_by_main(lambda: begin_wandb(output, name, go_on=resumed is not None))
+
+    def begin(self, context: RunContext) -> None:
+        super().begin(context)
+        if context.callbacks.pop_callback(TensorBoardCallback):
+            context.callbacks.add_callback(TensorBoard())
 
 
 def begin_wandb(output_dir: str | Path, run_name: str | None, go_on: bool) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.checkpointing.folders import TRAINER_STATE
+from training.extension import Extension
 from training.run_report.curves import draw_curves
 from training.run_report.history import History
 from training.run_report.summary import accuracy_table, as_markdown, as_text, dataset_table, run_table
 from utils.atomic import atomic_write
-from utils.distributed import get_logger
+from utils.distributed import get_logger, is_main_process
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 CURVES, SUMMARY = "curves.png", "summary.md"
+
+
+class RunReport(Extension):
+    """Closes the run."""
+
+    def finish(self) -> None:
+        if is_main_process():
+            close_run(self.context.state, self.context.args.output_dir)
 
 
 def close_run(state: "TrainerState", output_dir: str | Path) -> None:

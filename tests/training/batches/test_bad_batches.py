@@ -1,6 +1,7 @@
 """What batches bring of bad records, whatever the disk says to their list."""
 
 import json
+from types import SimpleNamespace
 
 import torch
 
@@ -21,9 +22,10 @@ def test_a_disk_that_takes_no_list_is_named_once_and_stops_nothing(tmp_path, cap
     path = folder / "bad_samples.jsonl"
     records = BadRecords(max_fraction=1, path=path)
     records.total = 10
-    batches = BadBatches(records)
+    batches = BadBatches()
+    batches.prepare(SimpleNamespace(bad=records))
     for index in range(2):
-        batches.take([batch(index)])
+        batches.before_batch(batch(index))
         batches.exchange(torch.device("cpu"))
     [warning] = [line for line in caplog.records if line.levelname == "WARNING"]
     assert str(path) in warning.getMessage() and "File exists" in warning.getMessage()

@@ -75,7 +75,7 @@ def test_tokens_are_counted_without_padding(world):
     counts = []
     for rows in (encoded, packed):
         meter = ThroughputMeter()
-        meter.step([collator([rows[index] for index in range(len(rows))])])
+        meter.before_batch(collator([rows[index] for index in range(len(rows))]))
         counts.append(meter._counts.tolist())
     assert counts[0] == counts[1]
 

@@ -27,7 +27,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 from tests.training.checkpointing.syscalls import Change, ProcessEndedError, Tracer
 from training.checkpointing.folders import resumable_checkpoints, resume_folder
 from training.checkpointing.writer import CheckpointWriter
-from training.fault_tolerance.exit_codes import RANK_LOST
+from training.exit_codes import RANK_LOST
 from training.run import main as train
 from utils.atomic import clear_leftovers
 from utils.manifest import damage, read_manifest

@@ -18,7 +18,7 @@ from pathlib import Path
 from training.arguments.command_line import parse_arguments
 from training.checkpointing.folders import ResumeError, resumable_checkpoints
 from training.checkpointing.writer import CheckpointWriter
-from training.fault_tolerance.signals import StopRequest
+from training.extension import always
 from training.run import train
 from utils.distributed import configure_logging, decided_by_main, rank, shut_down
 
@@ -61,14 +61,13 @@ def narrow_disk(where: int | None) -> Iterator[None]:
 
 def main(plan: Path) -> None:
     configure_logging()
-    request = StopRequest()
     for step in json.loads(plan.read_text()):
         begun = time.monotonic()
         if "train" in step:
             arguments = parse_arguments(step["train"])
             with narrow_disk(step.get("narrow")):
                 try:
-                    train(*arguments, request)
+                    train(*arguments, always())
                 except ResumeError as error:
                     if not step.get("refused"):
                         raise

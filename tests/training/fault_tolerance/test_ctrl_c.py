@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from training.checkpointing.folders import resumable_checkpoints
-from training.fault_tolerance.exit_codes import FINISHED, INTERRUPTED, MISTAKE
+from training.exit_codes import FINISHED, INTERRUPTED, MISTAKE
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from training.checkpointing.folders import TRAINER_STATE, resumable_checkpoints
-from training.fault_tolerance.exit_codes import RANK_LOST, STOPPED
+from training.exit_codes import RANK_LOST, STOPPED
 from utils.distributed import cores
 
 LONG = {"num_train_epochs": 3}  # 42 steps

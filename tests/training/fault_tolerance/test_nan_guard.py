@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from training.fault_tolerance.exit_codes import MISTAKE, TrainingDivergedError
+from training.exit_codes import MISTAKE, TrainingDivergedError
 from training.fault_tolerance.nan_guard import NanGuard
 from utils.data.bad_records import Origin, RecordPlace
 

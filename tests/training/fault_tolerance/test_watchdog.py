@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from training.fault_tolerance.exit_codes import MISTAKE, RANK_LOST, STALLED
+from training.exit_codes import MISTAKE, RANK_LOST, STALLED
 from training.fault_tolerance.watchdog import STALLED_AT, Watchdog, last_stall, record_stall
 
 

@@ -32,6 +32,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return made
 
 
+def learn(meter: ThroughputMeter, each: Batch) -> None:
+    """A step of one batch."""
+    meter.before_batch(each)
+    meter.on_step_end()
+
+
 def slow(clock: SimpleNamespace, batches: list, seconds: float):
     for each in batches:
         clock.now += seconds
@@ -43,13 +49,13 @@ def test_measures_of_two_steps(clock: SimpleNamespace) -> None:
     meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
     assert meter.read(CPU) == {}
     clock.now += 1000  # before training begins
-    with meter.paused():
+    with meter.pausing():
         clock.now += 1000
-    batches = meter.waiting_for(slow(clock, [batch(3), batch(0)], 0.5))
+    batches = meter.reading(slow(clock, [batch(3), batch(0)], 0.5))
     for each in batches:
-        meter.step([each])
+        learn(meter, each)
         clock.now += 1.5
-    with meter.paused():
+    with meter.pausing():
         clock.now += 60
     measures = meter.read(CPU)
     assert measures.pop("peak_memory_gib") > 0.05
@@ -68,9 +74,9 @@ def test_measures_of_two_steps(clock: SimpleNamespace) -> None:
 
 def test_without_a_peak_there_is_no_share_of_it(clock: SimpleNamespace) -> None:
     meter = ThroughputMeter()
-    for each in meter.waiting_for(iter([batch(1)])):
+    for each in meter.reading(iter([batch(1)])):
         clock.now += 1
-        meter.step([each])
+        learn(meter, each)
     assert "mfu" not in meter.read(CPU)
 
 
@@ -78,9 +84,9 @@ def test_an_image_that_was_encoded_earlier_costs_no_encoder(clock: SimpleNamespa
     flops = StepFlops(0.0, 0.0, per_pair=0.0, per_image=100.0, per_supervised_token=0.0)
     meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
     features = replace(batch(0), images=2)
-    for each in meter.waiting_for(iter([features, batch(1)])):
+    for each in meter.reading(iter([features, batch(1)])):
         clock.now += 1
-        meter.step([each])
+        learn(meter, each)
     measures = meter.read(CPU)
     assert measures["images_per_second"] == 1.5 and measures["mfu"] == 0.05
 

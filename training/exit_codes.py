@@ -25,7 +25,11 @@ INTERRUPTED = 130
 """Ctrl-C: the checkpoint is on the disk as after a signal, unless it was pressed before the first step, or twice."""
 
 
-class TrainingDivergedError(RuntimeError):
+class AgreedError(RuntimeError):
+    """A mistake that all processes come to together, so that one of them says it, in one line."""
+
+
+class TrainingDivergedError(AgreedError):
     """The loss is not a number any more; the message is one line and says what to do."""
 
 
