@@ -19,9 +19,8 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from training.ds_configs import Offload, zero_config
 from training.memory.batch import BatchShape, make_batch
-from training.memory.live import LiveMemory, tensors_alive
-from training.memory.plan import Training
-from training.memory.predict import predict_in_subprocess
+from training.memory.plan import Training, predict_in_subprocess
+from training.memory.shapes import LiveMemory, tensors_alive
 from training.memory.states import Sharding
 from training.memory.trace import enable_checkpointing
 from training.parameter_groups import parameter_groups

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from benchmarks.layouts import between
 from benchmarks.random_models import DECODERS, IMAGE_TOKENS, SIDE, attention, described, random_model
 from benchmarks.turns import add_run_flags, peak_memory, print_machine, print_ratios, take_turns, timed
-from training.metrics.flops import StepFlops, visible_pairs
-from training.metrics.mfu import peak_flops
+from training.metrics.mfu import StepFlops, peak_flops, visible_pairs
 from utils.model import VisualChatForConditionalGeneration, freeze
 
 

@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_COMMANDS = {
-    "training.memory.predict": "a part of training, which reads a pickle from standard input",
     "utils.model.sizes": "prints a table, and takes no flags",
     "eval.lmms_eval_model": "lmms-eval's own command, where that is installed",
 }

@@ -2,7 +2,7 @@
 out.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -28,13 +28,13 @@ ALWAYS = (
     "training.metrics.throughput.ThroughputMeter",
     "training.metrics.progress.ProgressReporter",
     "training.metrics.trackers.Trackers",
-    "training.run_report.write.RunReport",
+    "training.run_report.summary.RunReport",
 )
 """Extensions of every training, in the order in which they are called."""
 
 ON_REQUEST = {
     "eval_generate": "training.metrics.answer_check.AnswerAccuracy",
-    "data_debug_path": "training.data_report.debug.SamplePage",
+    "data_debug_path": "training.data_report.page.SamplePage",
     "dry_run_worst_batch": "training.memory.worst_batch.WorstBatch",
 }
 """Flag: the extension that it asks for; these come after the others."""
@@ -130,10 +130,10 @@ class Extension(TrainerCallback):
 
     # What is told
 
-    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+    def add_to_log(self, logs: dict[str, float]) -> None:
         """A line of the log, with the mean loss since the line before."""
 
-    def add_to_evaluation(self, metrics: MutableMapping[str, float]) -> None:
+    def add_to_evaluation(self, metrics: dict[str, float]) -> None:
         """What an evaluation has measured; names begin with `eval_`."""
 
     # Of an extension that stops the training

@@ -111,8 +111,7 @@ def learning(model: PreTrainedModel, arguments: VisualChatTrainingArguments, fro
     learns = Learning.of(model).describe()
     if (states := found("training.memory.states.states_of")) is None:
         return learns
-    config = arguments.hf_deepspeed_config.config
-    held = states(model, config, arguments.world_size, arguments.dtype, frozen_bits)
+    held = states(model, arguments, frozen_bits)
     gradients = held.resting.get("gradients", held.accumulated)
     sizes = {name: held.resting[name] for name in ("weights", "optimizer")} | {"gradients": gradients}
     memory = ", ".join(f"{kind} {readable_size(size)}" for kind, size in sizes.items())

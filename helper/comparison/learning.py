@@ -13,7 +13,7 @@ from torch import nn
 from helper.comparison.cells import Form, Plan, Row
 from helper.comparison.chart import PARTS
 from helper.comparison.task import Sample, Task, commonest
-from training.metrics.flops import StepFlops, visible_pairs
+from training.metrics.mfu import StepFlops, visible_pairs
 from training.parameter_groups import parameter_groups
 from utils.data import Collator, EncodedDataset
 from utils.data import Sample as EncodedSample

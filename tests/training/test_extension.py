@@ -28,7 +28,7 @@ def test_every_extension_is_there(name: str) -> None:
 
 def test_a_flag_whose_extension_is_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "training.metrics.answer_check", None)
-    with pytest.raises(UsageError, match="--eval_generate needs training.metrics.answer_check"):
+    with pytest.raises(UsageError, match=r"--eval_generate needs training\.metrics\.answer_check"):
         wing(ON_REQUEST["eval_generate"], "--eval_generate")
 
 

@@ -4,7 +4,7 @@ They travel inside the batches, so what is known after a step depends on the bat
 far a loader's workers have read ahead, nor on how the batches are spread over processes.
 """
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -38,10 +38,10 @@ class BadBatches(Extension):
             self.exchange(self.context.args.device)
         return Verdict.CONTINUE
 
-    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+    def add_to_log(self, logs: dict[str, float]) -> None:
         self.exchange(self.context.args.device)
 
-    def add_to_evaluation(self, metrics: MutableMapping[str, float]) -> None:
+    def add_to_evaluation(self, metrics: dict[str, float]) -> None:
         self.exchange(self.context.args.device)
 
     @contextmanager

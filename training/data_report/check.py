@@ -14,7 +14,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, 
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import model_and_data
 from training.batches.datasets import longest_conversation, make_rows, read_parts
-from training.data_report import Measurement, Report, draw_samples, measure, short_name, write_report
+from training.data_report.measure import Measurement, measure
+from training.data_report.page import Report, short_name, write_report
+from training.data_report.samples import draw_samples
 from utils.commands import UsageError, writable_folder
 from utils.conversation import ConversationError
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset

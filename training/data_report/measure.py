@@ -13,6 +13,7 @@ from utils.data.batching.encode import ConversationEncoder
 from utils.data.mixing.epoch_plan import join
 from utils.data.progress import progress
 
+_COUNTS = ("tokens", "learned", "images", "turns", "cut_turns", "records")
 _CHUNK = 16  # conversations that a worker hands over at a time
 
 
@@ -100,10 +101,7 @@ class Measurement:
     def of(cls, facts: Sequence[Facts]) -> "Measurement":
         """From the facts of all conversations; those in which nothing is sound only tell what is bad."""
         kept = [each for each in facts if each.tokens]
-        columns = {
-            name: np.array([getattr(each, name) for each in kept], dtype=np.int64)
-            for name in ("tokens", "learned", "images", "turns", "cut_turns", "records")
-        }
+        columns = {name: np.array([getattr(each, name) for each in kept], dtype=np.int64) for name in _COUNTS}
         return cls(
             dataset=np.array([each.dataset for each in kept], dtype=object),
             bad=tuple(bad for each in facts for bad in each.bad),
@@ -116,16 +114,8 @@ class Measurement:
     def only(self, dataset: str) -> "Measurement":
         """The conversations of one dataset."""
         mine = self.dataset == dataset
-        return Measurement(
-            self.dataset[mine],
-            self.tokens[mine],
-            self.learned[mine],
-            self.images[mine],
-            self.turns[mine],
-            self.cut_turns[mine],
-            self.records[mine],
-            tuple(bad for bad in self.bad if bad.place.dataset == dataset),
-        )
+        columns = {name: getattr(self, name)[mine] for name in ("dataset", *_COUNTS)}
+        return Measurement(**columns, bad=tuple(bad for bad in self.bad if bad.place.dataset == dataset))
 
 
 def measure(

@@ -10,13 +10,17 @@ import numpy as np
 
 from training.data_report.charts import Histogram, histogram
 from training.data_report.measure import Measurement
-from training.data_report.samples import SampledRow
+from training.data_report.samples import SampledRow, draw_samples
+from training.extension import Extension, Prepared
 from utils.atomic import atomic_write
+from utils.data import EncodedDataset, PackedDataset
 from utils.data.bad_records import BadRecord
 from utils.data.mixing.selection import RecordCounts
+from utils.distributed import is_main_process
 
 _MOST_BAD = 1000  # listed on the page; all are in the file
 _TEMPLATE = "page.html.j2"
+_DEBUG_SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,29 @@ def write_report(report: Report, path: Path) -> None:
     atomic_write(path, page.encode("utf-8", "backslashreplace"))  # a file's name may be no Unicode
 
 
+class SamplePage(Extension):
+    """`--data_debug_path`: what the model is taught, on a page, and as text and images."""
+
+    def prepare(self, parts: Prepared) -> None:
+        if is_main_process():
+            dump_samples(parts.learned, str(parts.data_arguments.data_debug_path), parts.arguments.seed)
+
+
+def dump_samples(rows: EncodedDataset | PackedDataset, folder: str | Path, seed: int) -> None:
+    """Write 10 conversations, or packed rows with at least as many: a page that shows them token by token, and of
+    each conversation sample_N.txt, as the template renders it, and sample_N_image_M.png.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = draw_samples(rows, _DEBUG_SAMPLES, seed)
+    write_report(Report("Training samples", {"--seed": str(seed)}, drawn), folder / "index.html")
+    for number, sample in enumerate(sample for row in drawn for sample in row.samples):
+        source = " + ".join(sample.sources)
+        (folder / f"sample_{number}.txt").write_text(f"source: {source}\n\n{sample.text}\n")
+        for position, image in enumerate(sample.conversation.images, start=1):
+            image.open().save(folder / f"sample_{number}_image_{position}.png")
+
+
 def short_name(dataset: str) -> str:
     """A dataset's name, or, of data of one's own, the last part of the path."""
     return Path(dataset).name
@@ -118,20 +145,8 @@ def _rows(report: Report) -> list[_Row]:
 def _together(rows: Sequence[_Row]) -> _Row | None:
     if not rows:
         return None
-    sums = {
-        name: sum(getattr(row, name) for row in rows)
-        for name in (
-            "records",
-            "used",
-            "left_out",
-            "not_asked",
-            "bad",
-            "conversations",
-            "images",
-            "tokens",
-            "cut",
-        )
-    }
+    counts = ("records", "used", "left_out", "not_asked", "bad", "conversations", "images", "tokens", "cut")
+    sums = {name: sum(getattr(row, name) for row in rows) for name in counts}
     learned = sum(row.learned_share * row.tokens for row in rows)
     return _Row(
         name="together",

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,9 @@ from training.exit_codes import (
 from training.extension import Extension, Verdict
 from training.fault_tolerance.nan_guard import SKIPPED_STEPS, NanGuard
 from training.fault_tolerance.peers import PeerWatch, end_after
-from training.fault_tolerance.rng_state import RandomState
 from training.fault_tolerance.signals import CTRL_C, StopRequest
 from training.fault_tolerance.watchdog import STALLED_AT, Watchdog, last_stall, record_stall
-from training.run_context import RunContext
+from training.run_context import RandomState, RunContext
 from utils.data import Batch
 from utils.distributed import decided_by_main, everyone, is_main_process, rank, world_size
 
@@ -203,7 +202,7 @@ class RunGuard(Extension):
         code = INTERRUPTED if CTRL_C in reasons else STOPPED
         return StoppedBySignal(f"stopped after step {self._step - 1} by {by}: {where}", code)
 
-    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+    def add_to_log(self, logs: dict[str, float]) -> None:
         """The mean loss over all steps becomes one over those that were not skipped."""
         steps, skipped = self._steps_since_log, self._skipped_since_log
         self._steps_since_log = self._skipped_since_log = 0

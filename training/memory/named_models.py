@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode
@@ -32,14 +33,25 @@ from utils.model.configuration_visual_chat import OWN_VISION_CONFIGS, QwenVision
 from utils.model.sizes import LLAMA_2
 from utils.model.vision import vision_config_of, vision_family
 
-_LLAMA_3 = partial(LlamaConfig, vocab_size=128256, num_key_value_heads=8, dtype="bfloat16")
-_LLAMA_3_8B = partial(
-    _LLAMA_3, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32
-)
-_LLAMA_3_70B = partial(
-    _LLAMA_3, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
-)
-_QWEN3 = partial(Qwen3Config, vocab_size=151936, num_key_value_heads=8, head_dim=128, dtype="bfloat16")
+
+def _decoder(
+    kind: Callable[..., PreTrainedConfig],
+    words: int,
+    width: int,
+    mlp: int,
+    layers: int,
+    heads: int,
+    kv: int,
+    **more: Any,
+) -> partial[PreTrainedConfig]:
+    """A decoder by its vocabulary, widths, layers and heads, and those of its keys and values."""
+    shape = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+    shape |= {"vocab_size": words, "num_attention_heads": heads, "num_key_value_heads": kv}
+    return partial(kind, dtype="bfloat16", **shape, **more)
+
+
+_LLAMA_3_8B = _decoder(LlamaConfig, 128256, 4096, 14336, 32, 32, 8)
+_LLAMA_3_70B = _decoder(LlamaConfig, 128256, 8192, 28672, 80, 64, 8)
 
 DECODERS: dict[str, Callable[[], PreTrainedConfig]] = {
     **{
@@ -50,45 +62,13 @@ DECODERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama-3-70b": _LLAMA_3_70B,
     "llama-3.1-8b": _LLAMA_3_8B,  # of the same shapes, with another scale of positions
     "llama-3.1-70b": _LLAMA_3_70B,
-    "mistral-7b": partial(
-        MistralConfig,
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        dtype="bfloat16",
+    "mistral-7b": _decoder(MistralConfig, 32000, 4096, 14336, 32, 32, 8),
+    "qwen2.5-7b": _decoder(Qwen2Config, 152064, 3584, 18944, 28, 28, 4),
+    "qwen3-1.7b": _decoder(
+        Qwen3Config, 151936, 2048, 6144, 28, 16, 8, head_dim=128, tie_word_embeddings=True
     ),
-    "qwen2.5-7b": partial(
-        Qwen2Config,
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        dtype="bfloat16",
-    ),
-    "qwen3-1.7b": partial(
-        _QWEN3,
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        tie_word_embeddings=True,
-    ),
-    "qwen3-4b": partial(
-        _QWEN3,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        tie_word_embeddings=True,
-    ),
-    "qwen3-8b": partial(
-        _QWEN3, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32
-    ),
+    "qwen3-4b": _decoder(Qwen3Config, 151936, 2560, 9728, 36, 32, 8, head_dim=128, tie_word_embeddings=True),
+    "qwen3-8b": _decoder(Qwen3Config, 151936, 4096, 12288, 36, 32, 8, head_dim=128),
 }
 """Published decoders, from their config.json: shapes, and the type of their weights."""
 

@@ -4,6 +4,10 @@ Adds up what stays (`states`) and what a pass over the largest batch needs (`tra
 batch that fits, and the setting that fits at the least cost.
 """
 
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +17,7 @@ from training.ds_configs import Offload
 from training.memory.batch import BatchShape
 from training.memory.states import Sharding, States, Weights, states
 from training.memory.trace import Activations, meta_model, trace
+from utils.commands import ROOT
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.freezing import PUBLISHED
 from utils.model.lora import LoraSettings
@@ -23,6 +28,11 @@ OUTSIDE = 1.5 * GB
 HEADROOM = 0.05
 """The share of a GPU's memory that the allocator loses to pieces of unlike size."""
 
+_PLAN_OF_STDIN = """
+import pickle, sys
+from training.memory.plan import Planner
+sys.stdout.buffer.write(pickle.dumps(Planner().plan(pickle.load(sys.stdin.buffer))))
+"""
 _MOST_ROWS = 256  # that the search for the largest batch tries
 _MOST_PAIRS = 2**28  # of tokens in these rows: their masks are real, and take main memory
 
@@ -195,3 +205,22 @@ def _sum(*kinds: dict[str, int]) -> dict[str, int]:
         for kind, size in each.items():
             total[kind] = total.get(kind, 0) + size
     return total
+
+
+def predict_in_subprocess(training: Training) -> MemoryPlan:
+    """`Planner().plan(training)`, made in a process of its own from within a training; no GPU is touched.
+
+    There a process group and ZeRO-3 are at work, which a model that is built on shapes would take part in.
+    """
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in launched}
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAN_OF_STDIN],
+        input=pickle.dumps(training),
+        capture_output=True,
+        cwd=ROOT,
+        env={**environment, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"the memory plan failed: {done.stderr.decode(errors='replace')[-2000:]}")
+    return pickle.loads(done.stdout)

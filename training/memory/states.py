@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.arguments.parser import VisualChatTrainingArguments
 from training.ds_configs import Offload
 from training.parameter_groups import parameter_groups
 from utils.model.freezing import elements
@@ -124,9 +125,10 @@ def states(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
     )
 
 
-def states_of(model: nn.Module, config: dict, gpus: int, dtype: torch.dtype, frozen_bits: int = 0) -> States:
-    """What a process holds of a model under a DeepSpeed configuration."""
-    return states(Weights.of(model, frozen_bits), Sharding.of(config, gpus), dtype)
+def states_of(model: nn.Module, arguments: VisualChatTrainingArguments, frozen_bits: int = 0) -> States:
+    """What a process of a training holds of its model."""
+    sharding = Sharding.of(arguments.hf_deepspeed_config.config, arguments.world_size)
+    return states(Weights.of(model, frozen_bits), sharding, arguments.dtype)
 
 
 def _whole(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:

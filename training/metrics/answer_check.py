@@ -6,7 +6,7 @@ share of the questions, in as many batches as any other: ZeRO-3 needs all of the
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -164,6 +164,6 @@ class AnswerAccuracy(Extension):
             count, batch_size = arguments.eval_generate, arguments.eval_batch_size
             self.check = AnswerCheck(asked, parts.processor.tokenizer, count, arguments.seed, batch_size)
 
-    def add_to_evaluation(self, metrics: MutableMapping[str, float]) -> None:
+    def add_to_evaluation(self, metrics: dict[str, float]) -> None:
         if self.check is not None:
             metrics |= self.check.measure(self.context.model, self.context.enter)

@@ -5,7 +5,7 @@ A conversation is of one dataset, and a batch lists its conversations with the n
 without waiting for the device.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 import torch
@@ -71,10 +71,10 @@ class DatasetLosses(Extension):
     ) -> None:
         (self.evaluation if evaluating else self.training).add(batch.origins, token_losses)
 
-    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+    def add_to_log(self, logs: dict[str, float]) -> None:
         logs |= self.training.read(self.context.args.device)
 
-    def add_to_evaluation(self, metrics: MutableMapping[str, float]) -> None:
+    def add_to_evaluation(self, metrics: dict[str, float]) -> None:
         metrics |= self.evaluation.read(self.context.args.device, "eval_loss")
 
 

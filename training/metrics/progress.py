@@ -6,14 +6,7 @@ import time
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedConfig,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedConfig, PrinterCallback, ProgressCallback, TrainerState
 
 from training.extension import Extension
 from training.run_context import RunContext
@@ -40,33 +33,20 @@ class ProgressReporter(Extension):
         for kind in (ProgressCallback, PrinterCallback):
             context.callbacks.remove_callback(kind)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._start, self._first_step = time.perf_counter(), state.global_step
         self._is_terminal = self._is_terminal and not args.disable_tqdm
         if self._shown and self._is_terminal:
-            self._bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="training",
-                unit="step",
-                dynamic_ncols=True,
-            )
+            shown = {"desc": "training", "unit": "step", "dynamic_ncols": True}
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, **shown)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
-            control.should_log = (
-                True  # the last steps too, where their number is no multiple of logging_steps
-            )
+            control.should_log = True  # the last steps too, whatever --logging_steps
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not (self._shown and self._is_terminal):
             return
         if self._evaluation is None:
@@ -75,12 +55,7 @@ class ProgressReporter(Extension):
         self._evaluation.update(1)
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         if self._evaluation is not None:
             self._evaluation.close()
@@ -94,12 +69,7 @@ class ProgressReporter(Extension):
             self._write(f"{_place(state)}  answers right {metrics['eval_accuracy']:.1%}{each}  {took}")
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **kwargs: Any
     ) -> None:
         if "loss" not in logs:
             return
@@ -122,9 +92,7 @@ class ProgressReporter(Extension):
         if is_first and (said := explain_first_loss(logs["loss"], kwargs["model"].config)):
             self._write(said)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

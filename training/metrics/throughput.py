@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 
 from training.extension import Extension, Prepared, Verdict
-from training.metrics.flops import visible_pairs
-from training.metrics.mfu import Efficiency
+from training.metrics.mfu import Efficiency, visible_pairs
 from utils.commands import GIB
 from utils.data import IGNORED_LABEL, Batch
 
@@ -71,7 +70,7 @@ class ThroughputMeter(Extension):
 
     evaluating = pausing
 
-    def add_to_log(self, logs: MutableMapping[str, float]) -> None:
+    def add_to_log(self, logs: dict[str, float]) -> None:
         logs |= self.read(self.context.args.device)
 
     def read(self, device: torch.device) -> dict[str, float]:

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output_dir", nargs="+", type=Path, help="--output_dir of a training")
     folders = parser.parse_args(argv).output_dir
     from training.run_report.history import History
-    from training.run_report.write import write_report
+    from training.run_report.summary import write_report
     from utils.distributed import configure_logging
 
     configure_logging()

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from training.data_report import Report, draw_samples, measure, write_report
-from training.data_report.debug import dump_samples
+from training.data_report.measure import measure
+from training.data_report.page import Report, dump_samples, write_report
+from training.data_report.samples import draw_samples
 from utils.data import BadRecords, EncodedDataset, PackedDataset, build_dataset
 from utils.model import build_processor
 

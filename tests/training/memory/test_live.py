@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.memory.live import LiveMemory, tensors_alive
+from training.memory.shapes import LiveMemory, tensors_alive
 
 
 def test_storages_are_counted_once_and_leave_when_the_last_view_does():

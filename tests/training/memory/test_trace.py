@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, Qwen3Config
 
 from training.memory.batch import BatchShape, make_batch
-from training.memory.live import LiveMemory, tensors_alive
+from training.memory.shapes import LiveMemory, tensors_alive
 from training.memory.trace import enable_checkpointing, meta_model, trace
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.freezing import freeze

@@ -5,8 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
-from training.metrics.flops import StepFlops, encoder_forward
-from training.metrics.mfu import peak_flops
+from training.metrics.mfu import StepFlops, encoder_forward, peak_flops
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, freeze
 from utils.model.building import build_visual_chat
 from utils.model.configuration_visual_chat import QwenVisionConfig

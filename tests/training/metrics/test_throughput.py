@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from training.metrics import throughput
-from training.metrics.flops import StepFlops, visible_pairs
-from training.metrics.mfu import Efficiency
+from training.metrics.mfu import Efficiency, StepFlops, visible_pairs
 from training.metrics.throughput import ThroughputMeter, peak_memory
 from utils.data import Batch
 

@@ -9,8 +9,14 @@ import pytest
 
 from training.run_report.__main__ import main
 from training.run_report.history import History, Series
-from training.run_report.summary import accuracy_table, as_markdown, as_text, dataset_table, run_table
-from training.run_report.write import write_report
+from training.run_report.summary import (
+    accuracy_table,
+    as_markdown,
+    as_text,
+    dataset_table,
+    run_table,
+    write_report,
+)
 
 
 def line(step: int, loss: float, **more: float) -> dict[str, float]:
