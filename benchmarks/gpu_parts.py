@@ -20,8 +20,7 @@ from benchmarks.layouts import mixture
 from benchmarks.random_models import IMAGE_TOKENS, random_model
 from benchmarks.train_step import Step
 from benchmarks.turns import memory_bandwidth, product_speed, take_turns, timed
-from training.memory.batch import BatchShape
-from training.memory.trace import enable_checkpointing, meta_model, trace
+from training.memory.trace import BatchShape, enable_checkpointing, meta_model, trace
 from training.metrics.mfu import peak_flops
 from utils.model import VisualChatForConditionalGeneration, freeze
 

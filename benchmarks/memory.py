@@ -18,11 +18,10 @@ import torch.distributed as dist
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from training.ds_configs import Offload, zero_config
-from training.memory.batch import BatchShape, make_batch
 from training.memory.plan import Training, predict_in_subprocess
 from training.memory.shapes import LiveMemory, tensors_alive
 from training.memory.states import Sharding
-from training.memory.trace import enable_checkpointing
+from training.memory.trace import BatchShape, enable_checkpointing, make_batch
 from training.parameter_groups import parameter_groups
 from utils.distributed import initialise, is_main_process, shut_down, world_size
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration

@@ -18,6 +18,7 @@ WINGS = {  # the folders and files (without ending) of each
     "encoders": "utils/model/open_clip_files utils/model/open_clip_vision utils/model/qwen_vit",
     "image_kv": "chat/image_kv",
     "archives": "utils/data/readers/image_archive utils/data/readers/parquet",
+    "user_config": "training/ds_configs/user_config",
     "vision_feature_cache": "training/batches/vision_features utils/data/batching/vision_feature_cache",
     "fault_tolerance": "training/fault_tolerance training/batches/bad_batches training/checkpointing/durable_engine"
     " training/checkpointing/output_lock",

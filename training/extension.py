@@ -16,10 +16,9 @@ from training.arguments import DataArguments, ModelArguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.exit_codes import StoppedBySignal
 from training.run_context import RunContext
-from utils.commands import UsageError
 from utils.data import Batch, EncodedDataset, PackedDataset
 from utils.data.bad_records import BadRecords
-from utils.plugins import found
+from utils.plugins import found, wing
 
 ALWAYS = (
     "training.batches.bad_batches.BadBatches",
@@ -36,6 +35,8 @@ ON_REQUEST = {
     "eval_generate": "training.metrics.answer_check.AnswerAccuracy",
     "data_debug_path": "training.data_report.page.SamplePage",
     "dry_run_worst_batch": "training.memory.worst_batch.WorstBatch",
+    "deepspeed_config": "training.ds_configs.user_config.UserConfig",
+    "deepspeed": "training.ds_configs.user_config.UserConfig",
 }
 """Flag: the extension that it asks for; these come after the others."""
 
@@ -161,11 +162,3 @@ def always() -> list[Extension]:
 def on_request(flags: Any) -> list[Extension]:
     """The extensions that a command line's values ask for; `UsageError` where one is not there."""
     return [wing(name, f"--{flag}")() for flag, name in ON_REQUEST.items() if getattr(flags, flag, None)]
-
-
-def wing(name: str, flag: str) -> Any:
-    """What a flag needs, by its dotted name; `UsageError` where its module is deleted."""
-    needed = found(name)
-    if needed is None:
-        raise UsageError(f"{flag} needs {name}, which is not there: leave it out")
-    return needed

@@ -22,7 +22,6 @@ from training.batches.datasets import bad_records, longest_conversation, make_ro
 from training.checkpointing.folders import ResumeError, remove_results, require_free, resume_folder
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import SavingError
-from training.ds_configs.user_config import mismatches_named
 from training.exit_codes import (
     FINISHED,
     INTERRUPTED,
@@ -32,7 +31,7 @@ from training.exit_codes import (
     StoppedBySignal,
     last_checkpoint,
 )
-from training.extension import Extension, Prepared, always, on_request, wing
+from training.extension import Extension, Prepared, always, on_request
 from training.model import load_model
 from training.trainer import VisualChatTrainer
 from utils.atomic import clear_leftovers
@@ -61,6 +60,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.model.vision import image_size
+from utils.plugins import wing
 
 logger = get_logger(__name__)
 
@@ -195,8 +195,7 @@ def train(
     )
     if arguments.overwrite_output_dir:  # not before all that could go wrong with flags, data and model
         decided_by_main(lambda: remove_results(arguments.output_dir))
-    with mismatches_named():
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.export(Path(arguments.output_dir, "final"))
     summarise(trainer, learned, bad)
 

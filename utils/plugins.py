@@ -132,3 +132,11 @@ def found(name: str) -> Any:
         if module != error.name and not module.startswith(f"{error.name}."):
             raise  # the module is there, what it needs is not
         return None
+
+
+def wing(name: str, flag: str) -> Any:
+    """What a flag needs, by its dotted name; `UsageError` where its module is deleted."""
+    needed = found(name)
+    if needed is None:
+        raise UsageError(f"{flag} needs {name}, which is not there: leave it out")
+    return needed

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from training.extension import ALWAYS, ON_REQUEST, wing
+from training.extension import ALWAYS, ON_REQUEST
 from utils.commands import ROOT, UsageError
-from utils.plugins import found
+from utils.plugins import found, wing
 
 WITHOUT = """
 import sys

@@ -120,13 +120,6 @@ def training_arguments(
         parser.error(" ".join(str(error).split()))
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, "VisualChatTrainingArguments"]:
-    """What a training takes, from its command line."""
-    return training_arguments(*parse_flags(argv))
-
-
 def read_flags(
     argv: Sequence[str] | None, prog: str, description: str | None = None, add_flags: AddFlags | None = None
 ) -> argparse.Namespace:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.ds_configs import Offload, zero_config
-from training.ds_configs.user_config import read_user_config
 from utils.commands import UsageError
+from utils.plugins import wing
 
 
 def flag(default: object, text: str) -> Any:
@@ -68,7 +68,7 @@ class ZeroArguments:
         )
 
     def _own(self, path: str, flag: str) -> dict[str, Any]:
-        config = read_user_config(path, flag)
+        config = wing("training.ds_configs.user_config.read_user_config", flag)(path, flag)
         for name in ("offload_optimizer", "offload_param"):
             if getattr(self, name) != "none":
                 raise UsageError(f"--{name} has no effect beside {flag} {path}: set it in the file")

@@ -8,61 +8,46 @@ from typing import Any
 
 from utils.commands import UsageError
 
-_DEEPSPEED = "DeepSpeed distributes the training; see --zero_stage"
-_COMPILED = "--torch_compile compiles with torch's own defaults; leave it out"
-_HUB = "upload the checkpoint after training: python -m helper.export_checkpoint --push_to_hub"
-_LOSSES = "evaluation in training computes losses only; eval.batch_generation evaluates answers"
-_LOADER = "the order of batches must be reproducible, and workers end after each epoch; leave it out"
-_CALLBACKS = "resuming restores all that it needs; leave it out"
-
-REFUSED = {
-    "label_smoothing_factor": "the loss is computed within the model, at supervised tokens alone; leave it out",
-    "optim_target_modules": "such optimizers need whole gradients, which ZeRO does not keep; use LoRA",
-    "auto_find_batch_size": (
-        "a run has a fixed number of conversations per step; helper.plan_memory shows what fits"
+_REASONS = {
+    "the loss is computed within the model, at supervised tokens alone; leave it out": (
+        "label_smoothing_factor"
     ),
-    "bf16_full_eval": "evaluation has the precision of training: --precision",
-    "fp16_full_eval": "evaluation has the precision of training: --precision",
-    "torch_compile_backend": _COMPILED,
-    "torch_compile_mode": _COMPILED,
-    "liger_kernel_config": "--use_liger_kernel uses all kernels except the loss",
-    "use_cache": "training has no KV cache, and generation always has one; leave it out",
-    "eval_do_concat_batches": _LOSSES,
-    "eval_use_gather_object": _LOSSES,
-    "eval_accumulation_steps": _LOSSES,
-    "include_for_metrics": _LOSSES,
-    "batch_eval_metrics": _LOSSES,
-    "label_names": _LOSSES,
-    "do_predict": _LOSSES,
-    "save_on_each_node": "all nodes share the disk of --output_dir, and one of them writes",
-    "enable_jit_checkpoint": "a checkpoint is always written at SIGTERM; leave it out",
-    "push_to_hub": _HUB,
-    "hub_token": _HUB,
-    "hub_private_repo": _HUB,
-    "hub_model_id": _HUB,
-    "hub_strategy": _HUB,
-    "hub_always_push": _HUB,
-    "hub_revision": _HUB,
-    "ignore_data_skip": "resuming is exact; --init_from starts a new run from a checkpoint's weights",
-    "restore_callback_states_from_checkpoint": _CALLBACKS,
-    "data_seed": "the order of the data follows --seed",
-    "accelerator_config": _LOADER,
-    "dataloader_persistent_workers": _LOADER,
-    "dataloader_multiprocessing_context": _LOADER,
-    "dataloader_in_order": _LOADER,
-    "length_column_name": "--group_by_length measures the conversations itself",
-    "parallelism_config": _DEEPSPEED,
-    "ddp_find_unused_parameters": _DEEPSPEED,
-    "ddp_bucket_cap_mb": _DEEPSPEED,
-    "ddp_broadcast_buffers": _DEEPSPEED,
-    "ddp_static_graph": _DEEPSPEED,
-    "ddp_backend": _DEEPSPEED,
-    "ddp_timeout": "--stall_timeout says how long processes wait for each other",
-    "fsdp": _DEEPSPEED,
-    "fsdp_config": _DEEPSPEED,
-    "debug": "NaN losses are always found and reported; leave it out",
-    "skip_memory_metrics": "the peak memory is always in the log; leave it out",
+    "such optimizers need whole gradients, which ZeRO does not keep; use LoRA": "optim_target_modules",
+    "a run has a fixed number of conversations per step; helper.plan_memory shows what fits": (
+        "auto_find_batch_size"
+    ),
+    "evaluation has the precision of training: --precision": "bf16_full_eval fp16_full_eval",
+    "--torch_compile compiles with torch's own defaults; leave it out": (
+        "torch_compile_backend torch_compile_mode"
+    ),
+    "--use_liger_kernel uses all kernels except the loss": "liger_kernel_config",
+    "training has no KV cache, and generation always has one; leave it out": "use_cache",
+    "evaluation in training computes losses only; eval.batch_generation evaluates answers": (
+        "eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics "
+        "batch_eval_metrics label_names do_predict"
+    ),
+    "all nodes share the disk of --output_dir, and one of them writes": "save_on_each_node",
+    "a checkpoint is always written at SIGTERM; leave it out": "enable_jit_checkpoint",
+    "upload the checkpoint after training: python -m helper.export_checkpoint --push_to_hub": (
+        "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"
+    ),
+    "resuming is exact; --init_from starts a new run from a checkpoint's weights": "ignore_data_skip",
+    "resuming restores all that it needs; leave it out": "restore_callback_states_from_checkpoint",
+    "the order of the data follows --seed": "data_seed",
+    "the order of batches must be reproducible, and workers end after each epoch; leave it out": (
+        "accelerator_config dataloader_persistent_workers dataloader_multiprocessing_context "
+        "dataloader_in_order"
+    ),
+    "--group_by_length measures the conversations itself": "length_column_name",
+    "DeepSpeed distributes the training; see --zero_stage": (
+        "parallelism_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
+        "ddp_static_graph ddp_backend fsdp fsdp_config"
+    ),
+    "--stall_timeout says how long processes wait for each other": "ddp_timeout",
+    "NaN losses are always found and reported; leave it out": "debug",
+    "the peak memory is always in the log; leave it out": "skip_memory_metrics",
 }
+REFUSED = {flag: reason for reason, flags in _REASONS.items() for flag in flags.split()}
 """Flag: why it is not offered."""
 
 

@@ -20,7 +20,6 @@ from transformers import TrainerCallback
 
 from training.arguments.parser import VisualChatTrainingArguments
 from utils.data import EncodedDataset, PackedDataset, Sample
-from utils.data.batching.lengths import measure
 from utils.data.workers import signal_safe
 
 PADDING = -1
@@ -196,4 +195,6 @@ class EpochSetter(TrainerCallback):
 
 
 def _tokens(dataset: EncodedDataset, epoch: int) -> np.ndarray:
+    from utils.data.batching.lengths import measure  # here: few trainings need it
+
     return measure(dataset.without_pixels(epoch)).tokens

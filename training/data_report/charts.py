@@ -1,6 +1,8 @@
 """Histograms as the bars that the page draws: all geometry in the units of an SVG's view box."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -59,7 +61,7 @@ def histogram(
     """
     edges = _edges(values, percent)
     counts, _ = np.histogram(values, bins=edges)
-    place = _Scale(float(edges[0]), float(edges[-1]))
+    place = partial(_place, least=float(edges[0]), most=float(edges[-1]))
     tallest = max(int(counts.max(initial=0)), 1)
     room = HEIGHT - _TOP - _BOTTOM
     bars = []
@@ -67,15 +69,10 @@ def histogram(
         left, right = place(float(first)), place(float(last))
         gap = max(min(2.0, (right - left) * 0.15), right - left - _WIDEST)
         height = max(room * count / tallest, 1.5) if count else 0.0  # a single one in a million is seen too
-        bars.append(
-            Bar(
-                round(left + gap / 2, 2),
-                round(HEIGHT - _BOTTOM - height, 2),
-                round(right - left - gap, 2),
-                round(height, 2),
-                f"{_range(first, last, percent)} {unit}".strip() + f": {count:,}",
-            )
-        )
+        box = (left + gap / 2, HEIGHT - _BOTTOM - height, right - left - gap, height)
+        x, y, width, tall = (round(each, 2) for each in box)
+        label = f"{_range(first, last, percent)} {unit}".strip() + f": {count:,}"
+        bars.append(Bar(x, y, width, tall, label))
     shown_limit = place(float(limit)) if limit is not None and edges[0] <= limit <= edges[-1] else None
     return Histogram(
         title,
@@ -88,16 +85,9 @@ def histogram(
     )
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From values to places on the horizontal axis."""
-
-    least: float
-    most: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.least) / max(self.most - self.least, 1e-9)
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+def _place(value: float, least: float, most: float) -> float:
+    """From a value to its place on the horizontal axis."""
+    return _LEFT + (value - least) / max(most - least, 1e-9) * (WIDTH - _LEFT - _RIGHT)
 
 
 def _edges(values: np.ndarray, percent: bool) -> np.ndarray:
@@ -136,7 +126,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
-def _ticks(edges: np.ndarray, place: _Scale, percent: bool) -> tuple[Tick, ...]:
+def _ticks(edges: np.ndarray, place: Callable[[float], float], percent: bool) -> tuple[Tick, ...]:
     if percent:
         shown = [(0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %")]
     elif edges[1] - edges[0] == 1 and edges[0] % 1:  # a bar for each number

@@ -7,12 +7,13 @@ what was looked up in it, and sections that are pydantic models know their field
 import difflib
 import json
 from collections.abc import Iterable, Iterator, KeysView
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from training.extension import Extension
 from utils.commands import UsageError
 
 AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
@@ -49,6 +50,13 @@ def read_user_config(path: str, flag: str = "--deepspeed_config") -> dict[str, A
             f"{flag} {path}: DeepSpeed does not know {named}; it would go on without them: correct or remove them"
         )
     return config
+
+
+class UserConfig(Extension):
+    """What goes wrong in a training with one."""
+
+    def around(self, arguments: Any) -> AbstractContextManager[None]:
+        return mismatches_named()
 
 
 @contextmanager

@@ -35,13 +35,6 @@ class BadLoss:
     samples: tuple[RecordPlace, ...]
 
 
-@dataclass(frozen=True)
-class _Batch:
-    loss: torch.Tensor
-    token_losses: torch.Tensor  # [n]
-    origins: Sequence[Origin]
-
-
 class NanGuard:
     """Keeps what a step's batches cost until all processes agree that it was numbers."""
 
@@ -50,7 +43,7 @@ class NanGuard:
         self.skipped = 0
         self._lines: list[str] = []
         self._list = BestEffort()
-        self._batches: list[_Batch] = []
+        self._batches: list[tuple[torch.Tensor, torch.Tensor, Sequence[Origin]]] = []  # as `note` has them
 
     @property
     def path(self) -> Path:
@@ -65,7 +58,7 @@ class NanGuard:
 
     def note(self, loss: torch.Tensor, token_losses: torch.Tensor, origins: Sequence[Origin]) -> torch.Tensor:
         """Keep a batch until the step is over. Returns a scalar on the device: whether its loss is no number."""
-        self._batches.append(_Batch(loss.detach(), token_losses, origins))
+        self._batches.append((loss.detach(), token_losses, origins))
         return ~torch.isfinite(loss.detach())
 
     def clear(self) -> None:
@@ -104,14 +97,13 @@ class NanGuard:
 
     def _bad(self) -> list[BadLoss]:
         found = []
-        for batch in self._batches:
-            loss = batch.loss.item()
-            if abs(loss) < float("inf"):
+        for loss, token_losses, origins in self._batches:
+            if torch.isfinite(loss):
                 continue
-            tokens = (~torch.isfinite(batch.token_losses)).nonzero().flatten().tolist()
-            guilty = {origin_at(batch.origins, token): None for token in tokens} if batch.origins else {}
-            samples = dict.fromkeys(place for origin in guilty or batch.origins for place in origin.places)
-            found.append(BadLoss(rank(), loss, tuple(samples)))
+            tokens = (~torch.isfinite(token_losses)).nonzero().flatten().tolist()
+            guilty = {origin_at(origins, token): None for token in tokens} if origins else {}
+            samples = dict.fromkeys(place for origin in guilty or origins for place in origin.places)
+            found.append(BadLoss(rank(), loss.item(), tuple(samples)))
         return found
 
 

@@ -93,7 +93,7 @@ class PeerWatch:
 
     def _meet(self) -> Callable[[], None]:
         if world_size() == 1:
-            return _nothing
+            return lambda: None
         servers: list[socket.socket] = []
 
         def invite() -> tuple[int, str]:
@@ -110,7 +110,7 @@ class PeerWatch:
             logger.warning(
                 "no connection to %s:%d (%s): a lost process will be noticed late", host, port, error
             )
-            return _nothing
+            return lambda: None
         connection.settimeout(None)
         line = _Line(connection, None)
         self._lines.append(line)
@@ -206,7 +206,3 @@ class _Line:
             yield from map(json.loads, lines)
         except ValueError:  # whoever it is, it is none of us
             yield None
-
-
-def _nothing() -> None:
-    pass

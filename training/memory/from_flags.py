@@ -8,10 +8,10 @@ from training.arguments import ModelArguments
 from training.arguments.command_line import arguments_of
 from training.ds_configs import AUTO, Offload, zero_config
 from training.ds_configs.user_config import read_user_config
-from training.memory.batch import BatchShape, largest_batches
 from training.memory.named_models import decoder_config, encoder_config
 from training.memory.plan import Training
 from training.memory.states import Sharding
+from training.memory.trace import BatchShape, largest_batches
 from utils.commands import UsageError
 from utils.model import VisualChatConfig
 from utils.model.freezing import PUBLISHED, check_parts

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from training.ds_configs import Offload
-from training.memory.batch import BatchShape
 from training.memory.states import Sharding, States, Weights, states
-from training.memory.trace import Activations, meta_model, trace
+from training.memory.trace import Activations, BatchShape, meta_model, trace
 from utils.commands import ROOT
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.freezing import PUBLISHED

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from training.extension import Extension, Prepared
-from training.memory.batch import BatchShape, largest_batches, make_batch
 from training.memory.plan import MemoryPlan, Training, predict_in_subprocess
 from training.memory.shapes import LiveMemory, tensors_alive
 from training.memory.states import Sharding
+from training.memory.trace import BatchShape, largest_batches, make_batch
 from training.run_context import RandomState, RunContext
 from utils.commands import GIB, UsageError
 from utils.distributed import everyone, get_logger, is_main_process

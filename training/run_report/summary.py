@@ -79,23 +79,16 @@ def run_table(history: History) -> Table:
         rows.append(("answers right", f"{first} -> {last}, {at}"))
         share = f", {seconds / history.seconds:.1%} of the time in steps" if history.seconds else ""
         rows.append(("generating answers", f"{seconds:.1f} s{share}"))
+    rates = (("tokens", 0), ("supervised_tokens", 0), ("images", 1))
     speed = [
-        f"{_median(history, f'{what}_per_second'):,.{digits}f} {unit}/s"
-        for what, unit, digits in (
-            ("tokens", "tokens", 0),
-            ("supervised_tokens", "supervised tokens", 0),
-            ("images", "images", 1),
-        )
+        f"{_median(history, f'{what}_per_second'):,.{digits}f} {what.replace('_', ' ')}/s"
+        for what, digits in rates
     ]
     rows.append(("speed, median", ", ".join([*speed, f"{_median(history, 'step_seconds'):.2f} s a step"])))
     waiting, memory = history.series("data_wait_share"), history.series("peak_memory_gib")
     if len(waiting):
-        rows.append(
-            (
-                "waiting for data",
-                f"{_median(history, 'data_wait_share'):.1%} median, {waiting.values.max():.1%} most",
-            )
-        )
+        median = _median(history, "data_wait_share")
+        rows.append(("waiting for data", f"{median:.1%} median, {waiting.values.max():.1%} most"))
         rows.append(("peak memory of a process", f"{memory.values.max():.2f} GiB"))
     utilisation = history.series("mfu")
     if len(utilisation):

@@ -3,7 +3,7 @@ import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import utils.distributed
-from training.arguments.command_line import parse_arguments
+from training.arguments.command_line import parse_flags, training_arguments
 
 
 @pytest.fixture
@@ -12,7 +12,9 @@ def parse(trainings, tmp_path, monkeypatch):
     monkeypatch.setattr(utils.distributed, "initialise", lambda use_cpu: None)
 
     def read(*words, **flags):
-        return parse_arguments([*trainings.arguments(tmp_path, **flags), "--use_cpu", *words])
+        return training_arguments(
+            *parse_flags([*trainings.arguments(tmp_path, **flags), "--use_cpu", *words])
+        )
 
     yield read
     unset_hf_deepspeed_config()

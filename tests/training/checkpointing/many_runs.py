@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.arguments.command_line import parse_arguments
+from training.arguments.command_line import parse_flags, training_arguments
 from training.checkpointing.folders import ResumeError, resumable_checkpoints
 from training.checkpointing.writer import CheckpointWriter
 from training.extension import always
@@ -64,7 +64,7 @@ def main(plan: Path) -> None:
     for step in json.loads(plan.read_text()):
         begun = time.monotonic()
         if "train" in step:
-            arguments = parse_arguments(step["train"])
+            arguments = training_arguments(*parse_flags(step["train"]))
             with narrow_disk(step.get("narrow")):
                 try:
                     train(*arguments, always())

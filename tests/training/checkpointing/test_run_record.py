@@ -11,7 +11,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import utils.distributed
 from training.arguments import DataArguments, ModelArguments
-from training.arguments.command_line import parse_arguments
+from training.arguments.command_line import parse_flags, training_arguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.folders import ResumeError, resumable_checkpoints
 from training.checkpointing.run_record import FIXED, UNRECORDED, Run
@@ -54,7 +54,9 @@ def run_of(trainings, tmp_path, monkeypatch):
     monkeypatch.setattr(utils.distributed, "initialise", lambda use_cpu: None)
 
     def read(*words, **flags):
-        return Run.of(*parse_arguments([*trainings.arguments(tmp_path, **flags), "--use_cpu", *words]))
+        return Run.of(
+            *training_arguments(*parse_flags([*trainings.arguments(tmp_path, **flags), "--use_cpu", *words]))
+        )
 
     yield read
     unset_hf_deepspeed_config()

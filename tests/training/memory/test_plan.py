@@ -5,9 +5,9 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from training.ds_configs import Offload
-from training.memory.batch import BatchShape, largest_batches, make_batch
 from training.memory.plan import HEADROOM, OUTSIDE, Planner, Training, choices
 from training.memory.states import Sharding
+from training.memory.trace import BatchShape, largest_batches, make_batch
 from utils.model import VisualChatConfig
 
 CONFIG = VisualChatConfig(
