@@ -49,11 +49,7 @@ def parameter_groups(
     if not groups:
         raise ValueError("nothing in the model is trainable")
     return [
-        {
-            "params": parameters,
-            "lr": rates[part],
-            "weight_decay": 0.0 if is_undecayed else weight_decay,
-        }
+        {"params": parameters, "lr": rates[part], "weight_decay": 0.0 if is_undecayed else weight_decay}
         for (part, is_undecayed), parameters in groups.items()
     ]
 

@@ -64,15 +64,7 @@ from utils.plugins import wing
 
 logger = get_logger(__name__)
 
-USER_ERRORS = (
-    UsageError,
-    DataError,
-    ConversationError,
-    ImageError,
-    ResumeError,
-    SavingError,
-    AgreedError,
-)
+USER_ERRORS = (UsageError, DataError, ConversationError, ImageError, ResumeError, SavingError, AgreedError)
 
 FALSE_ALARMS = (
     # transformers' Trainer hands the steps to DeepSpeed, as it should
@@ -136,7 +128,7 @@ def train(
     extensions: Sequence[Extension],
     values: Mapping[str, Any] | None = None,
 ) -> None:
-    """The whole story: data, model, training, and what is left of it on the disk.
+    """The whole story: data, model, training, and what is left of it on the disk; `main` has the extensions around it.
 
     `values`, those of the recipe that repeats this training, are written into the output folder.
     Raises `StoppedBySignal` where an extension ended it early.

@@ -6,14 +6,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from training.arguments import DataArguments
 from utils.context_length import longest_dialogue
-from utils.data import (
-    BadRecords,
-    EncodedDataset,
-    Mixture,
-    PackedDataset,
-    build_dataset,
-    split_dataset,
-)
+from utils.data import BadRecords, EncodedDataset, Mixture, PackedDataset, build_dataset, split_dataset
 from utils.data.bad_records import BAD_SAMPLES
 from utils.data.batching.encode import ImageFeatures
 from utils.data.readers.conversion_cache import use_cache_folder

@@ -138,12 +138,7 @@ class StepFlops:
         )
 
     def total(
-        self,
-        tokens: float,
-        pairs: float,
-        images: float,
-        supervised_tokens: float,
-        image_tokens: float,
+        self, tokens: float, pairs: float, images: float, supervised_tokens: float, image_tokens: float
     ) -> float:
         """The operations of a step, or of several; images: those that are encoded. tokens: image_tokens among them."""
         return (

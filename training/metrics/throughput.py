@@ -64,9 +64,11 @@ class ThroughputMeter(Extension):
     def pausing(self) -> Iterator[None]:
         """Leave the time inside the block out of the account."""
         start = time.perf_counter()
-        yield
-        if self._since is not None:
-            self._paused += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            if self._since is not None:
+                self._paused += time.perf_counter() - start
 
     evaluating = pausing
 
