@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from training.checkpointing.best_effort import BestEffort
 from training.extension import Extension, Prepared, Verdict
+from utils.atomic import BestEffort
 from utils.data import Batch
 from utils.data.bad_records import BadRecord, BadRecords
 from utils.distributed import get_logger, is_main_process, world_size

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from training.checkpointing.best_effort import BestEffort
 from training.exit_codes import TrainingDivergedError, last_checkpoint
-from utils.atomic import atomic_write
+from utils.atomic import BestEffort, atomic_write
 from utils.data.bad_records import Origin, RecordPlace, origin_at
 from utils.distributed import everyone, get_logger, is_main_process, rank
 

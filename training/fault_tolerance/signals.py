@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
@@ -37,7 +36,6 @@ class StopRequest:
         self._wake: socket.socket | None = None
         self._launchers = _launchers()
         self._reason: str | None = None
-        self._handlers: dict[int, Any] = {}
         self._looked = time.monotonic()
 
     @property
@@ -52,22 +50,13 @@ class StopRequest:
     def listen(self) -> None:
         """Take the signals up from now on; for the main thread."""
         for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._note)
+            signal.signal(number, self._note)
         # Handlers wait for the main thread, which may be held by another process or a device. Python writes the
         # numbers of signals here at once.
         heard, self._wake = socket.socketpair()
         self._wake.setblocking(False)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._count_interrupts, args=[heard], name="Ctrl-C", daemon=True).start()
-
-    def ignore(self) -> None:
-        """Give the signals back to what had them before."""
-        signal.set_wakeup_fd(-1)
-        if self._wake is not None:
-            self._wake.close()  # ends the thread
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -13,9 +13,9 @@ from transformers.integrations.integration_utils import (
 )
 
 from training.arguments.parser import VisualChatTrainingArguments
-from training.checkpointing.best_effort import BestEffort
 from training.extension import Extension
 from training.run_context import RunContext
+from utils.atomic import BestEffort
 from utils.commands import UsageError
 from utils.distributed import decided_by_main
 
