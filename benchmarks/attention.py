@@ -21,7 +21,7 @@ from benchmarks.layouts import Rows, many_layouts, mixture
 from benchmarks.turns import add_run_flags, print_machine, product_speed, take_turns, timed
 from benchmarks.two_softmaxes import dense
 from utils.model.mmca import attend
-from utils.model.mmca_kernels import AUTO, NAMES, VARIABLE, States, kernel_for, prepare_kernel
+from utils.model.mmca_kernels import AUTO, VARIABLE, States, kernel_for, kernel_names, prepare_kernel
 
 _SIZES = ["512+2", "256+4", "1024+4", "512+8", "256+8", "2048+8"]
 _SIZES_ON_GPU = ["1024+4", "2048+8", "4096+16", "256+8"]
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=["32x128", "32/8x128"] if on_gpu else _HEADS)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"] if on_gpu else ["float32"])
     parser.add_argument("--passes", nargs="+", default=["f", "fb"], choices=["f", "fb"])
-    parser.add_argument("--kernels", nargs="+", default=[AUTO], choices=NAMES)
+    parser.add_argument("--kernels", nargs="+", default=[AUTO], choices=kernel_names())
     parser.add_argument("--layouts", action="store_true", help="many layouts, against causal attention")
     add_run_flags(parser, rounds=9)
     parser.add_argument("--no-dense", dest="dense", action="store_false", help="leave the form of 2023 out")

@@ -25,7 +25,7 @@ from training.memory.trace import BatchShape, enable_checkpointing, make_batch
 from training.parameter_groups import parameter_groups
 from utils.distributed import initialise, is_main_process, shut_down, world_size
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
-from utils.model.freezing import freeze
+from utils.model.building import freeze
 from utils.model.vision import image_size
 
 MB = 1e6

@@ -289,9 +289,9 @@ def base_models(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
 
 
 def _is_of_open_clip(name: str) -> bool:
-    from utils.model.open_clip_files import CONFIG, PREFIXES, is_architecture
+    from utils.model.pretrained_encoders import OPEN_CLIP_CONFIG, PREFIXES, is_architecture
 
-    return name.startswith(PREFIXES) or is_architecture(name) or Path(name, CONFIG).is_file()
+    return name.startswith(PREFIXES) or is_architecture(name) or Path(name, OPEN_CLIP_CONFIG).is_file()
 
 
 def _placement(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from training.memory.states import Weights
 from utils.data import BadRecords, PackedDataset
 from utils.hub import local_weights
 from utils.model import build_processor
-from utils.model.open_clip_files import HUB, LOCAL_FOLDER
+from utils.model.pretrained_encoders import HUB, LOCAL_FOLDER
 
 _OPTIMIZER = 12
 """Bytes a learned element in DeepSpeed's state: the master weight and Adam's two moments, in single precision."""

@@ -14,7 +14,8 @@ from transformers.utils import cached_file
 
 from helper.sharded_weights import ShardedWeights
 from utils.atomic import atomic_directory
-from utils.model import QwenVisionConfig, QwenVisionModel
+from utils.model import QwenVisionConfig
+from utils.model.qwen_vit import QwenVisionModel
 
 PREFIX = "transformer.visual."
 NOT_TAKEN = "proj"

@@ -10,8 +10,8 @@ from training.arguments.parser import VisualChatTrainingArguments
 from utils.commands import UsageError
 from utils.distributed import get_logger
 from utils.hub import checkpoint_folder
-from utils.model.building import build_visual_chat
-from utils.model.freezing import PUBLISHED, Learning, held_names, part_of_each
+from utils.model.building import Learning, build_visual_chat
+from utils.model.freezing import PUBLISHED, held_names, part_of_each
 from utils.model.init_from import init_from, is_merged
 from utils.model.liger import apply_liger
 from utils.model.loading import CheckpointError

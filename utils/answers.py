@@ -4,26 +4,8 @@ import re
 from collections.abc import Sequence
 
 ARTICLES = frozenset({"a", "an", "the"})
-NUMBERS = {
-    word: str(value)
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ]
-    )
-}
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+NUMBERS = {word: str(value) for value, word in enumerate(_WORDS.split())}
 
 
 def normalised(answer: str) -> str:

@@ -5,6 +5,7 @@ Images open lazily, so a conversation is cheap to build, to send to a loader wor
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import PIL.Image
 from utils.image_bytes import shortened
 from utils.pictures import EncodedPicture, ImageError, Source, read_picture, read_pixels
 
-__all__ = ["Conversation", "ConversationError", "EncodedPicture", "Image", "ImageError", "Turn"]
+__all__ = ["Conversation", "ConversationError", "EncodedPicture", "Image", "ImageError", "Turn", "join"]
 
 
 class ConversationError(ValueError):
@@ -175,3 +176,25 @@ class Conversation:
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return messages
+
+
+def join(conversations: Sequence[Conversation]) -> Conversation:
+    """One conversation of the turns of all, in order; the system text must be the same.
+
+    Where a question speaks of its images by numbers that were written for it, they count on.
+    """
+    first, *others = conversations
+    if not others:
+        return first
+    if any(other.system != first.system for other in others):
+        raise first.error("it cannot be joined with conversations of another system text")
+    turns: list[Turn] = []
+    images = 0
+    for conversation in conversations:
+        turns += [turn.behind(images) for turn in conversation.turns]
+        images += len(conversation.images)
+    return Conversation(
+        turns=tuple(turns),
+        source=" + ".join(conversation.source for conversation in conversations),
+        system=first.system,
+    )

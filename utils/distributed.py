@@ -9,8 +9,7 @@ import random
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType
 from typing import TypeVar
@@ -78,19 +77,6 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return decision[0]
-
-
-@contextmanager
-def main_process_first() -> Iterator[None]:
-    """Let the main process run the block before the others, who then find its work done (a download)."""
-    if not is_main_process():
-        barrier()
-    try:
-        yield
-    finally:
-        # Also after an error of the main process: the others must not wait for it until the timeout.
-        if is_main_process():
-            barrier()
 
 
 def initialise(use_cpu: bool = False, timeout: timedelta = timedelta(minutes=30)) -> None:

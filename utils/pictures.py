@@ -7,11 +7,17 @@ is applied, and greys of more than 8 bits are scaled, where the processor cuts t
 A JPEG is decoded by simplejpeg where its pixels are asked for, which spares the copies that Pillow makes on the
 way; both stand on libjpeg-turbo and agree bit for bit. Most of the time goes into the entropy decoding; only the
 rest (inverse cosine transform, colours) shrinks with the fraction. Without simplejpeg Pillow does all of it.
+
+Damage that Pillow passes over is found here: it does not look at a PNG's check sums, and libjpeg only warns, unheard,
+where it has to make up pixels. GIF, WebP, BMP and TIFF have no check sums: bytes that were overwritten inside their
+pixels show only where decoding fails.
 """
 
 import io
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +28,10 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-from utils.picture_damage import refuse_lost_data, refuse_lost_pixels, simplejpeg
+try:
+    import simplejpeg
+except ImportError:  # optional: without it, a hole inside a JPEG goes unnoticed
+    simplejpeg = None
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the
@@ -46,6 +55,11 @@ _OTHER_KINDS = {
     rb"version https://git-lfs": ": a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
 }
 """What is found under an image's name and no image that is read, by how it begins."""
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_SURPLUS = re.compile(r"(\d+) extraneous bytes")
+_HARMLESS_SURPLUS = 64
+"""Bytes of no use that some cameras and programs leave before a marker; a decoder that lost its way leaves more."""
 
 
 class ImageError(ValueError):
@@ -74,7 +88,7 @@ def read_picture(source: Source, name: str) -> PIL.Image.Image:
         encoded = _encoded(source)
         opened = _opened(encoded, name)
         upright = _upright_rgb(opened, name)
-        refuse_lost_data(encoded, opened.format)
+        _refuse_lost_data(encoded, opened.format)
         return upright
 
 
@@ -103,7 +117,7 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
             divisor = _divisor(size, least_side, exact=orientation != 1)
             opened.draft(None, (opened.width // divisor, opened.height // divisor))
         upright = _upright_rgb(opened, name)
-        refuse_lost_data(encoded, opened.format)
+        _refuse_lost_data(encoded, opened.format)
         return np.array(upright), size or upright.size
 
 
@@ -181,7 +195,7 @@ def _decoded(encoded: bytes, size: tuple[int, int], divisor: int) -> np.ndarray 
             encoded, min_height=least_height, min_width=least_width, min_factor=divisor
         )
     except ValueError as error:
-        refuse_lost_pixels(str(error))
+        _refuse_lost_pixels(str(error))
         return None
 
 
@@ -223,6 +237,44 @@ def _eight_bits(picture: PIL.Image.Image, sixteen_bits: bool, name: str) -> PIL.
     clear = picture.info.get("transparency")  # the grey that stands for nothing
     scaled = scaled if clear is None else np.where(values == clear, 255, scaled)
     return PIL.Image.fromarray(scaled.astype(np.uint8))
+
+
+def _refuse_lost_data(encoded: bytes, format: str | None) -> None:
+    """Raise `ValueError` where a file of Pillow's `format` has lost some of its picture."""
+    if format in ("JPEG", "MPO") and simplejpeg is not None:
+        try:
+            simplejpeg.decode_jpeg(
+                encoded, min_height=1, min_width=1, min_factor=8
+            )  # mostly entropy decoding
+        except ValueError as error:
+            _refuse_lost_pixels(str(error))
+    elif format == "PNG":
+        _refuse_broken_chunks(encoded)
+
+
+def _refuse_lost_pixels(complaint: str) -> None:
+    """Raise `ValueError` where libjpeg's `complaint` says that it made up pixels; others are for Pillow to judge."""
+    surplus = _SURPLUS.search(complaint)
+    if surplus is not None and int(surplus[1]) <= _HARMLESS_SURPLUS:
+        return
+    if "Premature end" in complaint or "Corrupt JPEG data" in complaint:
+        raise ValueError(complaint)
+
+
+def _refuse_broken_chunks(encoded: bytes) -> None:
+    """A PNG is a list of chunks, each with its check sum, of which the last is IEND (its specification, 5.3)."""
+    place, kind = len(_PNG_START), b""
+    while kind != b"IEND":
+        if place + 12 > len(encoded):
+            raise ValueError("the file ends before the picture does")
+        length, kind = struct.unpack_from(">I4s", encoded, place)
+        last = place + 8 + length
+        if last + 4 > len(encoded):
+            raise ValueError("the file ends before the picture does")
+        (check_sum,) = struct.unpack_from(">I", encoded, last)
+        if zlib.crc32(memoryview(encoded)[place + 4 : last]) != check_sum:
+            raise ValueError(f"the check sum of its part {kind.decode('latin-1')!r} is wrong")
+        place = last + 4
 
 
 @contextmanager

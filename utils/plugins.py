@@ -96,24 +96,15 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _import_file(file: Path) -> None:
-    """Import a file as the module of its name, under which worker processes find its functions."""
+    """Import a file as the module of its name, under which worker processes find it, spawned ones too."""
     name, file = file.stem, file.resolve()
     found = _spec(name)
     if found is not None and Path(found.origin or "").resolve() != file:
         raise UsageError(f"there is another module called {name}; rename the file")
-    if found is not None:
-        importlib.import_module(name)
-        return
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError("not a Python file: its name has to end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    if found is None:
+        sys.path.append(str(file.parent))  # last, so that nothing else is hidden
+        importlib.invalidate_caches()
+    importlib.import_module(name)
 
 
 def _where(error: Exception) -> str:

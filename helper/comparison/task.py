@@ -17,7 +17,8 @@ from utils.conversation import Conversation, Image, Turn
 from utils.data.batching.encode import ImageFeatures
 from utils.data.batching.vision_feature_cache import FeatureStore, FeatureWriter, image_key
 from utils.model.building import build_processor
-from utils.model.vision import encode_images, load_vision_tower
+from utils.model.pretrained_encoders import load_vision_tower
+from utils.model.vision import encode_images
 
 Images = Mapping[str, Sequence[Image]]
 """Of each thing, by its name."""

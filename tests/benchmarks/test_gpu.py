@@ -179,7 +179,7 @@ WRONG = [case for case in parity.cases(("masked",), ("4/2x8",)) if "compiled" no
 @pytest.mark.parametrize("case", WRONG, ids=str)
 def test_the_cases_find_what_is_wrong(case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel whose result is off by a tenth fails every case."""
-    attend = mmca_kernels.attend_by_kernel
-    monkeypatch.setattr(mmca_kernels, "attend_by_kernel", lambda *args: 1.1 * attend(*args))
+    attend = mmca_kernels.registered.attend
+    monkeypatch.setattr(mmca_kernels.registered, "attend", lambda *args: 1.1 * attend(*args))
     _, error = case.errors("cpu")
     assert error > case.tolerance

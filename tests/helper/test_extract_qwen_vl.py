@@ -17,7 +17,9 @@ from transformers import AutoModel, PreTrainedConfig
 
 from helper.extract_qwen_vl import main
 from helper.qwen_vl_encoder import PREFIX
-from utils.model.vision import encode_images, load_image_processor, load_vision_tower
+from utils.model.building import load_image_processor
+from utils.model.pretrained_encoders import load_vision_tower
+from utils.model.vision import encode_images
 
 WIDTH, LAYERS, HEADS, MLP, OUTPUT, PATCH, SIDE, GRID = 24, 3, 4, 118, 256, 4, 24, 4
 VISUAL = {

@@ -22,7 +22,8 @@ from utils.plugins import load_plugins
 
 @pytest.mark.slow
 def test_one_step_of_training_and_a_question(trainings, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    for name in ("modules", "path"):
+        monkeypatch.setattr(sys, name, vars(sys)[name].copy())
     monkeypatch.setitem(FAMILIES, "my_patches", None)  # taken back after the test
     dataset, encoder = tmp_path / "my_dataset.py", tmp_path / "my_encoder.py"
     dataset.write_text(python_blocks("add-a-dataset")[0])

@@ -33,8 +33,6 @@ def test_one_process_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
     distributed.barrier()
-    with distributed.main_process_first():
-        pass
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Modules of the user's own: found by path or by name, imported once, and named where they fail."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from utils.commands import UsageError
+from utils.commands import ROOT, UsageError
 from utils.data import DataError, register_dataset
 from utils.data.registry import DATASETS
 from utils.plugins import lasting_name, load_plugins
@@ -15,7 +17,8 @@ from utils.plugins import lasting_name, load_plugins
 def folder(tmp_path, monkeypatch) -> Path:
     """The working folder, on no path of modules; modules of before the test are those of after it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    for name in ("modules", "path"):
+        monkeypatch.setattr(sys, name, vars(sys)[name].copy())
     return tmp_path
 
 
@@ -33,6 +36,28 @@ def test_a_file_has_a_name_for_other_folders_too(folder):
     names = ("here.py", "here", "json", "xml.dom", "/no/here.py")
     here = str(folder / "here.py")
     assert [lasting_name(name) for name in names] == [here, here, "json", "xml.dom", "/no/here.py"]
+
+
+SPAWNS = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from utils.plugins import load_plugins
+if __name__ == "__main__":
+    load_plugins(["away/spoken.py"])
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as workers:
+        print(workers.submit(sys.modules["spoken"].answer).result())
+"""
+
+
+def test_spawned_workers_find_a_module_and_what_lies_beside_it(tmp_path):
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "beside.py").write_text("ANSWER = 42\n")
+    (tmp_path / "away" / "spoken.py").write_text("import beside\ndef answer():\n    return beside.ANSWER\n")
+    (tmp_path / "main.py").write_text(SPAWNS)
+    command = [sys.executable, "main.py"]
+    found = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output(command, cwd=tmp_path, env=found, text=True) == "42\n"
 
 
 def test_an_installed_module_is_imported(folder):

@@ -148,13 +148,12 @@ class ModelArguments:
 
     def look_up(self) -> None:
         """Find both models, in their folders or on the hub; `UsageError` that names the flag where one is not there."""
-        from utils.model.open_clip_files import CONFIG as OPEN_CLIP
-        from utils.model.open_clip_files import HUB, LOCAL_FOLDER, is_architecture
+        from utils.model.pretrained_encoders import HUB, LOCAL_FOLDER, OPEN_CLIP_CONFIG, is_architecture
 
         require_model("--lm_model_name_or_path", self.lm_model_name_or_path)
         if not is_architecture(self.vision_model_name_or_path):
             vision = self.vision_model_name_or_path.removeprefix(LOCAL_FOLDER).removeprefix(HUB)
-            require_model("--vision_model_name_or_path", vision, (CONFIG, OPEN_CLIP))
+            require_model("--vision_model_name_or_path", vision, (CONFIG, OPEN_CLIP_CONFIG))
 
     @property
     def lora(self) -> "LoraSettings | None":

@@ -10,15 +10,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.folders import RUN, ResumeError
 from utils.atomic import atomic_write
-from utils.data.mixing.mixture import Mixture, one_for_each
+from utils.data.spec import one_for_each
 from utils.distributed import decided_by_main, get_logger
 from utils.model.freezing import PARTS, PUBLISHED
+
+if TYPE_CHECKING:
+    from utils.data import Mixture
 
 logger = get_logger(__name__)
 
@@ -130,7 +133,7 @@ class Run:
             models=decided_by_main(lambda: {flag: _model_identity(getattr(model, flag)) for flag in _MODELS}),
         )
 
-    def with_data(self, part: Mixture) -> "Run":
+    def with_data(self, part: "Mixture") -> "Run":
         """The same with what it learns from; all processes call."""
         contents = decided_by_main(lambda: part.contents)
         return replace(self, data=contents, conversations=len(part))

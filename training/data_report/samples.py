@@ -8,9 +8,8 @@ import numpy as np
 import PIL.Image
 from transformers import ProcessorMixin
 
-from utils.conversation import Conversation, Image
+from utils.conversation import Conversation, Image, join
 from utils.data import DataError, EncodedDataset, PackedDataset
-from utils.data.mixing.epoch_plan import join
 
 _THUMBNAIL = 320  # pixels of the longer side
 _QUALITY = 80

@@ -30,8 +30,9 @@ from transformers import (
 
 from utils.commands import UsageError
 from utils.model.configuration_visual_chat import OWN_VISION_CONFIGS, QwenVisionConfig
+from utils.model.pretrained_encoders import vision_config_of
 from utils.model.sizes import LLAMA_2
-from utils.model.vision import vision_config_of, vision_family
+from utils.model.vision import vision_family
 
 
 def _decoder(

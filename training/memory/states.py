@@ -16,7 +16,7 @@ from torch import nn
 from training.arguments.parser import VisualChatTrainingArguments
 from training.ds_configs import Offload
 from training.parameter_groups import parameter_groups
-from utils.model.freezing import elements
+from utils.model.building import elements
 
 _FLOAT = 4
 _QUANTISED = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1}

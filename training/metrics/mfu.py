@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from training.arguments.parser import VisualChatTrainingArguments
 from utils.distributed import get_logger
+from utils.model.building import elements
 from utils.model.computed_rows import parts_of
 from utils.model.decoder_check import outside_zero3
-from utils.model.freezing import elements
 from utils.model.lora import is_lora
 from utils.model.vision import encode_images, image_size, vision_family
 

@@ -1,29 +1,36 @@
-"""Datasets: from records on disk to batches. `build_dataset` is the way in."""
+"""Datasets: from records on disk to batches. `build_dataset` is the way in.
 
-from utils.data.bad_records import BadDataError, BadRecord, BadRecords
-from utils.data.batching.collator import Collator
-from utils.data.batching.encode import CutCount, EncodedDataset
-from utils.data.batching.packing import PackedDataset
-from utils.data.batching.sample import IGNORED_LABEL, Batch, Sample
-from utils.data.mixing.mixture import Mixture, build_dataset, split_dataset
-from utils.data.registry import DATASETS, register_dataset
-from utils.data.spec import DataError
+What is named here is imported when it is asked for: reading a batch does not need what makes one.
+"""
+# ruff: noqa: F401
 
-__all__ = [
-    "DATASETS",
-    "IGNORED_LABEL",
-    "BadDataError",
-    "BadRecord",
-    "BadRecords",
-    "Batch",
-    "Collator",
-    "CutCount",
-    "DataError",
-    "EncodedDataset",
-    "Mixture",
-    "PackedDataset",
-    "Sample",
-    "build_dataset",
-    "register_dataset",
-    "split_dataset",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from utils.data.bad_records import BadDataError, BadRecord, BadRecords
+    from utils.data.batching.collator import Collator
+    from utils.data.batching.encode import CutCount, EncodedDataset
+    from utils.data.batching.packing import PackedDataset
+    from utils.data.batching.sample import IGNORED_LABEL, Batch, Sample
+    from utils.data.mixing.mixture import Mixture, build_dataset, split_dataset
+    from utils.data.registry import DATASETS, register_dataset
+    from utils.data.spec import DataError
+
+_PLACES = {
+    "bad_records": ("BadDataError", "BadRecord", "BadRecords"),
+    "batching.collator": ("Collator",),
+    "batching.encode": ("CutCount", "EncodedDataset"),
+    "batching.packing": ("PackedDataset",),
+    "batching.sample": ("IGNORED_LABEL", "Batch", "Sample"),
+    "mixing.mixture": ("Mixture", "build_dataset", "split_dataset"),
+    "registry": ("DATASETS", "register_dataset"),
+    "spec": ("DataError",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{place}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ from utils.data.adapters.mimicit import (
 )
 from utils.data.adapters.sparkles import sparkles_dialogue
 from utils.data.adapters.vqa import aokvqa, ocr_vqa
-from utils.data.readers.parquet import parquet_files
+from utils.data.readers.file_signatures import parquet_files
 from utils.data.spec import DataError, DatasetSpec, Part
 
 _COCO = "http://images.cocodataset.org/zips"

@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from utils.commands import UsageError
 from utils.conversation import Conversation, ConversationError, Image
+
+_Value = TypeVar("_Value", int, float, str)
 
 FORMAT_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 """What reading a record's fields raises where they are not as published; `ConversationError` is among them."""
@@ -118,16 +120,27 @@ class LeftOut:
 
 
 @dataclass(frozen=True, eq=False)
-class Arrangement:
+class Grouping:
+    """Group g holds `members[borders[g]:borders[g + 1]]`."""
+
+    members: np.ndarray  # [n] int64
+    borders: np.ndarray  # [groups + 1] int64, from 0 to n
+
+    def __len__(self) -> int:
+        return len(self.borders) - 1
+
+    def __getitem__(self, group: int) -> np.ndarray:
+        return self.members[self.borders[group] : self.borders[group + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement(Grouping):
     """Which records make which conversation, where that is not one record each.
 
-    Records are counted through all annotation files of the row. Conversation u is made of
-    `members[borders[u]:borders[u + 1]]`, of which the first `own[u]` belong to it alone; the others only
-    lend something to it, and may do so to several.
+    Records are counted through all annotation files of the row. Of those of conversation u the first `own[u]` belong to
+    it alone; the others only lend something to it, and may do so to several.
     """
 
-    members: np.ndarray  # [m] int64
-    borders: np.ndarray  # [conversations + 1] int64, from 0 to m
     own: np.ndarray  # [conversations] int64, at least 1
 
     @classmethod
@@ -139,12 +152,6 @@ class Arrangement:
             borders=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
             own=sizes if own is None else np.array(own, dtype=np.int64),
         )
-
-    def __len__(self) -> int:
-        return len(self.own)
-
-    def __getitem__(self, conversation: int) -> np.ndarray:
-        return self.members[self.borders[conversation] : self.borders[conversation + 1]]
 
 
 @dataclass(frozen=True)
@@ -170,3 +177,15 @@ class DatasetSpec:
         """The parts that are not under `data_path`."""
         parts = [part for part in (*self.annotations, *self.images) if not part.is_beside]
         return [part for part in parts if part.locate(data_path) is None]
+
+
+def one_for_each(values: _Value | Sequence[_Value], names: Sequence[str], option: str) -> list[_Value]:
+    """One value for each name: a single one serves all. Raises `DataError` where the numbers differ."""
+    listed = [values] if isinstance(values, str | int | float) else list(values)
+    if len(listed) == 1:
+        listed *= len(names)
+    if len(listed) != len(names):
+        raise DataError(
+            f"{option} has {len(listed)} values for {len(names)} datasets; give one, or one for each"
+        )
+    return listed

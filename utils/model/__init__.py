@@ -5,35 +5,41 @@ implementations for any decoder. What builds models and writes checkpoints is im
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from . import mmca  # noqa: F401 (registers the attention implementations)
-from .configuration_visual_chat import OpenClipVisionConfig, QwenVisionConfig, VisualChatConfig
-from .loading import CheckpointError
+from .configuration_visual_chat import (
+    OWN_VISION_CONFIGS,
+    OpenClipVisionConfig,
+    QwenVisionConfig,
+    VisualChatConfig,
+)
+from .loading import AUTO_CLASSES, CheckpointError
 from .lora import LoraSettings
-from .mmca_flex import FLASH, FLEX
-from .mmca_fused import FUSED
-from .mmca_kernels import register_kernel
-from .modeling_visual_chat import AUTO_CLASSES, VisualChatForConditionalGeneration, VisualChatModel
-from .open_clip_vision import OpenClipVisionModel
+from .modeling_visual_chat import VisualChatForConditionalGeneration, VisualChatModel
 from .processing_visual_chat import VisualChatProcessor
-from .qwen_vit import QwenVisionModel
-from .vision import register_encoder
+from .vision import FAMILIES, register_encoder
 
 if TYPE_CHECKING:
-    from .building import build_processor, build_visual_chat
+    from .building import build_processor, build_visual_chat, freeze
     from .checkpoint import load_checkpoint, save_full, save_trained_only
-    from .freezing import freeze
 
-for _name, _kernel in {"flash": FLASH, "flex": FLEX, "fused": FUSED}.items():  # the preferred ones first
-    register_kernel(_name, _kernel)
-AutoConfig.register(QwenVisionConfig.model_type, QwenVisionConfig)
-AutoConfig.register(OpenClipVisionConfig.model_type, OpenClipVisionConfig)
-AutoModel.register(QwenVisionConfig, QwenVisionModel)
-AutoModel.register(OpenClipVisionConfig, OpenClipVisionModel)
+_WINGS = ("mmca_flex", "mmca_fused", "open_clip_vision", "qwen_vit")
+"""Kernels of attention, the preferred ones first, and encoders that transformers has not. Each registers itself when it
+is imported, and the model does without those that are not there.
+"""
+
+for _name in _WINGS:
+    if find_spec(f"{__name__}.{_name}"):
+        import_module(f"{__name__}.{_name}")
+for _config in OWN_VISION_CONFIGS.values():
+    AutoConfig.register(_config.model_type, _config)
+    if _config.model_type in FAMILIES:
+        AutoModel.register(_config, FAMILIES[_config.model_type].model)
 AutoConfig.register(VisualChatConfig.model_type, VisualChatConfig)
 for _auto, _name in AUTO_CLASSES.items():
     getattr(transformers, _auto).register(VisualChatConfig, globals()[_name])
@@ -46,6 +52,8 @@ VisualChatForConditionalGeneration.register_for_auto_class("AutoModelForImageTex
 __all__ = [
     "CheckpointError",
     "LoraSettings",
+    "OpenClipVisionConfig",
+    "QwenVisionConfig",
     "VisualChatConfig",
     "VisualChatForConditionalGeneration",
     "VisualChatModel",
@@ -62,7 +70,7 @@ __all__ = [
 _LATER = {
     "build_processor": "building",
     "build_visual_chat": "building",
-    "freeze": "freezing",
+    "freeze": "building",
     "load_checkpoint": "checkpoint",
     "save_full": "checkpoint",
     "save_trained_only": "checkpoint",

@@ -3,34 +3,39 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    SiglipImageProcessor,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 
 from .configuration_visual_chat import IMAGE_SUMMARIES, VisualChatConfig
 from .decoder_check import check_computes_mmca, outside_zero3
-from .freezing import PUBLISHED, freeze, of_base_models
+from .freezing import PARTS, PUBLISHED, last_layers, names_of, part_of_each
 from .loading import grow_vocabulary, load_decoder
 from .lora import LoraSettings, inject_lora
 from .loss import Head
 from .mmca import ImageGate
 from .modeling_visual_chat import VisualChatForConditionalGeneration
-from .open_clip_files import LOCAL_FOLDER
+from .pretrained_encoders import LOCAL_FOLDER, encoder_source, load_vision_tower, side_of, vision_config_of
 from .processing_visual_chat import VisualChatProcessor
 from .projector import build_projector
 from .projector import image_seq_length as tokens_per_image
-from .vision import load_image_processor, load_vision_tower, vision_config_of
+from .vision import image_size
 
 logger = logging.getLogger(__name__)
 
@@ -47,31 +52,23 @@ def build_visual_chat(
     image_summary: str = "none",
     lora: LoraSettings | None = None,
     dtype: torch.dtype | str | None = None,
-    image_seq_length: int | None = None,
     train: Sequence[str] = PUBLISHED,
     frozen_bits: int = 0,
 ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
     Adds the image token (with `image_summary` "mean" that of summaries too, and a padding token where there is none),
-    unties the head, freezes everything but what `train` names (see `freezing`). image_seq_length: tokens of one image;
-    follows from encoder and projector, and a number that differs is an error. frozen_bits: 4 or 8 for a decoder whose
-    layers are quantised; 0 for none. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then
-    holds its part of the weights.
+    unties the head, freezes everything but what `train` names (see `freezing`). frozen_bits: 4 or 8
+    for a decoder whose layers are quantised; 0 for none. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig`
+    alive): each process then holds its part of the weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
     processor = build_processor(language_model, vision_model, projector_type, image_summary)
-    tokenizer, length = processor.tokenizer, processor.image_seq_length
-    if image_seq_length not in (None, length):
-        raise ValueError(
-            f"image_seq_length is {image_seq_length}, but {vision_model} with the {projector_type} projector"
-            f" gives {length} tokens an image; leave it out"
-        )
     if attention != "causal":
         check_computes_mmca(AutoConfig.from_pretrained(language_model), attention, image_layers)
-    decoder = load_decoder(language_model, dtype, frozen_bits)
+    decoder = _load_decoder(language_model, dtype, frozen_bits)
     base_vocabulary = decoder.config.vocab_size
-    grow_vocabulary(decoder, len(tokenizer))
+    grow_vocabulary(decoder, len(processor.tokenizer))
     tower = load_vision_tower(vision_model, decoder.dtype)
     config = VisualChatConfig(
         vision_config=tower.config,
@@ -82,7 +79,7 @@ def build_visual_chat(
         image_gate=image_gate,
         image_token_id=processor.image_token_id,
         image_summary_token_id=processor.image_summary_token_id,
-        image_seq_length=length,
+        image_seq_length=processor.image_seq_length,
         lora=asdict(lora) if lora else None,
         frozen_from={
             "language_model": _lasting(language_model),
@@ -121,6 +118,80 @@ def build_processor(
     )
 
 
+def load_image_processor(path: str) -> BaseImageProcessor:
+    """The preprocessing of an encoder's folder or name.
+
+    Raises `ValueError` where it makes pictures of another size than the encoder takes.
+    """
+    source = encoder_source(path)
+    if source.image_processor is not None:
+        processor = source.image_processor()
+    else:
+        processor = AutoImageProcessor.from_pretrained(path)
+    made, taken = side_of(processor), image_size(source.config)
+    if made is None and source.config.model_type == "siglip2_vision_model":  # it would take the pixels apart
+        square, how = {"height": taken, "width": taken}, ("resample", "image_mean", "image_std")
+        return SiglipImageProcessor(size=square, **{name: getattr(processor, name) for name in how})
+    if made is not None and made != taken:
+        raise ValueError(
+            f"the image processor of {path} makes pictures of {made} pixels, but its encoder takes {taken}: correct"
+            " size and crop_size in preprocessor_config.json"
+        )
+    return processor
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How many parameters of each part learn, those of parts without any left out, and how many are frozen."""
+
+    learns: dict[str, int]
+    frozen: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Learning":
+        """As the parameters' `requires_grad` says."""
+        counts, frozen = dict.fromkeys(PARTS, 0), 0
+        for parameter, part in zip(model.parameters(), part_of_each(model).values(), strict=True):
+            size = elements(parameter)
+            if parameter.requires_grad:
+                counts[part] += size
+            else:
+                frozen += size
+        return cls({part: count for part, count in counts.items() if count}, frozen)
+
+    def describe(self) -> str:
+        """The counts in a line."""
+        parts = ", ".join(f"{part} {count:,}" for part, count in self.learns.items())
+        return f"{sum(self.learns.values()):,} parameters ({parts}); frozen: {self.frozen:,}"
+
+
+def elements(parameter: torch.Tensor) -> int:
+    """How many numbers a weight holds: whole where ZeRO-3 has partitioned it, and where two are packed into a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return packed.shape.numel() if packed is not None else getattr(parameter, "ds_numel", parameter.numel())
+
+
+def freeze(model: nn.Module, train: Sequence[str] = PUBLISHED) -> None:
+    """Let the named parts learn and nothing else; a part that the model lacks is passed over.
+
+    Raises `ValueError` for a part that there is not, and for more layers than the decoder has.
+    """
+    learning = names_of(model, train)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name in learning)
+        elif name in learning:
+            raise ValueError(f"{name} is quantised, so it cannot learn")
+
+
+def of_base_models(*sets: Sequence[str] | None) -> list[str] | None:
+    """What several sets of parts together name of decoder and encoder; None for nothing."""
+    words = [word for train in sets for word in train or ()]
+    layers = last_layers(words)
+    found = ["decoder"] if "decoder" in words else [f"decoder:top-{max(layers)}"] if layers else []
+    return found + ["encoder"] * ("encoder" in words) or None
+
+
 def _tokenizer_with(path: str, tokens: list[str]) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(path)
     if missing := [token for token in tokens if token not in tokenizer.get_vocab()]:
@@ -131,6 +202,48 @@ def _tokenizer_with(path: str, tokens: list[str]) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         logger.info("padding with %s", tokenizer.pad_token)
     return tokenizer
+
+
+def _quantisation(bits: int, dtype: torch.dtype | str | None) -> BitsAndBytesConfig:
+    """As the chat's --load_in_4bit and --load_in_8bit have it, but computing in the model's own precision."""
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        llm_int8_skip_modules=["lm_head"],
+    )
+
+
+def _load_decoder(path: str, dtype: torch.dtype | str | None, bits: int) -> PreTrainedModel:
+    """A decoder; with bits, 4 or 8, its layers' matrices are quantised by bitsandbytes, to stay frozen."""
+    if not bits:
+        return load_decoder(path, dtype)
+    decoder = load_decoder(path, dtype, quantization_config=_quantisation(bits, dtype))
+    _settle_quantised(decoder)
+    return decoder
+
+
+def _settle_quantised(model: PreTrainedModel) -> None:
+    """Make a quantised decoder a part like any other: only training knows of its bits, checkpoints do not."""
+    del model.config.quantization_config
+    decoder = model.base_model
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # adapters ask for it
+        setattr(decoder, name, getattr(model, name, False))
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            module.support_avx512bf16_for_cpu = False  # that kernel packs weights anew, and has no backward
+            module.register_state_dict_post_hook(_without_scales)
+
+
+def _without_scales(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Scales are no weights: whoever loads the base model again has them again."""
+    own = [
+        name for name in state if name.startswith(prefix) and name[len(prefix) :] not in ("weight", "bias")
+    ]
+    for name in own:
+        del state[name]
 
 
 def _refuse_missing_folder(path: str) -> None:
@@ -160,15 +273,10 @@ def _new_parts(config: VisualChatConfig, decoder: PreTrainedModel) -> tuple[nn.M
     """A projector in the decoder's precision and, where there is one, a gate; made in parts where ZeRO-3 partitions."""
     context = nullcontext()
     if is_deepspeed_zero3_enabled():
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise ImportError("ZeRO-3 needs the package deepspeed: pip install deepspeed") from error
+        import deepspeed
+
         context = deepspeed.zero.Init(config_dict_or_path=deepspeed_config())
-    with context, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(
-            torch.initial_seed()
-        )  # the same start however many random numbers loading has drawn
+    with context:
         projector = build_projector(
             config.projector_type, config.vision_config, config.text_config.hidden_size
         )

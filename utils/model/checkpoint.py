@@ -26,10 +26,18 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_visual_chat import VisualChatConfig
 from .freezing import held_names
-from .loading import HEAD, NEW_HEAD_ROWS, NEW_PARTS, TRAINED_WEIGHTS, CheckpointError
+from .loading import (
+    HEAD,
+    NEW_HEAD_ROWS,
+    NEW_PARTS,
+    TRAINED_WEIGHTS,
+    CheckpointError,
+    copy_encoder_code,
+    name_auto_classes,
+)
 from .lora import LoraSettings, merge_lora, plain_name
 from .model_card import model_card
-from .modeling_visual_chat import VisualChatForConditionalGeneration, name_auto_classes
+from .modeling_visual_chat import VisualChatForConditionalGeneration
 from .processing_visual_chat import VisualChatProcessor
 from .vision import FAMILIES
 
@@ -186,6 +194,7 @@ def _write_surroundings(
     config.architectures = [type(model).__name__]
     name_auto_classes(config)
     custom_object_save(model, folder, config=config)
+    copy_encoder_code(model, folder)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     with _disk_errors_of_tokenizers():

@@ -7,9 +7,7 @@ decoder's layers, final norm and head (`decoder`), the visual encoder (`encoder`
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from .lora import is_lora
@@ -23,50 +21,6 @@ PUBLISHED = ("embedding", "projector", "gate", "lora")
 
 _PREFIXES = {PROJECTOR: "projector", GATE: "gate", ENCODER: "encoder"}
 _LAST_LAYERS = re.compile(r"decoder:top-([1-9]\d*)")
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How many parameters of each part learn, those of parts without any left out, and how many are frozen."""
-
-    learns: dict[str, int]
-    frozen: int
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "Learning":
-        """As the parameters' `requires_grad` says."""
-        counts, frozen = dict.fromkeys(PARTS, 0), 0
-        for parameter, part in zip(model.parameters(), part_of_each(model).values(), strict=True):
-            size = elements(parameter)
-            if parameter.requires_grad:
-                counts[part] += size
-            else:
-                frozen += size
-        return cls({part: count for part, count in counts.items() if count}, frozen)
-
-    def describe(self) -> str:
-        """The counts in a line."""
-        parts = ", ".join(f"{part} {count:,}" for part, count in self.learns.items())
-        return f"{sum(self.learns.values()):,} parameters ({parts}); frozen: {self.frozen:,}"
-
-
-def elements(parameter: torch.Tensor) -> int:
-    """How many numbers a weight holds: whole where ZeRO-3 has partitioned it, and where two are packed into a byte."""
-    packed = getattr(parameter, "quant_state", None)
-    return packed.shape.numel() if packed is not None else getattr(parameter, "ds_numel", parameter.numel())
-
-
-def freeze(model: nn.Module, train: Sequence[str] = PUBLISHED) -> None:
-    """Let the named parts learn and nothing else; a part that the model lacks is passed over.
-
-    Raises `ValueError` for a part that there is not, and for more layers than the decoder has.
-    """
-    learning = names_of(model, train)
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(name in learning)
-        elif name in learning:
-            raise ValueError(f"{name} is quantised, so it cannot learn")
 
 
 def part_of_each(model: nn.Module) -> dict[str, str]:
@@ -91,7 +45,7 @@ def names_of(model: nn.Module, train: Sequence[str]) -> set[str]:
     check_parts(train, layers)
     parts = part_of_each(model)
     names = {name for name, part in parts.items() if part in train}
-    for count in _last_layers(train):
+    for count in last_layers(train):
         decoder = [name for name, part in parts.items() if part == "decoder"]
         first = f"{DECODER}layers.{layers - count}."
         begin = next(place for place, name in enumerate(decoder) if name.startswith(first))
@@ -110,17 +64,9 @@ def check_parts(train: Sequence[str], layers: int | None = None) -> None:
             )
     if len([word for word in train if word.startswith("decoder")]) > 1:
         raise ValueError(f"{' '.join(train)}: name the decoder once")
-    for count in _last_layers(train):
+    for count in last_layers(train):
         if layers is not None and count > layers:
             raise ValueError(f"decoder:top-{count}: this decoder has {layers} layers")
-
-
-def of_base_models(*sets: Sequence[str] | None) -> list[str] | None:
-    """What several sets of parts together name of decoder and encoder; None for nothing."""
-    words = [word for train in sets for word in train or ()]
-    layers = _last_layers(words)
-    found = ["decoder"] if "decoder" in words else [f"decoder:top-{max(layers)}"] if layers else []
-    return found + ["encoder"] * ("encoder" in words) or None
 
 
 def held_names(model: nn.Module) -> set[str]:
@@ -129,5 +75,6 @@ def held_names(model: nn.Module) -> set[str]:
     return names_of(model, (*PUBLISHED, *(model.config.trained_parts or ())))
 
 
-def _last_layers(words: Sequence[str]) -> list[int]:
+def last_layers(words: Sequence[str]) -> list[int]:
+    """Of how many layers these words speak."""
     return [int(found[1]) for word in words if (found := _LAST_LAYERS.fullmatch(word))]

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .building import of_base_models
 from .configuration_visual_chat import VisualChatConfig
-from .freezing import GATE, PUBLISHED, names_of, of_base_models
+from .freezing import GATE, PUBLISHED, names_of
 from .loading import TRAINED_WEIGHTS, CheckpointError, gathered
 from .lora import is_lora, plain_name
 from .modeling_visual_chat import VisualChatForConditionalGeneration

@@ -1,4 +1,5 @@
-"""Strict loading of both forms of checkpoint: every weight in the folder, or the trained ones over bases.
+"""Strict loading of both forms of checkpoint: every weight in the folder, or the trained ones over bases. And what
+transformers' own `save_pretrained` writes of our models.
 
 A base decoder is made ready to be joined: its own head, and room for the image token.
 """
@@ -7,21 +8,22 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from .configuration_visual_chat import OWN, VisualChatConfig, attention_of_parts
 from .freezing import DECODER, ENCODER, GATE, PROJECTOR, held_names
-from .lora import LoraSettings, inject_lora, is_lora
-from .open_clip_files import LOCAL_FOLDER
-from .vision import load_vision_tower
+from .lora import LoraSettings, inject_lora, is_lora, merge_lora
+from .pretrained_encoders import LOCAL_FOLDER, load_vision_tower
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,16 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "r
 _OUTPUT_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+_MODEL = "modeling_visual_chat"
+
+AUTO_CLASSES = {
+    "AutoModel": "VisualChatModel",
+    "AutoModelForImageTextToText": "VisualChatForConditionalGeneration",
+    "AutoModelForMultimodalLM": "VisualChatForConditionalGeneration",
+}
+"""Which of our models each Auto class loads; a checkpoint's configuration says so to those without this project."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint is incomplete or does not fit; the message says what was found and what to do."""
 
@@ -58,7 +70,7 @@ def load_model(
 ) -> Any:
     """What `from_pretrained` of our class does; `load` is transformers' own, `whole_class` our model with its head.
 
-    All parameters can learn, as in any model of transformers; `freezing.freeze` says which of them do where the
+    All parameters can learn, as in any model of transformers; `building.freeze` says which of them do where the
     published recipe is followed. Raises `CheckpointError` where a key is missing or unexpected, or where a base
     model is not found.
     """
@@ -90,6 +102,52 @@ def load_model(
     return (model, report) if output_loading_info else model
 
 
+def save_model(
+    model: PreTrainedModel, save: Callable[..., None], folder: str | PathLike, **kwargs: Any
+) -> None:
+    """What `save_pretrained` of our class does; `save` is transformers' own.
+
+    Any weight may have learnt by now, so the folder no longer says which base models they came from.
+    """
+    config = model.config
+    changed = ("lora", "frozen_from", "trained_parts", "checkpoint_form")
+    before = {name: getattr(config, name) for name in changed}
+    if config.lora:
+        state = kwargs.get("state_dict") or model.state_dict()
+        kwargs["state_dict"] = merge_lora(state, LoraSettings(**config.lora))
+    config.lora = config.frozen_from = config.trained_parts = None
+    config.checkpoint_form = "full"
+    name_auto_classes(config)
+    try:
+        save(folder, **kwargs)
+        copy_encoder_code(model, folder)
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+def name_auto_classes(config: VisualChatConfig) -> None:
+    """Let a saved configuration say which class each Auto class loads."""
+    named = {auto: f"{_MODEL}.{name}" for auto, name in AUTO_CLASSES.items()}
+    config.auto_map = {**(getattr(config, "auto_map", None) or {}), **named}
+
+
+def copy_encoder_code(model: PreTrainedModel, folder: str | PathLike) -> None:
+    """Let the code in a checkpoint's folder import its encoder's, where that is a file beside the model's.
+
+    The other encoders' files stay behind; transformers copies only what a model's own file imports.
+    """
+    tower = model.base_model.vision_tower
+    package, _, name = type(tower).__module__.rpartition(".")
+    model_file = Path(folder, f"{_MODEL}.py")
+    if package != __name__.rpartition(".")[0] or not model_file.is_file():
+        return
+    custom_object_save(tower, folder)
+    line = f"from .{name} import {type(tower).__name__}  # noqa: E402, F401 (it registers itself)\n"
+    if line not in (code := model_file.read_text(encoding="utf-8")):
+        model_file.write_text(f"{code}\n{line}", encoding="utf-8")
+
+
 def _spare_packed_kernel(model: PreTrainedModel) -> None:
     """Keep 4-bit layers of odd widths from bitsandbytes' fastest kernel for CPUs, which fails on them.
 
@@ -102,14 +160,11 @@ def _spare_packed_kernel(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = rows % 32 == 0 and width % state.blocksize == 0
 
 
-def load_decoder(path: str, dtype: torch.dtype | str | None = None, bits: int = 0) -> PreTrainedModel:
+def load_decoder(path: str, dtype: torch.dtype | str | None = None, **more: Any) -> PreTrainedModel:
     """A causal language model whose head is a tensor of its own, from a folder or hub name.
-
-    bits: 4 or 8 for layers whose matrices are quantised by bitsandbytes, to stay frozen; 0 for none.
 
     Raises `ValueError` where weights are missing, or where the model does to its logits what we do not.
     """
-    more = {"quantization_config": _quantisation(bits, dtype)} if bits else {}
     model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **more)
     if report["missing_keys"]:
         raise ValueError(f"{path} lacks weights of the decoder: {', '.join(sorted(report['missing_keys']))}")
@@ -119,44 +174,12 @@ def load_decoder(path: str, dtype: torch.dtype | str | None = None, bits: int = 
     if unusual:
         raise ValueError(f"{path} changes its logits by {', '.join(unusual)}; that is not supported")
     if model.config.tie_word_embeddings:
-        _untie(model)
+        weight = model.get_input_embeddings().weight
+        with gathered(weight):
+            model.set_output_embeddings(_head(weight.detach().clone()))
+        model.config.tie_word_embeddings = False
         logger.info("untied the head of %s from its embedding", path)
-    if bits:
-        _settle_quantised(model)
     return model
-
-
-def _quantisation(bits: int, dtype: torch.dtype | str | None) -> BitsAndBytesConfig:
-    """As the chat's --load_in_4bit and --load_in_8bit have it, but computing in the model's own precision."""
-    return BitsAndBytesConfig(
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
-        llm_int8_skip_modules=["lm_head"],
-    )
-
-
-def _settle_quantised(model: PreTrainedModel) -> None:
-    """Make a quantised decoder a part like any other: only training knows of its bits, checkpoints do not."""
-    del model.config.quantization_config
-    decoder = model.base_model
-    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # adapters ask for it
-        setattr(decoder, name, getattr(model, name, False))
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            module.support_avx512bf16_for_cpu = False  # that kernel packs weights anew, and has no backward
-            module.register_state_dict_post_hook(_without_scales)
-
-
-def _without_scales(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """Scales are no weights: whoever loads the base model again has them again."""
-    own = [
-        name for name in state if name.startswith(prefix) and name[len(prefix) :] not in ("weight", "bias")
-    ]
-    for name in own:
-        del state[name]
 
 
 def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
@@ -221,7 +244,7 @@ def _load_trained_over_bases(
     model, report = load(None, *args, config=config, state_dict=state, output_loading_info=True, **kwargs)
     _refuse_misfits(path, report)
     _load_adapters(path, model, adapters)
-    model.generation_config = _generation_config(model, path, hub)
+    model.generation_config = type(model.generation_config).from_pretrained(path, **hub)
     return model, report
 
 
@@ -284,10 +307,6 @@ def _trained_file(path: str | Path, hub: dict[str, Any]) -> str:
         raise CheckpointError(f"{path} has no {TRAINED_WEIGHTS}; copy the whole folder again") from error
 
 
-def _generation_config(model: PreTrainedModel, path: str | Path, hub: dict[str, Any]) -> Any:
-    return type(model.generation_config).from_pretrained(path, **hub)
-
-
 def _refuse_misfits(path: str | Path | None, report: dict[str, Iterable[Any]]) -> None:
     """`CheckpointError` naming the keys that are missing, unexpected or of another shape."""
     found = []
@@ -302,13 +321,6 @@ def _refuse_misfits(path: str | Path | None, report: dict[str, Iterable[Any]]) -
             f"{path or 'the weights given'}: the keys do not fit the model ({'; '.join(found)}); was the"
             " folder copied whole, and does its config.json belong to these weights?"
         )
-
-
-def _untie(model: PreTrainedModel) -> None:
-    weight = model.get_input_embeddings().weight
-    with gathered(weight):
-        model.set_output_embeddings(_head(weight.detach().clone()))
-    model.config.tie_word_embeddings = False
 
 
 def _head(weight: torch.Tensor) -> nn.Linear:

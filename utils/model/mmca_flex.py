@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from .mmca_kernels import Kernel, States
+from .mmca_kernels import Kernel, States, register_kernel
 from .mmca_layout import Band, Layout
 
 BLOCK = 128
@@ -175,5 +175,5 @@ def _flash_borders(layout: Layout) -> None:
     layout.prepared(_conversations), layout.prepared(image_blocks)
 
 
-FLASH = Kernel(why_not_flash, _flash_borders, partial(attend_by_flex, flash=True))
-FLEX = Kernel(why_not_flex, _flex_blocks, attend_by_flex)
+register_kernel("flash", Kernel(why_not_flash, _flash_borders, partial(attend_by_flex, flash=True)))
+register_kernel("flex", Kernel(why_not_flex, _flex_blocks, attend_by_flex))

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .compiled_library import compiled_library
-from .mmca_kernels import Kernel, States
+from .mmca_kernels import Kernel, States, register_kernel
 from .mmca_layout import Layout
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -262,4 +262,4 @@ def _address(states: torch.Tensor | None) -> int:
     return 0 if states is None else states.data_ptr()
 
 
-FUSED = Kernel(why_not_fused, Memory.of, attend_fused, runs_in=is_plain, for_text=for_text)
+register_kernel("fused", Kernel(why_not_fused, Memory.of, attend_fused, runs_in=is_plain, for_text=for_text))

@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "VISUALCHAT_ATTENTION_KERNEL"
 AUTO, MASKED = "auto", "masked"
-NAMES = (AUTO, "fused", "flash", "flex", MASKED)
-"""What the variable may say."""
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.02}
 """How far a kernel may be from `masked` in its self-test, relative to the largest number."""
@@ -91,30 +89,24 @@ def register_kernel(name: str, kernel: Kernel) -> None:
     KERNELS[name] = kernel
 
 
+def kernel_names() -> tuple[str, ...]:
+    """What the variable may say."""
+    return AUTO, *KERNELS, MASKED
+
+
 def prepare_kernel(states: States | None, device: torch.device) -> str:
     """Choose the kernel for such states: compile and test it where that was not done. Call it outside of layers.
 
     Raises ValueError where the user names a kernel that there is not.
     """
     wanted = os.environ.get(VARIABLE) or AUTO
-    if wanted not in (*NAMES, *KERNELS):
-        raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join(NAMES)}")
+    if wanted not in (names := kernel_names()):
+        raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join(names)}")
     if states is None:
         return MASKED
     if (wanted, states) not in _chosen:
         _chosen[wanted, states] = _choose(wanted, states, device)
     return _chosen[wanted, states]
-
-
-def prepare_layout(
-    layout: Layout, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Choose the kernel of a decoder for embeddings on a device, and make what it needs of a layout."""
-    states = States.of_config(config, device, dtype)
-    name = prepare_kernel(states, device)
-    kernel = KERNELS.get(name) if states is not None and layout.queries > 1 else None
-    if not layout.is_causal or (kernel and states and kernel.for_text(states)):
-        layout.prepared(kernel.prepare if kernel else masked_form)
 
 
 def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout: float = 0.0) -> str:
@@ -135,32 +127,19 @@ def kernel_for(layout: Layout, query: torch.Tensor, value: torch.Tensor, dropout
     return name
 
 
-def attend_by_kernel(
-    layout: Layout,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    gate: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """query [B, H, Q, D], key and value [B, Hkv, K, D], gate [H] -> [B, Q, H, D]."""
-    name = kernel_for(layout, query, value, dropout)
-    if name in ("causal", MASKED):
-        return Kernels().attend(layout, query, key, value, scaling, dropout, gate)
-    return KERNELS[name].attend(layout, query, key, value, scaling, gate)
-
-
 class RegisteredKernels(Kernels):
     """The registered kernels in the place of `masked` alone."""
 
     def prepare(
         self, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, layout: Layout | None = None
     ) -> None:
+        states = States.of_config(config, device, dtype)
+        name = prepare_kernel(states, device)
         if layout is None:
-            prepare_kernel(States.of_config(config, device, dtype), device)
-        else:
-            prepare_layout(layout, config, device, dtype)
+            return
+        kernel = KERNELS.get(name) if states is not None and layout.queries > 1 else None
+        if not layout.is_causal or (kernel and states and kernel.for_text(states)):
+            layout.prepared(kernel.prepare if kernel else masked_form)
 
     def attend(
         self,
@@ -168,11 +147,18 @@ class RegisteredKernels(Kernels):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        dropout: float,
-        gate: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        gate: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return attend_by_kernel(layout, query, key, value, scaling, dropout, gate)
+        name = kernel_for(layout, query, value, dropout)
+        if name in ("causal", MASKED):
+            return super().attend(layout, query, key, value, scaling, dropout, gate)
+        return KERNELS[name].attend(layout, query, key, value, scaling, gate)
+
+
+registered = RegisteredKernels()
+use_kernels(registered)
 
 
 def _choose(wanted: str, states: States, device: torch.device) -> str:
@@ -183,11 +169,8 @@ def _choose(wanted: str, states: States, device: torch.device) -> str:
                 return name
             _warn_once(f"attention is computed without the kernel {name}, which is faster: {error}")
     if wanted not in (AUTO, MASKED):
-        asked = KERNELS.get(wanted)
-        if asked is None:
-            reason = "this copy of the code has no such kernel"
-        else:
-            reason = asked.why_not(states) or _self_test_error(asked, states, device)
+        asked = KERNELS[wanted]
+        reason = asked.why_not(states) or _self_test_error(asked, states, device)
         if reason is None:
             return wanted
         _warn_once(f"{VARIABLE}={wanted}: {reason}; using {MASKED}")
@@ -246,6 +229,3 @@ def _compare(kernel: Kernel, states: States, device: torch.device) -> list[tuple
 @lru_cache(maxsize=32)
 def _warn_once(line: str) -> None:
     logger.warning(line)
-
-
-use_kernels(RegisteredKernels())

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -25,8 +24,7 @@ from .configuration_visual_chat import (
     choose_attention,
 )
 from .generation_visual_chat import CACHE, CACHE_NAMES, VisualChatGenerationMixin, kinds_of_keys, positions_of
-from .loading import load_model
-from .lora import LoraSettings, merge_lora
+from .loading import load_model, save_model
 from .loss import Head, Supervised, supervised_loss
 from .mmca import ImageGate
 from .mmca_layout import NO_MASK, layout_of_forward
@@ -60,14 +58,6 @@ class VisualChatOutput(CausalLMOutputWithPast):
     token_losses: torch.Tensor | None = None
 
 
-AUTO_CLASSES = {
-    "AutoModel": "VisualChatModel",
-    "AutoModelForImageTextToText": "VisualChatForConditionalGeneration",
-    "AutoModelForMultimodalLM": "VisualChatForConditionalGeneration",
-}
-"""Which of our models each Auto class loads; a checkpoint's configuration says so to those without this project."""
-
-
 class VisualChatPreTrainedModel(PreTrainedModel):
     """What both models share with transformers' machinery."""
 
@@ -97,24 +87,8 @@ class VisualChatPreTrainedModel(PreTrainedModel):
         return load_model(cls, load, pretrained_model_name_or_path, *args, whole_class=whole, **kwargs)
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """As transformers' own: every weight that this model has, adapters merged into theirs.
-
-        Any weight may have learnt by now, so the folder no longer says which base models they came from.
-        """
-        config = self.config
-        changed = ("lora", "frozen_from", "trained_parts", "checkpoint_form")
-        before = {name: getattr(config, name) for name in changed}
-        if config.lora:
-            state = kwargs.get("state_dict") or self.state_dict()
-            kwargs["state_dict"] = merge_lora(state, LoraSettings(**config.lora))
-        config.lora = config.frozen_from = config.trained_parts = None
-        config.checkpoint_form = "full"
-        name_auto_classes(config)
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            for name, value in before.items():
-                setattr(config, name, value)
+        """As transformers' own: every weight that this model has, adapters merged into theirs."""
+        save_model(self, super().save_pretrained, save_directory, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """Switch the encoder's implementation, or the decoder's attention (see `attention_of_parts`)."""
@@ -140,12 +114,6 @@ class VisualChatModel(VisualChatPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.image_gate = ImageGate(self.language_model.config) if config.image_gate == "head" else None
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     def train(self, mode: bool = True) -> "VisualChatModel":
         """As always, but for an encoder that does not learn: its dropout stays off."""
@@ -294,18 +262,6 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, VisualChatGe
         self.lm_head = Head(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
-
     def get_image_features(
         self, pixel_values: torch.Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
@@ -391,9 +347,3 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, VisualChatGe
             token_losses=token_losses,
             **{CACHE: getattr(outputs, CACHE)},
         )
-
-
-def name_auto_classes(config: VisualChatConfig) -> None:
-    """Let a saved configuration say which class each Auto class loads."""
-    named = {auto: f"{__name__.rpartition('.')[2]}.{name}" for auto, name in AUTO_CLASSES.items()}
-    config.auto_map = {**(getattr(config, "auto_map", None) or {}), **named}

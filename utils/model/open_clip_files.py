@@ -20,18 +20,15 @@ from safetensors import safe_open
 from torch import nn
 from transformers import CLIPImageProcessor
 from transformers.image_utils import PILImageResampling
-from transformers.utils import cached_file
 
 from .attention_blocks import split_in_projections
+from .pretrained_encoders import OPEN_CLIP_CONFIG, PREFIXES, file_of
 
-CONFIG = "open_clip_config.json"
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-LOCAL_FOLDER, HUB = "local-dir:", "hf-hub:"
-PREFIXES = (LOCAL_FOLDER, HUB)
 _RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -55,7 +52,9 @@ def find_open_clip(name: str) -> OpenClipFiles | None:
         if name.startswith(prefix):
             found = _in_folder_or_hub(name.removeprefix(prefix), name)
             if found is None:
-                raise ValueError(f"{name}: there is no {CONFIG}; give a folder or a hub name that holds one")
+                raise ValueError(
+                    f"{name}: there is no {OPEN_CLIP_CONFIG}; give a folder or a hub name that holds one"
+                )
             return found
     architecture, _, tag = name.partition("/")
     if not Path(name).exists() and _is_architecture(architecture):
@@ -118,22 +117,12 @@ def image_processor(files: OpenClipFiles) -> CLIPImageProcessor:
     )
 
 
-def file_of(name: str, filename: str) -> str | None:
-    """A file of a folder or hub repository, fetched where it must be; None where it has none of that name."""
-    return cached_file(
-        name,
-        filename,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-
-
 def _is_visual(name: str) -> bool:
     return name.removeprefix("module.").startswith("visual.")
 
 
 def _in_folder_or_hub(place: str, name: str) -> OpenClipFiles | None:
-    path = file_of(place, CONFIG)
+    path = file_of(place, OPEN_CLIP_CONFIG)
     if path is None:
         return None
     description = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ timm's have it second, Swin last.
 import copy
 import json
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .attention_blocks import MultiHeadAttention
 from .configuration_visual_chat import OpenClipVisionConfig
+from .open_clip_files import find_open_clip, image_processor, is_architecture, read_weights
+from .pretrained_encoders import LIBRARIES, EncoderLibrary, EncoderSource
+from .vision import FAMILIES, VisionFamily
 
 _NO_REGULARISATION = {"patch_dropout": 0.0, "timm_drop": 0.0, "timm_drop_path": None}
 
@@ -191,3 +194,19 @@ def _without_pooling(trunk: nn.Module) -> nn.Module:
         trunk.attnpool = nn.Identity()
         return trunk
     raise ValueError(f"open_clip built a {type(trunk).__name__}, of which we do not know the pooling")
+
+
+def _source(path: str) -> EncoderSource | None:
+    """open_clip's model of this name, or None where it is not open_clip's."""
+    files = find_open_clip(path)
+    if files is None:
+        return None
+    return EncoderSource(
+        describe(files.model_cfg), partial(read_weights, files), partial(image_processor, files)
+    )
+
+
+FAMILIES[OpenClipVisionConfig.model_type] = VisionFamily(
+    OpenClipVisionModel, lambda config: config.sequence_length
+)
+LIBRARIES.append(EncoderLibrary(is_architecture, _source))

@@ -14,6 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoder
 
 from .attention_blocks import MultiHeadAttention, interpolated, sine_cosine_grid
 from .configuration_visual_chat import QwenVisionConfig
+from .vision import FAMILIES, VisionFamily
 
 
 class PatchEmbeddings(nn.Module):
@@ -95,3 +96,8 @@ class QwenVisionModel(PreTrainedModel):
                 sine_cosine_grid(side, width).view(side, side, width).transpose(0, 1)
             )  # columns come first
             init.copy_(module.positions, fixed.reshape(side * side, width).to(module.positions.dtype))
+
+
+FAMILIES[QwenVisionConfig.model_type] = VisionFamily(
+    QwenVisionModel, lambda config: config.query_grid**2, lambda config: config.output_size
+)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from .building import freeze
 from .configuration_visual_chat import VisualChatConfig
-from .freezing import freeze
 from .lora import LoraSettings, inject_lora
 from .model_card import readable_size
 from .modeling_visual_chat import VisualChatForConditionalGeneration

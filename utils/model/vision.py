@@ -6,12 +6,10 @@ An encoder is a `PreTrainedModel` that maps pixels [N, 3, H, W] to an output who
 the number of tokens are the encoder's own.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,34 +17,20 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     CLIPVisionModel,
-    Dinov2Config,
     Dinov2Model,
-    DINOv3ViTConfig,
     DINOv3ViTModel,
     PreTrainedConfig,
     PreTrainedModel,
     Siglip2VisionModel,
-    SiglipImageProcessor,
     SiglipVisionModel,
 )
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
-
-from . import open_clip_files
-from .configuration_visual_chat import OWN_VISION_CONFIGS, OpenClipVisionConfig, QwenVisionConfig
-from .open_clip_files import OpenClipFiles, file_of, find_open_clip
-from .open_clip_vision import OpenClipVisionModel, describe
-from .qwen_vit import QwenVisionModel
 
 AT_ONCE = 32
 """Images that the encoder takes at a time: enough to fill a GPU, few enough that their activations are small."""
-
-_HINT = "give a folder or hub name of a CLIP, SigLIP, DINO or open_clip's, or what helper.extract_qwen_vl has written"
 
 
 @dataclass(frozen=True)
@@ -99,11 +83,10 @@ FAMILIES = {
         image_size=_input_size,
         left_out=lambda config: 1 + config.num_register_tokens,
     ),
-    OpenClipVisionConfig.model_type: VisionFamily(OpenClipVisionModel, lambda config: config.sequence_length),
-    QwenVisionConfig.model_type: VisionFamily(
-        QwenVisionModel, lambda config: config.query_grid**2, lambda config: config.output_size
-    ),
 }
+"""Those of transformers, to which this project's own, whose files are imported where they are needed, add theirs."""
+
+_OF_TRANSFORMERS = frozenset(FAMILIES)
 
 
 def register_encoder(
@@ -116,8 +99,15 @@ def register_encoder(
 
     config: has a `model_type` of its own, or is one of transformers' classes, and says `image_size`. model: maps pixels
     [N, 3, H, W] to an output whose `last_hidden_state` is [N, sequence_length(config), width(config)].
+
+    Raises `ValueError` for a `model_type` of transformers' own or of this project's.
     """
-    FAMILIES[config.model_type] = VisionFamily(model, sequence_length, width)
+    name = config.model_type
+    known = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else config  # noqa: SIM401 (its `get` loads nothing)
+    is_users_own = known.__module__.partition(".")[0] not in ("transformers", __name__.partition(".")[0])
+    if name in _OF_TRANSFORMERS or not (known is config or is_users_own):
+        raise ValueError(f"there is a model of type {name!r} already; give yours a model_type of its own")
+    FAMILIES[name] = VisionFamily(model, sequence_length, width)
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
 
@@ -125,7 +115,7 @@ def register_encoder(
 def vision_family(config: PreTrainedConfig) -> VisionFamily:
     """The row of an encoder's configuration; `ValueError` where we have none."""
     if config.model_type not in FAMILIES:
-        raise _unsupported(config.model_type)
+        raise unsupported(config.model_type)
     return FAMILIES[config.model_type]
 
 
@@ -134,57 +124,11 @@ def image_size(config: PreTrainedConfig) -> int:
     return vision_family(config).image_size(config)
 
 
-def _unsupported(model_type: str) -> ValueError:
+def unsupported(model_type: str) -> ValueError:
     return ValueError(
         f"the visual encoder is a {model_type!r}; supported are {', '.join(FAMILIES)}"
         " (also beside a text encoder); to use one of your own, give --plugin with the module that registers it"
     )
-
-
-def vision_config_of(path: str) -> PreTrainedConfig:
-    """The encoder's configuration from a folder or name, which may hold a text encoder beside it."""
-    return _Source.of(path).config
-
-
-def load_image_processor(path: str) -> BaseImageProcessor:
-    """The preprocessing of an encoder's folder or name.
-
-    Raises `ValueError` where it makes pictures of another size than the encoder takes.
-    """
-    source = _Source.of(path)
-    if source.open_clip is not None:
-        processor = open_clip_files.image_processor(source.open_clip)
-    else:
-        processor = AutoImageProcessor.from_pretrained(path)
-    made, taken = _side(processor), image_size(source.config)
-    if made is None and source.config.model_type == "siglip2_vision_model":  # it would take the pixels apart
-        square, how = {"height": taken, "width": taken}, ("resample", "image_mean", "image_std")
-        return SiglipImageProcessor(size=square, **{name: getattr(processor, name) for name in how})
-    if made is not None and made != taken:
-        raise ValueError(
-            f"the image processor of {path} makes pictures of {made} pixels, but its encoder takes {taken}: correct"
-            " size and crop_size in preprocessor_config.json"
-        )
-    return processor
-
-
-def load_vision_tower(path: str, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-    """The pretrained encoder alone; a text encoder in the same folder is left where it is."""
-    source = _Source.of(path)
-    model = vision_family(source.config).model
-    how = dict(config=source.config, dtype=dtype, output_loading_info=True)
-    with _quiet_report():
-        if source.open_clip is None:
-            tower, report = model.from_pretrained(path, **how)
-        else:
-            with torch.device("meta"):
-                skeleton = model(source.config)
-            state = open_clip_files.read_weights(source.open_clip, skeleton)
-            tower, report = model.from_pretrained(None, state_dict=state, **how)
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"]))
-        raise ValueError(f"{path} lacks weights of the visual encoder: {missing}")
-    return tower
 
 
 def run_encoder(tower: nn.Module, pixel_values: torch.Tensor, **asked: Any) -> BaseModelOutputWithPooling:
@@ -301,84 +245,6 @@ def enter_encoder_anyway(
     if alone and (not several or not (training or is_deepspeed_zero3_enabled())):
         return inputs_embeds
     return inputs_embeds + 0.0 * get_image_features(blank).sum().to(inputs_embeds)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What a folder or name holds: an encoder in transformers' form, or in open_clip's."""
-
-    config: PreTrainedConfig
-    open_clip: OpenClipFiles | None = None
-
-    @classmethod
-    def of(cls, path: str) -> "_Source":
-        config = _transformers_config(path)
-        if config is not None and config.model_type in FAMILIES:
-            if isinstance(config, Dinov2Config | DINOv3ViTConfig):
-                _settle_dino(config, path)
-            return cls(config)
-        files = find_open_clip(path)
-        if files is not None:
-            return cls(describe(files.model_cfg), files)
-        if config is None and Path(path).is_dir():
-            raise ValueError(
-                f"{path} holds no encoder (no config.json, no {open_clip_files.CONFIG}): {_HINT}"
-            )
-        if config is None:
-            raise ValueError(
-                f"{path}: there is no such folder, and the hub has no encoder of this name, or was not reached:"
-                f" {_HINT}"
-            )
-        raise _unsupported(config.model_type)
-
-
-def _transformers_config(path: str) -> PreTrainedConfig | None:
-    """The encoder's part of config.json, or None where there is no such file, or one of another library."""
-    if path.startswith(open_clip_files.PREFIXES) or open_clip_files.is_architecture(path):
-        return None
-    found = file_of(path, "config.json")
-    if found is None:
-        return None
-    fields = json.loads(Path(found).read_text(encoding="utf-8"))
-    model_type = fields.get("model_type")
-    if model_type is None:
-        return None
-    if model_type in OWN_VISION_CONFIGS:
-        return OWN_VISION_CONFIGS[model_type].from_pretrained(path)
-    if model_type not in CONFIG_MAPPING:
-        raise _unsupported(model_type)
-    config = AutoConfig.from_pretrained(path)
-    return getattr(config, "vision_config", config)
-
-
-def _side(processor: BaseImageProcessor) -> int | None:
-    """The side of the square pictures that a processor makes; None where it does not say."""
-    crops = getattr(processor, "do_center_crop", False)
-    size = dict((processor.crop_size if crops else processor.size) or {})
-    return size["height"] if size.keys() >= {"height", "width"} and size["height"] == size["width"] else None
-
-
-def _settle_dino(config: Dinov2Config | DINOv3ViTConfig, path: str) -> None:
-    """Note the size of the images that DINO gets: its configuration says that of pretraining. Nothing is at random."""
-    if file_of(path, "preprocessor_config.json"):
-        config.input_size = _side(AutoImageProcessor.from_pretrained(path))
-    if isinstance(config, Dinov2Config):
-        config.intermediate_size = int(
-            config.hidden_size * config.mlp_ratio
-        )  # as others say it (`--vis_proj vit`)
-    else:
-        config.pos_embed_shift = config.pos_embed_jitter = config.pos_embed_rescale = None
-
-
-@contextmanager
-def _quiet_report() -> Iterator[None]:
-    """Without transformers' table of unexpected weights: a text encoder's are expected to be left."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _own_precision(device: torch.device) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, Qwen3Config
 from training.memory.shapes import LiveMemory, tensors_alive
 from training.memory.trace import BatchShape, enable_checkpointing, make_batch, meta_model, trace
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
-from utils.model.freezing import freeze
+from utils.model.building import freeze
 from utils.model.lora import LoraSettings, inject_lora
 
 SIZES = dict(

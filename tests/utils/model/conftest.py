@@ -32,7 +32,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from utils.model import QwenVisionConfig, QwenVisionModel
+from utils.model import QwenVisionConfig
+from utils.model.qwen_vit import QwenVisionModel
 
 REGISTERED = {
     name: (AttentionInterface()[name], AttentionMaskInterface()[name]) for name in ("mmca", "cross")

@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
-from utils.model.vision import vision_config_of
+from utils.model.pretrained_encoders import vision_config_of
 
 SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 IDS = torch.tensor([[1, 5, *[49] * 5, 6, 7, *[49] * 5, 8, 9]])

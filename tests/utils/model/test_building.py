@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from utils.model import LoraSettings, build_visual_chat
-from utils.model.freezing import Learning
+from utils.model.building import Learning
 from utils.model.model_card import readable_size
 from utils.model.sizes import checkpoint_sizes, llama_2_config
 
@@ -128,11 +128,6 @@ def test_adapters_start_as_the_identity(llama_folder, clip_folder):
 def test_lora_that_does_nothing_is_refused(llama_folder, clip_folder, settings, message):
     with pytest.raises(ValueError, match=message):
         build(llama_folder, clip_folder, lora=LoraSettings(**settings))
-
-
-def test_a_wrong_image_length_is_refused(llama_folder, clip_folder):
-    with pytest.raises(ValueError, match=r"image_seq_length is 256, but .* gives 5 tokens an image"):
-        build(llama_folder, clip_folder, image_seq_length=256)
 
 
 @pytest.mark.parametrize("missing", ["./nowhere", "/nowhere/at/all", "assets/of/nobody"])

@@ -24,7 +24,8 @@ def inputs_for(processor) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     image = [processor.image_token_id] * processor.image_seq_length
     ids = torch.tensor([[1, 9, *image, 20, 21, *image, 22, 23]])
-    return {"input_ids": ids, "pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+    side = processor.image_processor.crop_size["height"]
+    return {"input_ids": ids, "pixel_values": torch.randn(2, 3, side, side, generator=generator)}
 
 
 def logits_of(model, processor) -> torch.Tensor:
@@ -226,7 +227,7 @@ for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModel):
     again = auto.from_pretrained("again", **remote)
     assert difference(again) == 0 and again.config.frozen_from is None, auto
 processor = AutoProcessor.from_pretrained(folder, **remote)
-assert processor.image_seq_length == 5
+assert processor.image_seq_length == {image_seq_length}
 for tokenizer in (processor.tokenizer, AutoTokenizer.from_pretrained(folder)):
     assert (tokenizer.image_token, tokenizer.image_token_id) == ("<image>", processor.image_token_id)
 """
@@ -236,13 +237,28 @@ for tokenizer in (processor.tokenizer, AutoTokenizer.from_pretrained(folder)):
 @pytest.mark.parametrize("where", ["project", "alone"])
 def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, request, monkeypatch):
     """From another folder; `alone`: without this project on the path, by the code in the checkpoint."""
-    folder = request.getfixturevalue(form)
+    load_elsewhere(request.getfixturevalue(form), where, model_and_processor, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "save"), [("open_clip", save_trained_only), ("qwen_vl", save_full)])
+def test_the_code_of_another_encoder_travels_with_it(
+    encoder, save, llama_folder, encoder_folders, tmp_path, monkeypatch
+):
+    """Written by us, and again by `save_pretrained`."""
+    built = trained((llama_folder, encoder_folders[encoder]))
+    save(*built, tmp_path / "saved")
+    load_elsewhere(tmp_path / "saved", "alone", built, tmp_path, monkeypatch)
+
+
+def load_elsewhere(folder, where, model_and_processor, tmp_path, monkeypatch):
     inputs = inputs_for(model_and_processor[1])
     torch.save(inputs, tmp_path / "inputs.pt")
     if where == "alone":  # attention's C++ does not travel: the bits are those of the kernels that do
         monkeypatch.setenv(VARIABLE, "masked")
     torch.save(logits_of(*model_and_processor), tmp_path / "logits.pt")
-    code = ELSEWHERE.format(inputs=f"torch.load({str(tmp_path / 'inputs.pt')!r})")
+    length = model_and_processor[1].image_seq_length
+    code = ELSEWHERE.format(inputs=f"torch.load({str(tmp_path / 'inputs.pt')!r})", image_seq_length=length)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {
         "HF_HUB_OFFLINE": "1",
@@ -279,14 +295,14 @@ def test_a_checkpoint_of_an_earlier_version_loads_to_the_same_logits():
 
 TRAVELS = """
     attention_blocks computed_rows configuration_visual_chat freezing generation_visual_chat image_preprocessing
-    loading lora loss mmca mmca_layout mmca_masked modeling_visual_chat open_clip_files open_clip_vision
-    processing_visual_chat projector qwen_vit rendering vision
+    loading lora loss mmca mmca_layout mmca_masked modeling_visual_chat pretrained_encoders processing_visual_chat
+    projector rendering vision
 """
 
 
 @pytest.mark.parametrize("form", ["full", "trained_only"])
 def test_the_code_in_a_checkpoint_is_that_of_the_model_and_no_more(form, request):
-    """Of `utils/model`: nothing that builds, checks or saves models, nor the kernels."""
+    """Of `utils/model`: nothing that builds, checks or saves models, nor the kernels, nor other encoders."""
     folder = request.getfixturevalue(form)
     assert sorted(path.stem for path in folder.glob("*.py")) == TRAVELS.split() and len(TRAVELS.split()) <= 20
 

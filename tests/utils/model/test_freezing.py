@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from utils.model import CheckpointError, LoraSettings, build_visual_chat, freeze, load_checkpoint
+from utils.model.building import Learning, of_base_models
 from utils.model.checkpoint import save_full, save_trained_only
-from utils.model.freezing import Learning, of_base_models
 from utils.model.init_from import init_from
 
 LORA = LoraSettings(lang_dim=2, vis_dim=2)

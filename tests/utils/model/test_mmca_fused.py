@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils.model import mmca_fused, mmca_kernels
 from utils.model.compiled_library import CompileError, compiled_library
 from utils.model.mmca_fused import SOURCE, attend_fused
-from utils.model.mmca_kernels import States, attend_by_kernel, kernel_for, prepare_kernel
+from utils.model.mmca_kernels import States, kernel_for, prepare_kernel, registered
 from utils.model.mmca_layout import build_layout, masked_form
 from utils.model.mmca_masked import attend_masked
 
@@ -344,14 +344,14 @@ def test_without_a_compiler_attention_does_without_it_and_says_so_once(monkeypat
     layout = build_layout(spans((0, 400), (1, 400), (0, 400))[None], 1200)
     query, key, value = states(layout, heads=8, shared=8, width=64)
     prepare(query, value)
-    expected = attend_by_kernel(layout, query, key, value)
+    expected = registered.attend(layout, query, key, value)
     monkeypatch.setattr(mmca_fused, "_functions", no_compiler)
     monkeypatch.setattr(mmca_kernels, "_chosen", {})
     mmca_kernels._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for given in (query, query.bfloat16()):
             assert prepare(given, value) == "masked" == kernel_for(layout, given, value)
-        torch.testing.assert_close(attend_by_kernel(layout, query, key, value), expected)
+        torch.testing.assert_close(registered.attend(layout, query, key, value), expected)
     assert len(caplog.records) == 1 and "no C++ compiler is installed" in caplog.text
 
 

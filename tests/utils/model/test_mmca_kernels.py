@@ -12,10 +12,10 @@ from utils.model.mmca_kernels import (
     VARIABLE,
     Kernel,
     States,
-    attend_by_kernel,
     kernel_for,
     prepare_kernel,
     register_kernel,
+    registered,
 )
 from utils.model.mmca_layout import build_layout
 
@@ -65,7 +65,7 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_length_and_is_less_th
         return layout_of(*[(64, 0), (256, 1)] * times, (64, 0))
 
     def ours(layout):
-        return kept(lambda *given: attend_by_kernel(layout, *given), layout)
+        return kept(lambda *given: registered.attend(layout, *given), layout)
 
     def causal(layout):
         return kept(
@@ -85,10 +85,10 @@ def test_new_text_over_a_cache_in_several_rows(kernel, monkeypatch):
     valid[1, :2] = False
     whole, last = (build_layout(kinds, queries, valid) for queries in (12, 5))
     query, key, value = states(whole, heads=4, shared=2)
-    expected = attend_by_kernel(whole, *(each.double() for each in (query, key, value)))[:, -5:]
+    expected = registered.attend(whole, *(each.double() for each in (query, key, value)))[:, -5:]
     monkeypatch.setenv(VARIABLE, kernel)
     assert prepared(last, query[:, :, -5:], value) == kernel
-    out = attend_by_kernel(last, query[:, :, -5:], key, value)
+    out = registered.attend(last, query[:, :, -5:], key, value)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_a_known_number_of_image_tokens_changes_nothing_but_who_is_asked(kernel,
     assert counted.image_keys.numel() == counted.passthrough_rows.numel() == 8 and counted.rows.numel() == 16
     given = states(exact, heads=4, shared=2)
     assert prepared(counted, *given[::2]) == kernel
-    ours, theirs = (attend_by_kernel(layout, *given) for layout in (counted, exact))
+    ours, theirs = (registered.attend(layout, *given) for layout in (counted, exact))
     torch.testing.assert_close(ours[valid], theirs[valid])
     assert ours.isfinite().all()
 
@@ -127,17 +127,6 @@ def test_kernels_are_chosen_by_what_there_is(monkeypatch):
             assert prepared(layout, query, value) == otherwise
     query, _, value = states(images)
     assert prepared(images, query, value, dropout=0.1) == "masked"
-
-
-def test_a_checkpoint_s_own_code_goes_on_without_kernels_that_did_not_travel(
-    monkeypatch, caplog, nothing_chosen
-):
-    monkeypatch.delitem(mmca_kernels.KERNELS, "fused")
-    monkeypatch.setenv(VARIABLE, "fused")
-    layout = layout_of((9, 0), (4, 1), (9, 0))
-    with caplog.at_level(logging.WARNING):
-        assert prepared(layout, *states(layout)[::2]) == "masked"
-    assert "has no such kernel; using masked" in caplog.text
 
 
 @pytest.mark.parametrize("kernel", ["flex", "flash"])

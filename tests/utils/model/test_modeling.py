@@ -360,9 +360,9 @@ def test_a_training_step_never_waits_for_the_device(model, form, monkeypatch):
         read = [each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value)]
         return (query + read[0] + read[1]).transpose(1, 2)
 
-    monkeypatch.setattr("utils.model.mmca_kernels.attend_by_kernel", attend)
+    monkeypatch.setattr(mmca_kernels.registered, "attend", attend)
     prepare = mmca_kernels.KERNELS["flex"].prepare
-    monkeypatch.setattr(mmca_kernels, "prepare_layout", lambda layout, *_rest: prepare(layout))
+    monkeypatch.setattr(mmca_kernels.registered, "prepare", lambda *given: prepare(given[-1]))
     batch = {
         name: each.to("meta") if isinstance(each, torch.Tensor) else each
         for name, each in learned_batch(form).items()

@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
-from utils.model import OpenClipVisionModel
+from utils.model.building import load_image_processor
 from utils.model.open_clip_files import find_open_clip
-from utils.model.open_clip_vision import describe
-from utils.model.vision import encode_images, load_image_processor, load_vision_tower, vision_config_of
+from utils.model.open_clip_vision import OpenClipVisionModel, describe
+from utils.model.pretrained_encoders import load_vision_tower, vision_config_of
+from utils.model.vision import encode_images
 
 PIXELS = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(3))
 

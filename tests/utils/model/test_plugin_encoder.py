@@ -4,19 +4,28 @@ import sys
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, CLIPImageProcessor, ViTConfig, ViTModel
+from transformers import (
+    CONFIG_MAPPING,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    PreTrainedConfig,
+    ViTConfig,
+    ViTModel,
+)
 
 from tests.test_docs import python_blocks
-from utils.model import VisualChatConfig, build_visual_chat, load_checkpoint
+from utils.model import VisualChatConfig, build_visual_chat, load_checkpoint, register_encoder
 from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
-from utils.model.vision import FAMILIES, load_vision_tower, vision_config_of
+from utils.model.pretrained_encoders import load_vision_tower, vision_config_of
+from utils.model.vision import FAMILIES
 from utils.plugins import load_plugins
 
 
 @pytest.fixture
 def plugins(tmp_path, monkeypatch):
     """The page's modules by their class's name; what they register stays within the test."""
-    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    for name in ("modules", "path"):
+        monkeypatch.setattr(sys, name, vars(sys)[name].copy())
     for name in ("my_patches", "vit"):  # taken back after the test
         monkeypatch.setitem(FAMILIES, name, None)
     vit, patches = python_blocks("add-an-encoder")
@@ -68,6 +77,25 @@ def test_a_model_of_the_users_own_is_built_saved_and_loaded(plugins, llama_folde
         with pytest.raises(ValueError, match=r"'my_patches'[^\n]*--plugin[^\n]*$") as raised:
             read(str(folder))
         assert len(str(raised.value)) < 400
+
+
+def test_a_name_that_is_taken_is_refused_in_one_line():
+    class Taken(CLIPVisionConfig):
+        pass
+
+    class OfAnotherModel(PreTrainedConfig):
+        model_type = "llama"
+
+    class Ours(PreTrainedConfig):
+        model_type = "qwen_vl_vision_model"
+
+    before = dict(FAMILIES)
+    for config in (CLIPVisionConfig, Taken, OfAnotherModel, Ours):
+        with pytest.raises(
+            ValueError, match=f"^there is a model of type '{config.model_type}' already[^\n]*$"
+        ):
+            register_encoder(config, ViTModel, lambda config: 5)
+    assert before == FAMILIES and CONFIG_MAPPING["llama"] is not OfAnotherModel
 
 
 def test_a_class_of_transformers_needs_one_line(plugins, llama_folder):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from utils.model import LoraSettings, build_visual_chat, load_checkpoint
+from utils.model.building import Learning
 from utils.model.checkpoint import save_full, save_trained_only
-from utils.model.freezing import Learning
 
 BITS = {"4 bits": {"load_in_4bit": True}, "8 bits": {"load_in_8bit": True}}
 NEAR = {"4 bits": 0.7, "8 bits": 0.99}

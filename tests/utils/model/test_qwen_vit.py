@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from utils.model import QwenVisionConfig, QwenVisionModel
+from utils.model import QwenVisionConfig
 from utils.model.attention_blocks import MultiHeadAttention, interpolated, split_in_projections
 from utils.model.projector import build_projector, image_seq_length
+from utils.model.qwen_vit import QwenVisionModel
 from utils.model.vision import vision_family
 
 TINY = dict(

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from utils.model.open_clip_vision import describe
-from utils.model.vision import encode_images, load_vision_tower, vision_config_of
+from utils.model.pretrained_encoders import load_vision_tower, vision_config_of
+from utils.model.vision import encode_images
 
 ROOT = Path(__file__).parents[3]
 
@@ -81,7 +82,8 @@ def test_what_gives_no_tokens_is_refused():
 WORKER = """
 import json, sys, deepspeed, torch
 from transformers.integrations import HfDeepSpeedConfig
-from utils.model.vision import encode_images, load_vision_tower
+from utils.model.pretrained_encoders import load_vision_tower
+from utils.model.vision import encode_images
 
 deepspeed.init_distributed("gloo")
 settings = {"train_batch_size": 1, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}

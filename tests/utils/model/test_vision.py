@@ -15,15 +15,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from utils.model.building import load_image_processor
+from utils.model.pretrained_encoders import load_vision_tower, vision_config_of
 from utils.model.projector import PerceiverProjector, build_projector, image_seq_length, sine_cosine_grid
-from utils.model.vision import (
-    encode_images,
-    image_size,
-    load_image_processor,
-    load_vision_tower,
-    vision_config_of,
-    vision_family,
-)
+from utils.model.vision import encode_images, image_size, vision_family
 
 SHAPE = dict(
     hidden_size=32,

@@ -5,17 +5,15 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from utils.conversation import Conversation, Image, ImageError, Turn
+from utils.conversation import Conversation, Image, ImageError, Turn, join
 from utils.data.bad_records import BadRecord, RecordPlace, SourceRecord
 from utils.data.batching.sample import IGNORED_LABEL, Sample
-from utils.data.mixing.epoch_plan import join
-from utils.data.mixing.mixture import Mixture
 from utils.data.spec import DataError
 
 _MAX_WORKERS = 256
@@ -26,6 +24,19 @@ class ImageFeatures(Protocol):
     """Features of images, computed earlier; see `picture_features.FeatureStore`."""
 
     def of(self, images: Sequence[Image]) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class KnowsRecords(Protocol):
+    """What a mixture knows of its conversations (`mixing.mixture`): the records that each is joined of."""
+
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    def places_of(self, index: int) -> list[RecordPlace]: ...
+
+    def records_of(self, index: int) -> list[SourceRecord]: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
 
 
 class ConversationEncoder(Protocol):
@@ -72,7 +83,7 @@ class EncodedDataset(Dataset):
 
         `features`: read in the place of pixels; then no image is decoded.
         """
-        assert on_bad == "raise" or isinstance(conversations, Mixture), (
+        assert on_bad == "raise" or isinstance(conversations, KnowsRecords), (
             "only a mixture knows its records one by one"
         )
         self.conversations = conversations
@@ -92,7 +103,7 @@ class EncodedDataset(Dataset):
         which is not raised where `on_bad` is "skip".
         """
         conversations = self.conversations
-        if self.on_bad == "raise" or not isinstance(conversations, Mixture):
+        if self.on_bad == "raise" or not isinstance(conversations, KnowsRecords):
             return self.encode(conversations[index])
         try:
             return self.encode(conversations[index], conversations.places_of(index))
@@ -150,7 +161,7 @@ class EncodedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to conversations that are joined anew in each."""
-        if isinstance(self.conversations, Mixture):
+        if isinstance(self.conversations, KnowsRecords):
             self.conversations.set_epoch(epoch)
 
     def without_pixels(self, epoch: int) -> "EncodedDataset":
@@ -166,7 +177,7 @@ class EncodedDataset(Dataset):
     @property
     def fingerprint(self) -> str | None:
         """The same where the token ids of all samples are; None where they are of no mixture."""
-        if not isinstance(self.conversations, Mixture):
+        if not isinstance(self.conversations, KnowsRecords):
             return None
         parts = (self.conversations.fingerprint, self.processor.text_fingerprint, str(self.max_seq_len))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()

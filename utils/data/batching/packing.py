@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 from utils.data.batching.encode import CutCount, EncodedDataset
 from utils.data.batching.lengths import Lengths, measure
 from utils.data.batching.sample import Sample, joined
-from utils.data.mixing.epoch_plan import Grouping
-from utils.data.spec import DataError
+from utils.data.spec import DataError, Grouping
 
 _STREAM = 0x9AC  # what packing draws is not what others draw from the same seed and epoch
 

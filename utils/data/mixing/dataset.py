@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.conversation import Conversation, ConversationError, ImageError
 from utils.data.bad_records import BadRecord, BadRecords, RecordPlace
-from utils.data.readers.annotations import Unusable, open_image_archive, open_records
+from utils.data.readers.annotations import ARCHIVE, Unusable, open_records, reader
 from utils.data.readers.conversion_cache import Source, cached
 from utils.data.spec import (
     FORMAT_ERRORS,
@@ -143,4 +143,6 @@ def located(part: Part, data_path: Path) -> Path:
 
 def _place(part: Part, data_path: Path) -> Path | PictureStore:
     path = located(part, data_path)
-    return PictureStore(part.path, open_image_archive(path)) if part.is_store else path
+    if not part.is_store:
+        return path
+    return PictureStore(part.path, reader(ARCHIVE, path)(path))

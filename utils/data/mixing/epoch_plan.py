@@ -4,33 +4,24 @@ The published recipe concatenates 1 to n samples of a dataset (https://arxiv.org
 so that single-image data teach dialogues over several images.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.conversation import Conversation, ConversationError, Turn
+from utils.conversation import Conversation, ConversationError
 from utils.data.bad_records import RecordPlace, SourceRecord
-from utils.data.mixing.dataset import DatasetRecords
-from utils.data.mixing.index import DatasetIndex
-from utils.data.mixing.selection import RecordCounts
-from utils.data.spec import LeftOut
+from utils.data.spec import Grouping, LeftOut
 
-
-@dataclass(frozen=True, eq=False)
-class Grouping:
-    """Group g holds `members[borders[g]:borders[g + 1]]`."""
-
-    members: np.ndarray  # [n] int64, every index once
-    borders: np.ndarray  # [groups + 1] int64, increasing, from 0 to n
-
-    def __len__(self) -> int:
-        return len(self.borders) - 1
-
-    def __getitem__(self, group: int) -> np.ndarray:
-        return self.members[self.borders[group] : self.borders[group + 1]]
+if TYPE_CHECKING:
+    from utils.data.mixing.dataset import DatasetRecords
+    from utils.data.mixing.index import DatasetIndex
+    from utils.data.mixing.selection import RecordCounts
 
 
 def group(
@@ -92,28 +83,6 @@ def visit(members: np.ndarray, count: int, epoch: int, seed: Sequence[int]) -> n
     passes = [np.random.default_rng([*seed, each]).permutation(members) for each in range(first, last)]
     offset = first * len(members)
     return np.concatenate(passes)[start - offset : stop - offset]
-
-
-def join(conversations: Sequence[Conversation]) -> Conversation:
-    """One conversation of the turns of all, in order; the system text must be the same.
-
-    Where a question speaks of its images by numbers that were written for it, they count on.
-    """
-    first, *others = conversations
-    if not others:
-        return first
-    if any(other.system != first.system for other in others):
-        raise first.error("it cannot be joined with conversations of another system text")
-    turns: list[Turn] = []
-    images = 0
-    for conversation in conversations:
-        turns += [turn.behind(images) for turn in conversation.turns]
-        images += len(conversation.images)
-    return Conversation(
-        turns=tuple(turns),
-        source=" + ".join(conversation.source for conversation in conversations),
-        system=first.system,
-    )
 
 
 @dataclass(frozen=True, eq=False)

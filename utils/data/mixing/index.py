@@ -111,6 +111,7 @@ def _code(spec: DatasetSpec) -> list[Path]:
     data = Path(__file__).parents[1]
     deciding = ("spec.py", "registry.py", "mixing/dataset.py", "mixing/index.py", "../conversation.py")
     adapter = spec.adapter.func if isinstance(spec.adapter, partial) else spec.adapter
+    adapter = adapter if inspect.isroutine(adapter) else type(adapter)  # an object that can be called
     files = [*sorted((data / "adapters").glob("*.py")), *(data / name for name in deciding)]
     return [*files, Path(inspect.getfile(adapter))]  # of a plugin, perhaps
 

@@ -3,20 +3,17 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from utils.conversation import Conversation
+from utils.conversation import Conversation, join
 from utils.data.bad_records import BadRecords, RecordPlace, SourceRecord
 from utils.data.mixing.dataset import DatasetRecords
-from utils.data.mixing.epoch_plan import DatasetShare, Grouping, MixtureIndex, join
+from utils.data.mixing.epoch_plan import DatasetShare, MixtureIndex
 from utils.data.mixing.index import index_dataset
 from utils.data.mixing.selection import RecordCounts, select
 from utils.data.registry import find_specs, require_files
-from utils.data.spec import DataError
-
-_Value = TypeVar("_Value", int, float, str)
+from utils.data.spec import DataError, Grouping, one_for_each
 
 
 class Mixture(Sequence[Conversation]):
@@ -204,18 +201,6 @@ def split_dataset(dataset: Mixture, train_ratio: float = 0.9, seed: int = 1234) 
     evaluation part every record comes once.
     """
     return dataset.split(train_ratio, seed)
-
-
-def one_for_each(values: _Value | Sequence[_Value], names: Sequence[str], option: str) -> list[_Value]:
-    """One value for each name: a single one serves all. Raises `DataError` where the numbers differ."""
-    listed = [values] if isinstance(values, str | int | float) else list(values)
-    if len(listed) == 1:
-        listed *= len(names)
-    if len(listed) != len(names):
-        raise DataError(
-            f"{option} has {len(listed)} values for {len(names)} datasets; give one, or one for each"
-        )
-    return listed
 
 
 def _of_all(values: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> np.ndarray:

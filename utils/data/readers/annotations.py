@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,14 @@ import pyarrow as pa
 from utils.data.progress import byte_bar
 from utils.data.readers.arrow_file import ArrowRows, RowWriter
 from utils.data.readers.conversion_cache import Source, cached, in_units
-from utils.data.readers.file_signatures import FETCH, REWRITE, is_packed
-from utils.data.readers.image_archive import ImageArchive, open_image_archive
-from utils.data.readers.parquet import ParquetSource, is_parquet, parquet_files
+from utils.data.readers.file_signatures import is_packed, is_parquet, parquet_files
 from utils.data.readers.record_texts import RecordText, read_json, read_json_lines, read_own
 from utils.data.spec import DataError
 from utils.distributed import get_logger
 
-__all__ = ["ImageArchive", "Records", "Unusable", "open_image_archive", "open_records"]
-
 logger = get_logger(__name__)
 
-_FILE = "records.arrow"
+RECORDS = "records.arrow"
 _UNPACKED = 8  # times the bytes of a .gz, roughly
 _PUBLISHED = "it is not the published file, fetch it again; or its records are under a key of their own"
 _OWN = (
@@ -37,6 +35,27 @@ _OWN = (
     " (docs/own-data.md)"
 )
 _SCHEMA = pa.schema({"record": pa.large_string(), "problem": pa.large_string()})
+
+PARQUET, ARCHIVE = "parquet", "image archive"
+_OF_ARCHIVES = ("parquet", "image_archive")  # the modules beside this one that register readers
+_READERS: dict[str, Callable[..., Any]] = {}
+
+
+def register_reader(kind: str, open_file: Callable[..., Any]) -> None:
+    """Let files of a kind be read: `PARQUET` opens (path, whether it is the user's own) as `Records`, `ARCHIVE` opens
+    (path) as a mapping of encoded images by their ids.
+    """
+    _READERS[kind] = open_file
+
+
+def reader(kind: str, path: Path) -> Callable[..., Any]:
+    """What opens files of a kind; `DataError` that names the path where nothing does."""
+    for name in _OF_ARCHIVES:
+        if find_spec(f"{__package__}.{name}"):
+            import_module(f"{__package__}.{name}")
+    if kind not in _READERS:
+        raise DataError(f"{path}: there is no reader for files of the kind {kind} in this copy of the code")
+    return _READERS[kind]
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,10 @@ class Unusable:
     reason: str
 
 
+def _as_it_is(row: Any) -> Any:
+    return row
+
+
 class Records(Sequence[dict[str, Any]]):
     """The records of one annotation file, each read when it is asked for.
 
@@ -53,8 +76,9 @@ class Records(Sequence[dict[str, Any]]):
     `Unusable`. So the place of every record stays the same, and one bad record costs the others nothing.
     """
 
-    def __init__(self, rows: Sequence[Any]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Sequence[Any], read: Callable[[Any], Any] = _as_it_is) -> None:
+        """`read` makes a record of a row."""
+        self._rows, self._read = rows, read
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -67,27 +91,20 @@ class Records(Sequence[dict[str, Any]]):
     def __iter__(self) -> Iterator[Any]:
         return map(self._read, self._rows)
 
-    def _read(self, row: Any) -> Any:
-        return row
+
+def _parsed(row: dict[str, Any]) -> Any:
+    """A record that is kept as JSON text."""
+    if row["problem"] is not None:
+        return Unusable(row["problem"])
+    try:
+        return json.loads(row["record"])
+    except RecursionError:
+        return Unusable("its lists and objects are nested too deeply")
 
 
-class _TextRecords(Records):
-    """Records kept as JSON texts."""
-
-    def _read(self, row: dict[str, Any]) -> Any:
-        if row["problem"] is not None:
-            return Unusable(row["problem"])
-        try:
-            return json.loads(row["record"])
-        except RecursionError:
-            return Unusable("its lists and objects are nested too deeply")
-
-
-class _TableRecords(Records):
-    """Records of a dataset that `datasets` has saved; its pictures are left encoded."""
-
-    def _read(self, row: pa.Table) -> dict[str, Any]:
-        return row.to_pylist()[0]
+def _of_table(row: pa.Table) -> dict[str, Any]:
+    """A record of a dataset that `datasets` has saved; its pictures are left encoded."""
+    return row.to_pylist()[0]
 
 
 def open_records(path: Path, key: str | None = None, is_own: bool = False) -> Records:
@@ -108,10 +125,9 @@ def open_records(path: Path, key: str | None = None, is_own: bool = False) -> Re
         raise DataError(f"{path}: there is no such file; check its name, or fetch it")
     shards = parquet_files(path) if path.is_dir() else [path]
     if not shards:
-        return _TableRecords(_open_saved(path))
+        return Records(_open_saved(path), _of_table)
     if is_parquet(shards[0]):
-        remedy = REWRITE if is_own else FETCH
-        return Records(ArrowRows(_convert_parquet(path, [ParquetSource(shard, remedy) for shard in shards])))
+        return reader(PARQUET, path)(path, is_own)
     if is_own:
         read, variant, expected = read_own, "own", _OWN
     elif path.suffix == ".jsonl":
@@ -120,7 +136,8 @@ def open_records(path: Path, key: str | None = None, is_own: bool = False) -> Re
         read, variant, expected = partial(read_json, key=key), f"json {key}", _PUBLISHED
     share = _UNPACKED if is_packed(path) else 1.1
     write = partial(_write_texts, path, read, expected)
-    return _TextRecords(ArrowRows(cached(Source(path, (path,), variant), "records", write, share) / _FILE))
+    entry = cached(Source(path, (path,), variant), "records", write, share)
+    return Records(ArrowRows(entry / RECORDS), _parsed)
 
 
 def _write_texts(
@@ -131,7 +148,7 @@ def _write_texts(
 ) -> None:
     count = objects = 0
     size = path.stat().st_size * (_UNPACKED if is_packed(path) else 1)
-    with byte_bar(path.name, size) as advance, RowWriter(folder / _FILE, _SCHEMA) as writer:
+    with byte_bar(path.name, size) as advance, RowWriter(folder / RECORDS, _SCHEMA) as writer:
         for record in read(path, advance):
             writer.add({"record": record.text, "problem": record.problem}, len(record.text or ""))
             count += 1
@@ -141,25 +158,6 @@ def _write_texts(
                 f"{path} holds {count:,} values, none of them a record (a JSON object): {expected}"
             )
     logger.info("%s: %s records, %s", path, f"{count:,}", in_units(path.stat().st_size))
-
-
-def _convert_parquet(path: Path, shards: Sequence[ParquetSource]) -> Path:
-    schema, size = shards[0].schema, sum(shard.size for shard in shards)
-    for shard in shards:
-        if not shard.schema.equals(schema):
-            raise DataError(
-                f"{shard.path} has the columns {', '.join(shard.schema.names)}, others than {shards[0].path}"
-                f" ({', '.join(schema.names)}), or of other types: name one of the files alone"
-            )
-
-    def write(folder: Path) -> None:
-        with byte_bar(path.name, size) as advance, RowWriter(folder / _FILE, schema) as writer:
-            for batch in (batch for shard in shards for batch in shard.batches()):
-                writer.write_batch(pa.Table.from_batches([batch]))
-                advance(batch.nbytes)
-
-    source = Source(path, tuple(shard.path for shard in shards))
-    return cached(source, "records", write, share=size / source.size) / _FILE
 
 
 def _open_saved(path: Path) -> datasets.Dataset:

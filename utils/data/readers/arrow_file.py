@@ -8,11 +8,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-from datasets.arrow_writer import ArrowWriter
 
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 4096
@@ -25,22 +23,19 @@ class RowWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema
-        self._writer = ArrowWriter(path=str(path), schema=schema)
-        self._clear()
+        self._stream = pa.ipc.new_stream(str(path), schema)
+        self._rows: list[Mapping[str, Any]] = []
+        self._cost = 0
 
     def __enter__(self) -> "RowWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush()
-            # It infers no schema of its own for a file without rows.
-            self.write_batch(pa.Table.from_pylist([], schema=self._schema))
-            self._writer.finalize()
-        else:
-            self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._stream.close()
 
     def add(self, row: Mapping[str, Any], cost: int) -> None:
         """Write a row, in time."""
@@ -49,18 +44,13 @@ class RowWriter:
         if self._cost > _BATCH_BYTES or len(self._rows) >= _BATCH_ROWS:
             self._flush()
 
-    def write_batch(self, table: pa.Table) -> None:
+    def write_batch(self, batch: pa.RecordBatch) -> None:
         """Write rows that are Arrow already."""
-        self._writer.write_table(table, writer_batch_size=max(len(table), 1))
+        self._stream.write_batch(batch)
 
     def _flush(self) -> None:
-        if self._rows:
-            self.write_batch(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._clear()
-
-    def _clear(self) -> None:
-        self._rows: list[Mapping[str, Any]] = []
-        self._cost = 0
+        self.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._cost = [], 0
 
 
 class ArrowRows(Sequence[dict[str, Any]]):

@@ -34,6 +34,16 @@ _KINDS = {
 }
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a file is parquet by its name."""
+    return path.suffix.lower() == ".parquet"
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if is_parquet(path))
+
+
 def is_packed(path: Path) -> bool:
     """Whether a file is gzip by its name."""
     return path.suffix.lower() == ".gz"

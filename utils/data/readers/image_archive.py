@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from utils.conversation import ImageError
 from utils.data.progress import byte_bar
+from utils.data.readers.annotations import ARCHIVE, register_reader
 from utils.data.readers.arrow_file import ArrowRows, RowWriter
 from utils.data.readers.conversion_cache import Source, cached, in_units
 from utils.data.readers.json_stream import JsonStream
@@ -111,13 +112,6 @@ def _checksum(name: str) -> int:
     return zlib.crc32(name.encode(errors="surrogatepass"))
 
 
-class PictureSource(Protocol):
-    """Where the pictures of a store's rows are."""
-
-    def picture(self, row: int) -> bytes:
-        """The encoded picture; raises `ValueError` where it cannot be had."""
-
-
 class ImageArchive(Mapping[str, bytes]):
     """Encoded pictures by their ids. Looking an id up and fetching a picture read no more than that.
 
@@ -126,13 +120,17 @@ class ImageArchive(Mapping[str, bytes]):
     `ImageError` for one whose entry is no picture; `notes` names such ids.
     """
 
-    def __init__(self, path: Path, folder: Path, open_pictures: Callable[[ArrowRows], PictureSource]) -> None:
-        """Use `open_image_archive`. `folder` is the cache's entry for the file `path`."""
+    def __init__(
+        self, path: Path, folder: Path, open_pictures: Callable[[ArrowRows], Callable[[int], bytes]]
+    ) -> None:
+        """Use `open_image_archive`. `folder` is the cache's entry for the file `path`; the other gives what reads the
+        encoded picture of a row, and raises `ValueError` where there is none.
+        """
         self.path = path
         self._opening = (path, folder, open_pictures)
         self._rows = ArrowRows(folder / _ROWS)
         self._index = IdIndex.open(folder / _INDEX, partial(self._rows.cell, column="id"))
-        self._pictures = open_pictures(self._rows)
+        self._picture = open_pictures(self._rows)
         self.notes: tuple[str, ...] = tuple(json.loads((folder / _NOTES).read_text()))
 
     def __reduce__(self) -> tuple[type["ImageArchive"], tuple[Any, ...]]:
@@ -152,7 +150,7 @@ class ImageArchive(Mapping[str, bytes]):
         if row is None:
             raise KeyError(name)
         try:
-            return self._pictures.picture(row)
+            return self._picture(row)
         except ValueError as error:
             raise ImageError(f"{self.path}#{name}: {error}") from error
 
@@ -175,32 +173,32 @@ def open_image_archive(path: Path) -> ImageArchive:
         folder = cached(
             Source(path, (path,)), "pictures", partial(_convert, _json_entries(path), path), share=0.8
         )
-        return ImageArchive(path, folder, _ArrowPictures)
+        return ImageArchive(path, folder, _open_stored)
     tables = [PictureTable(shard) for shard in shards]
-    if max(table.largest_row_group for table in tables) <= _DIRECT_AT_MOST:
+    groups = [group for table in tables for group in table.parquet.row_groups]
+    if max((group.total_byte_size for group in groups), default=0) <= _DIRECT_AT_MOST:
         source = Source(path, tuple(shards), "ids")
         folder = cached(source, "pictures", partial(_index_ids, tables, path), share=0.1)
         return ImageArchive(path, folder, partial(_open_tables, tuple(shards)))
     source = Source(path, tuple(shards))
     folder = cached(source, "pictures", partial(_convert, table_entries(tables), path))
-    return ImageArchive(path, folder, _ArrowPictures)
+    return ImageArchive(path, folder, _open_stored)
 
 
-class _ArrowPictures:
-    """Pictures in the rows of the cache's own file."""
-
-    def __init__(self, rows: ArrowRows) -> None:
-        self._rows = rows
-
-    def picture(self, row: int) -> bytes:
-        problem = self._rows.cell(row, "problem")
-        if problem is not None:
-            raise ValueError(problem)
-        return self._rows.cell(row, "picture")
+def _open_stored(rows: ArrowRows) -> Callable[[int], bytes]:
+    return partial(_stored_picture, rows)
 
 
-def _open_tables(shards: tuple[Path, ...], rows: ArrowRows) -> TablePictures:
-    return TablePictures([PictureTable(shard) for shard in shards])
+def _stored_picture(rows: ArrowRows, row: int) -> bytes:
+    """A picture in a row of the cache's own file."""
+    problem = rows.cell(row, "problem")
+    if problem is not None:
+        raise ValueError(problem)
+    return rows.cell(row, "picture")
+
+
+def _open_tables(shards: tuple[Path, ...], rows: ArrowRows) -> Callable[[int], bytes]:
+    return TablePictures([PictureTable(shard) for shard in shards]).picture
 
 
 def _json_entries(path: Path) -> Iterable[tuple[str, Any]]:
@@ -251,3 +249,6 @@ def _finish(folder: Path, path: Path, ids: IdIndexWriter, problems: list[str]) -
         if found:
             logger.warning("%s: %s ids %s: %s", path, f"{len(found):,}", kind, "; ".join(found[:3]))
     (folder / _NOTES).write_text(json.dumps(notes[:_NOTED_AT_MOST]))
+
+
+register_reader(ARCHIVE, open_image_archive)

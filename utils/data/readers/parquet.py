@@ -1,4 +1,4 @@
-"""Parquet files, a few rows at a time; those of images by their ids, as MIMIC-IT's later releases have them."""
+"""Parquet files, a few rows at a time: of records, and of images by their ids, as MIMIC-IT's later releases are."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -10,7 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.data.progress import byte_bar
-from utils.data.readers.file_signatures import FETCH
+from utils.data.readers.annotations import PARQUET, RECORDS, Records, register_reader
+from utils.data.readers.arrow_file import ArrowRows, RowWriter
+from utils.data.readers.conversion_cache import Source, cached
+from utils.data.readers.file_signatures import FETCH, REWRITE, parquet_files
 from utils.data.spec import DataError
 from utils.image_bytes import image_bytes
 
@@ -20,16 +23,6 @@ _UNPACKED_GROUPS = 4  # row groups that a process keeps
 # A data frame's index, which some releases use for the ids, has a name of the library's choice.
 _ID_COLUMNS = ("id", "image_id", "__index_level_0__", "__null_dask_index__", "index")
 _PICTURE_COLUMNS = ("base64", "image")
-
-
-def is_parquet(path: Path) -> bool:
-    """Whether a file is parquet by its name."""
-    return path.suffix.lower() == ".parquet"
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """The parquet files in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if is_parquet(path))
 
 
 class ParquetSource:
@@ -46,19 +39,15 @@ class ParquetSource:
         self.schema = self._file.schema_arrow
 
     @property
+    def row_groups(self) -> list[pq.RowGroupMetaData]:
+        """What is known of each: `num_rows`, and `total_byte_size`, unpacked."""
+        metadata = self._file.metadata
+        return [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+
+    @property
     def size(self) -> int:
         """Bytes of all columns, unpacked."""
-        return sum(self.row_group_bytes())
-
-    def row_group_bytes(self) -> list[int]:
-        """Bytes of each row group, unpacked."""
-        metadata = self._file.metadata
-        return [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
-
-    def row_group_rows(self) -> list[int]:
-        """Rows of each row group."""
-        metadata = self._file.metadata
-        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        return sum(group.total_byte_size for group in self.row_groups)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order."""
@@ -95,11 +84,6 @@ class PictureTable:
                 f" one of pictures ({', '.join(_PICTURE_COLUMNS)}) are needed: rename them, or fetch it again"
             )
 
-    @property
-    def largest_row_group(self) -> int:
-        """Bytes, unpacked."""
-        return max(self.parquet.row_group_bytes(), default=0)
-
     def ids(self) -> Iterator[str]:
         """The ids of all rows, in order."""
         for batch in self.parquet.batches([self.id_column]):
@@ -125,13 +109,9 @@ class TablePictures:
     """
 
     def __init__(self, tables: Sequence[PictureTable]) -> None:
-        rows = [
-            (table, group, count)
-            for table in tables
-            for group, count in enumerate(table.parquet.row_group_rows())
-        ]
-        self._groups = [(table, group) for table, group, _ in rows]
-        self._first = np.cumsum([0, *(count for _, _, count in rows)])
+        groups = [(table, *each) for table in tables for each in enumerate(table.parquet.row_groups)]
+        self._groups = [(table, number) for table, number, _ in groups]
+        self._first = np.cumsum([0, *(group.num_rows for _, _, group in groups)])
         self._unpacked = lru_cache(_UNPACKED_GROUPS)(self._unpack)
 
     def picture(self, row: int) -> bytes:
@@ -142,3 +122,28 @@ class TablePictures:
     def _unpack(self, number: int) -> pa.ChunkedArray:
         table, group = self._groups[number]
         return table.parquet.row_group(group, table.picture_column)
+
+
+def open_parquet(path: Path, is_own: bool) -> Records:
+    """The records of a parquet file, or of all those in a folder."""
+    remedy = REWRITE if is_own else FETCH
+    shards = [ParquetSource(shard, remedy) for shard in (parquet_files(path) if path.is_dir() else [path])]
+    schema, size = shards[0].schema, sum(shard.size for shard in shards)
+    for shard in shards:
+        if not shard.schema.equals(schema):
+            raise DataError(
+                f"{shard.path} has the columns {', '.join(shard.schema.names)}, others than {shards[0].path}"
+                f" ({', '.join(schema.names)}), or of other types: name one of the files alone"
+            )
+
+    def write(folder: Path) -> None:
+        with byte_bar(path.name, size) as advance, RowWriter(folder / RECORDS, schema) as writer:
+            for batch in (batch for shard in shards for batch in shard.batches()):
+                writer.write_batch(batch)
+                advance(batch.nbytes)
+
+    source = Source(path, tuple(shard.path for shard in shards))
+    return Records(ArrowRows(cached(source, "records", write, share=size / source.size) / RECORDS))
+
+
+register_reader(PARQUET, open_parquet)

@@ -107,20 +107,13 @@ def read_own(path: Path, advance: Callable[[int], object]) -> Iterator[RecordTex
 def _shape_of_object(stream: JsonStream) -> tuple[str | None, bool]:
     """Of an object, under which key its records are, if they are under one, and whether it is a record itself."""
     keys: list[str] = []
-    is_by_id = False
     for name in stream.members():
         opening = stream.peek()
         if name in _MESSAGES:
             return None, True
-        if opening == "[":
-            holds_records = False
-            for place, _ in enumerate(stream.items()):
-                value = stream.value().value
-                holds_records = holds_records or (place == 0 and _is_record(value))
-            keys += [name] * holds_records
-        elif opening == "{":
-            holds_records = False
-            for place, inner in enumerate(stream.members()):
+        if opening in ("[", "{"):
+            holds_records = is_by_id = False
+            for place, inner in enumerate(stream.items() if opening == "[" else stream.members()):
                 is_by_id = is_by_id or inner in _MESSAGES
                 value = stream.value().value
                 holds_records = holds_records or (place == 0 and _is_record(value))

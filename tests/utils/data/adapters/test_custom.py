@@ -9,10 +9,9 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.conversation import Conversation, ConversationError, Image, Turn, join
 from utils.data.adapters.cleaning import UNANSWERED
 from utils.data.adapters.custom import GREETING, JOINED, custom
-from utils.data.mixing.epoch_plan import join
 from utils.data.spec import RawRecord
 
 Raw = Callable[..., RawRecord]

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.conversation import Conversation, ConversationError, Image, Turn
-from utils.data.mixing.epoch_plan import Grouping, group, join, refill, visit
+from utils.conversation import Conversation, ConversationError, Image, Turn, join
+from utils.data.mixing.epoch_plan import group, refill, visit
+from utils.data.spec import Grouping
 
 sizes = st.sampled_from([0, 1, 2]) | st.integers(3, 400)
 seeds = st.integers(0, 2**32)

@@ -17,8 +17,9 @@ from filelock import FileLock
 
 from utils.data.readers import annotations
 from utils.data.readers import conversion_cache as cache_module
-from utils.data.readers.annotations import open_image_archive, open_records
+from utils.data.readers.annotations import open_records
 from utils.data.readers.conversion_cache import Source, cached, in_units, use_cache_folder
+from utils.data.readers.image_archive import open_image_archive
 from utils.data.spec import DataError
 
 ROOT = Path(__file__).parents[4]
@@ -150,7 +151,8 @@ CONVERT = """
 import logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-from utils.data.readers.annotations import open_image_archive, open_records
+from utils.data.readers.annotations import open_records
+from utils.data.readers.image_archive import open_image_archive
 opened = {"json": open_image_archive, "list": open_records}[sys.argv[2]](Path(sys.argv[1]))
 print("length", len(opened))
 """
