@@ -36,7 +36,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_450,
-    "tests: lines": 29_250,
+    "tests: lines": 29_265,
     "core: lines": 18_090,
     "core: files": 127,
     "core: imports of wings": 2,

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
+from training.arguments.sharding import ZeroArguments
 from training.ds_configs import zero_config
 from training.ds_configs.user_config import mismatches_named, read_user_config, unknown_keys
 from utils.commands import UsageError
@@ -54,6 +55,35 @@ def test_the_values_of_known_keys_may_be_auto_and_parameters_of_the_optimizer_ar
     config["scheduler"] = {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}}
     config |= {"wall_clock_breakdown": "auto", "train_batch_size": 128}
     assert unknown_keys(config) == {}
+
+
+def test_a_file_decides_the_stage(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    flags = ZeroArguments(deepspeed_config=str(path))
+    assert flags.deepspeed_settings(None)["zero_optimization"] == {"stage": 2}
+    assert flags.zero_stage == 2
+    assert ZeroArguments().deepspeed_settings(str(path))["zero_optimization"] == {"stage": 2}
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": None}}))
+    assert ZeroArguments().deepspeed_settings(str(path))["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize(
+    "stage, moved, flags, says",
+    [
+        (3, {"offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}, {}, "cannot be resumed"),
+        (2, {}, {"zero_stage": 3}, "contradicts --deepspeed_config"),
+        (2, {}, {"offload_param": "cpu"}, "set it in the file"),
+        (None, {}, {}, "no such file"),
+    ],
+)
+def test_flags_that_contradict_a_file_get_one_line(tmp_path, stage, moved, flags, says):
+    path = tmp_path / "own.json"
+    if stage is not None:
+        path.write_text(json.dumps({"zero_optimization": {"stage": stage, **moved}}))
+    with pytest.raises(UsageError) as error:
+        ZeroArguments(deepspeed_config=str(path), **flags).deepspeed_settings(None)
+    assert says in str(error.value)
 
 
 def test_a_file_is_read_as_it_is(tmp_path):
