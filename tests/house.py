@@ -15,7 +15,7 @@ LIBRARY = ("utils", "training", "chat", "eval", "helper")
 
 WINGS = {  # the folders and files (without ending) of each
     "kernels": "utils/model/mmca_fused utils/model/mmca_flex utils/model/mmca_kernels utils/model/compiled_library",
-    "encoders": "utils/model/open_clip_files utils/model/open_clip_vision utils/model/qwen_vit",
+    "encoders": "utils/model/open_clip_vision utils/model/qwen_vit",
     "image_kv": "chat/image_kv",
     "archives": "utils/data/readers/image_archive utils/data/readers/parquet",
     "user_config": "training/ds_configs/user_config",

@@ -35,7 +35,7 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_450,
+    "library: lines": 32_445,
     "tests: lines": 29_265,
     "core: lines": 18_090,
     "core: files": 127,

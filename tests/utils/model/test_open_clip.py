@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
 from utils.model.building import load_image_processor
-from utils.model.open_clip_files import find_open_clip
-from utils.model.open_clip_vision import OpenClipVisionModel, describe
+from utils.model.open_clip_vision import OpenClipVisionModel, describe, find_open_clip
 from utils.model.pretrained_encoders import load_vision_tower, vision_config_of
 from utils.model.vision import encode_images
 
