@@ -26,7 +26,7 @@ import torch
 STARTED = time.monotonic()
 TESTS = Path(__file__).resolve().parent
 LENGTHS = ("long", "slow")
-PROCESSES = re.compile(r"\b(subprocess|multiprocessing|os\.fork)\b")
+PROCESSES = re.compile(r"\b(subprocess|multiprocessing|os\.fork|run_ranks)\b")
 
 EXPECTED_SKIPS = {
     "there is no GPU here": "*",
@@ -59,7 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark quick tests as unit or integration; these first, long ones last: what fails quickly is told early."""
+    """Mark quick tests as unit or integration; these first, long ones last: what fails quickly is told early.
+
+    A file or a test that takes long for a unit, as it goes through many whole models, marks itself as integration.
+    """
     for item in items:
         if not any(map(item.get_closest_marker, (*LENGTHS, "gpu", "integration"))):
             item.add_marker("integration" if starts_processes(item) else "unit")

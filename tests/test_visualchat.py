@@ -146,11 +146,7 @@ def test_changes_come_over_the_recipe_and_the_recipe_over_its_base(tmp_path: Pat
         ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-05}'],
         ["--plugin", "plugin_of_a_recipe"],
         [
-            "--gradient_accumulation_steps",
-            "4",
-            "--report_to",
-            "tensorboard",
-            "--run_name",
+            *["--gradient_accumulation_steps", "4", "--report_to", "tensorboard", "--run_name"],
             "null and: [void]",
         ],
         [

@@ -13,6 +13,8 @@ from benchmarks.turns import take_turns
 from benchmarks.two_softmaxes import dense
 from utils.model.mmca import attend
 
+pytestmark = pytest.mark.integration
+
 LAYOUTS = (
     Rows("one", ((between(30, 2, 5),),)),
     Rows("packed", ((between(20, 1, 5), between(9, 2, 4), ((6, False),)),)),

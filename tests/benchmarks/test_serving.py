@@ -8,6 +8,8 @@ import torch
 
 from benchmarks import chat, evaluation, generate
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(autouse=True)
 def threads_as_before() -> Iterator[None]:

@@ -6,19 +6,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import sentencepiece
 import torch
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from chat.generation.text_stream import TextStream
+from tests.tiny import write_clip, write_llama, write_tokenizer
 from utils.conversation import Conversation
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor, build_visual_chat
 from utils.model.checkpoint import save_full
@@ -28,7 +20,6 @@ SENTENCES = [
     "### Image 1: ### Question: What colour is the circle? ### Answer: red",
     "### Image 2: ### Question: How many squares are there in both pictures? ### Answer: three",
 ] * 5
-SIDE = 16  # pixels
 
 
 def decoded_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -56,41 +47,10 @@ def generated_answer(model, processor, conversation: Conversation, max_new_token
 def base_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a random LLaMA (2 layers, width 32) and a random CLIP encoder (5 tokens an image)."""
     llama, clip = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("clip")
-    (llama / "text.txt").write_text("\n".join(SENTENCES))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(llama / "text.txt"),
-        model_prefix=str(llama / "tokenizer"),
-        vocab_size=320,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    tokenizer = LlamaTokenizer.from_pretrained(llama)
-    tokenizer.save_pretrained(llama)
-    torch.manual_seed(0)
-    decoder = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.5,  # far from ties between tokens
-    )
-    LlamaForCausalLM(decoder).save_pretrained(llama)
-    encoder = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=SIDE // 2,
-    )
-    CLIPVisionModel(encoder).save_pretrained(clip)
-    square = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square).save_pretrained(clip)
+    tokenizer = write_tokenizer(llama, SENTENCES, vocab_size=320)
+    # The range of weights is far from ties between tokens.
+    write_llama(llama, tokenizer, max_position_embeddings=2048, initializer_range=0.5)
+    write_clip(clip, seed=None)
     return llama, clip
 
 

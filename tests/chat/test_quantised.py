@@ -6,11 +6,11 @@ from pathlib import Path
 
 import bitsandbytes
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from chat import chat
 from chat.arguments import load_named_checkpoint
+from tests.tiny import write_llama
 from utils.model import build_visual_chat
 from utils.model.checkpoint import save_full
 
@@ -20,17 +20,8 @@ def wide_checkpoint(base_models, tmp_path_factory) -> Path:
     """Wide enough for bitsandbytes on the CPU, which takes 64 weights of a row together."""
     llama, folder = tmp_path_factory.mktemp("wide"), tmp_path_factory.mktemp("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base_models[0])
-    tokenizer.save_pretrained(llama)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-    )
-    LlamaForCausalLM(config).save_pretrained(llama)
+    sizes = dict(hidden_size=128, intermediate_size=256, num_key_value_heads=4, initializer_range=0.02)
+    write_llama(llama, tokenizer, max_position_embeddings=2048, **sizes)
     save_full(*build_visual_chat(str(llama), str(base_models[1])), folder)
     return folder
 
@@ -47,16 +38,8 @@ def test_a_decoder_of_few_bits_answers(wide_checkpoint, pictures, monkeypatch, c
     assert not isinstance(model.lm_head, kind)
     for part in (model.model.vision_tower, model.model.multi_modal_projector):
         assert not any(isinstance(module, kind) for module in part.modules())
-    asked = [
-        "--image",
-        str(pictures[0]),
-        "--prompt",
-        "What?",
-        "Why?",
-        "--json",
-        "--generation_length_per_round",
-        "4",
-    ]
+    asked = ["--image", str(pictures[0]), "--prompt", "What?", "Why?", "--json"]
+    asked += ["--generation_length_per_round", "4"]
     monkeypatch.setattr("sys.stdin", StringIO())
     assert chat.main([*flags, *asked]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

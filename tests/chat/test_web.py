@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from chat.loaded_images import open_image
 from chat.page.layout import EXAMPLES, GENERAL_EXAMPLES, examples_of
 from chat.saved_dialogues import save_dialogue
+from tests.ranks import free_port
 from utils.conversation import Turn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +55,7 @@ end_process(main())
 @contextmanager
 def running(checkpoint: Path, folder: Path, slow: bool = False, **environment: str) -> Iterator[str]:
     """The address of a page that runs meanwhile, as people start it; ended, it leaves no file in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, *(("-c", SLOW) if slow else ("-m", "chat.web"))]
     command += ["--checkpoint_path", str(checkpoint), "--device_map", "cpu"]
     command += ["--port", str(port), "--generation_length_per_round", "8"]

@@ -1,16 +1,14 @@
 """Batches of dialogues against the chat, which knows no batches; and the one renderer under both."""
 
-from functools import wraps
-
-import numpy as np
 import pytest
-import torch
 
 from chat.generation.sampling import Sampling
 from chat.session import ChatSession
 from eval.dialogues import EvalDataError, EvalDialogue, EvalTurn, load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings
 from utils.conversation import Conversation, Image, Turn
+
+pytestmark = pytest.mark.integration
 
 
 def run(model_and_processor, dialogues, keep_images=True, **settings) -> list[list[str | None]]:
@@ -31,54 +29,6 @@ def test_batched_answers_equal_single_answers_and_the_chat(build, mixed_set, kin
         for turn, answer in zip(dialogue.turns, answers, strict=True):
             assert "".join(session.ask(turn.question, turn.images)) == answer
     assert len({answer for answers in together for answer in answers}) > 3
-
-
-def test_training_chat_and_evaluation_see_the_same_ids_images_and_numbers(
-    model_and_processor, mixed_set, monkeypatch
-):
-    """Two images, a round without, a third image: ids, kinds and pixels of all three uses."""
-    model, processor = model_and_processor
-    several = load_dialogues(mixed_set)[2]
-    turns = [several.turns[0], load_dialogues(mixed_set)[0].turns[1], several.turns[1]]
-    dialogue = type(several)("three images", tuple(turns))
-    seen: list[dict] = []
-    forward = type(model).forward
-
-    @wraps(forward)  # transformers reads the signature
-    def spy(self, **inputs):
-        seen.append(inputs)
-        return forward(self, **inputs)
-
-    monkeypatch.setattr(type(model), "forward", spy)
-
-    (answers,) = run(model_and_processor, [dialogue], keep_images=False)
-    prompts_of_evaluation = [inputs for inputs in seen if inputs["input_ids"].shape[1] > 1]
-    seen.clear()
-    session = ChatSession(model, processor, max_new_tokens=8, keep_images=False)
-    for turn in turns:
-        list(session.ask(turn.question, turn.images))
-    prompts_of_chat = [inputs for inputs in seen if inputs["input_ids"].shape[1] > 1]
-
-    training = Conversation(
-        tuple(Turn(turn.question, answer, turn.images) for turn, answer in zip(turns, answers, strict=True))
-    )
-    for number, evaluated in enumerate(prompts_of_evaluation):
-        prompt = processor.encode(training.until_answer(number))
-        lesson = processor.encode(training)
-        length = len(prompt.input_ids)
-        assert np.array_equal(lesson.input_ids[:length], prompt.input_ids)
-        assert torch.equal(lesson.pixel_values[: len(prompt.pixel_values)], prompt.pixel_values)
-        for used in (evaluated, prompts_of_chat[number]):  # both read what is new in the dialogue
-            new = used["input_ids"].shape[1]
-            assert np.array_equal(used["input_ids"][0], prompt.input_ids[-new:])
-            assert np.array_equal(used["mm_token_type_ids"][0], prompt.mm_token_type_ids)
-    assert len(prompts_of_evaluation) == len(prompts_of_chat) == 3
-    for used in (prompts_of_evaluation, prompts_of_chat):
-        pixels = [inputs.get("pixel_values") for inputs in used]
-        assert pixels[1] is None
-        assert torch.equal(torch.cat([pixels[0], pixels[2]]), processor.encode(training).pixel_values)
-    text = processor.tokenizer.decode(processor.encode(training).input_ids)
-    assert [text.count(f"### Image {number}: ") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("attention, keep_images", [("mmca", True), ("mmca", False), ("causal", True)])

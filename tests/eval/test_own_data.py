@@ -44,17 +44,6 @@ def write_json(file: Path, records: list[dict]) -> Path:
     return file.with_suffix(".json")
 
 
-def write_by_id(file: Path, records: list[dict]) -> Path:
-    content = {each["id"]: {key: each[key] for key in each if key != "id"} for each in records}
-    file.with_suffix(".json").write_text(json.dumps(content))
-    return file.with_suffix(".json")
-
-
-def write_under_a_key(file: Path, records: list[dict]) -> Path:
-    file.with_suffix(".json").write_text(json.dumps({"data": records}))
-    return file.with_suffix(".json")
-
-
 def write_lines(file: Path, records: list[dict]) -> Path:
     file.with_suffix(".jsonl").write_text("\n".join(map(json.dumps, records)))
     return file.with_suffix(".jsonl")
@@ -70,13 +59,12 @@ def write_saved(file: Path, records: list[dict]) -> Path:
     return file
 
 
-TEXT_FILES = (write_json, write_by_id, write_under_a_key, write_lines)
 TABLES = (write_parquet, write_saved)  # a column has one type: contents that are texts and lists do not fit
 
 
 @pytest.mark.parametrize(
     ("shape", "write"),
-    [(shape, write) for shape in (llava, sharegpt, openai) for write in TEXT_FILES]
+    [(shape, write) for shape in (llava, sharegpt, openai) for write in (write_json, write_lines)]
     + [(shape, write) for shape in (llava, sharegpt) for write in TABLES],
 )
 def test_every_shape_in_every_kind_of_file(

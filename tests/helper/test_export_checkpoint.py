@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 from helper.export_checkpoint import main
 from training.checkpointing.run_record import Run
 from utils.manifest import damage, read_manifest, write_manifest
-from utils.model import LoraSettings, build_visual_chat, load_checkpoint, save_full, save_trained_only
+from utils.model import LoraSettings, build_visual_chat, load_checkpoint, save_trained_only
+
+pytestmark = pytest.mark.integration
 
 ASSETS = Path(__file__).parents[2] / "assets"
 LORA = LoraSettings(lang_dim=2, vis_dim=3, vis_module_name="layers.", alpha=4)
@@ -160,9 +162,3 @@ def test_push(plain, tmp_path, monkeypatch, capsys):
     assert run(plain, tmp_path / "full", "--push_to_hub", "chat", "--private") == 0
     assert calls == [("chat", True, True), ("me/chat", [], "Upload full")]
     assert "uploaded: https://hub/me/chat" in capsys.readouterr().out
-
-
-def test_save_full_of_a_loaded_checkpoint_needs_no_command(plain, tmp_path):
-    """The command adds checks, manifest and card to what the library does."""
-    save_full(*load_checkpoint(plain), tmp_path / "full")
-    assert run(tmp_path / "full", tmp_path / "trained", "--form", "trained") == 0

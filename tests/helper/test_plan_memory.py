@@ -7,6 +7,8 @@ from helper.plan_memory import add_flags, main
 from training.arguments.command_line import read_flags
 from training.memory.from_flags import training_of
 
+pytestmark = pytest.mark.integration
+
 TINY = ["--lm_model_name_or_path", "assets/tiny_llama", "--vision_model_name_or_path", "assets/tiny_clip"]
 TINY += ["--gpu_memory", "1.6"]  # little, so that no batch of many rows is tried
 

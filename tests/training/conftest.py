@@ -1,6 +1,5 @@
 """Tiny models and a tiny dataset as folders on disk, and a way to run training as a user does."""
 
-import io
 import json
 import os
 import random
@@ -14,21 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
-import torch
 from PIL import Image
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaTokenizer,
-)
 
+from tests.ranks import ON_CPUS, ROOT
+from tests.tiny import write_clip, write_llama, write_tokenizer
 from training.checkpointing.folders import resumable_checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
+WORDS = [
+    "What colour is it?",
+    "It is red.",
+    "green blue grey ### Image 1: Question Answer You are a powerful",
+]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
 
 
@@ -45,64 +40,13 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     made = World(folder / "llama", folder / "clip", folder / "data")
-    _write_decoder(made.language_model)
-    _write_encoder(made.vision_model)
+    made.language_model.mkdir()
+    plain = dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
+    tokenizer = write_tokenizer(made.language_model, WORDS * 20, vocab_size=330, **plain)
+    write_llama(made.language_model, tokenizer, initializer_range=0.02)
+    write_clip(made.vision_model)
     _write_data(made.data)
     return made
-
-
-def _write_decoder(folder: Path) -> None:
-    folder.mkdir()
-    model = io.BytesIO()
-    words = [
-        "What colour is it?",
-        "It is red.",
-        "green blue grey ### Image 1: Question Answer You are a powerful",
-    ]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=330,
-        byte_fallback=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    tokenizer = LlamaTokenizer.from_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def _write_encoder(folder: Path) -> None:
-    torch.manual_seed(1)
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=8,
-        projection_dim=16,
-    )
-    CLIPVisionModel(config).save_pretrained(folder)
-    size = {"height": 16, "width": 16}
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
 
 
 def _write_data(folder: Path) -> None:
@@ -176,27 +120,13 @@ class Trainings:
         """
         if processes > 1:
             port = str(20000 + random.randrange(20000))
-            launcher = [
-                "-m",
-                "deepspeed.launcher.runner",
-                "--num_gpus",
-                str(processes),
-                "--master_port",
-                port,
-            ]
-            launcher += ["--module"]
+            launcher = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(processes)]
+            launcher += ["--master_port", port, "--module"]
         program = [] if launcher[0] == "-c" else [module]
-        environment = {
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
         return subprocess.Popen(
             [sys.executable, *launcher, *program, *command],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **ON_CPUS},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

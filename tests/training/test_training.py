@@ -1,16 +1,12 @@
 """Training as users run it: processes of its own, DeepSpeed, checkpoints on disk."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from training.checkpointing.folders import resumable_checkpoints
 
 pytestmark = pytest.mark.slow
 STEPS = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 7}
@@ -67,56 +63,6 @@ def test_accumulation_and_another_launcher_change_nothing(trainings, alone, tmp_
     np.testing.assert_allclose(trainings.losses(alone), trainings.losses(tmp_path), atol=1e-4, rtol=0)
 
 
-def assert_same_state(first, second):
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same_state(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for one, two in zip(first, second, strict=True):
-            assert_same_state(one, two)
-
-
-def assert_same_checkpoint(first, second):
-    """Trained weights, optimizer, scheduler and random states, bit for bit."""
-    compared = 0
-    for file in [*first.glob("global_step*/*.pt"), *first.glob("*.pth"), first / "scheduler.pt"]:
-        states = [
-            torch.load(folder / file.relative_to(first), weights_only=False) for folder in (first, second)
-        ]
-        for state in states:
-            state.pop("ds_config", None)
-        assert_same_state(*states)
-        compared += 1
-    assert compared >= 3
-    assert_same_state(*(load_file(folder / "trained.safetensors") for folder in (first, second)))
-
-
-def interrupted(output, copy, step):
-    """A copy of a run's folder as it was after `step`."""
-    shutil.copytree(output, copy)
-    for folder in [*resumable_checkpoints(copy), copy / "final"]:
-        if folder.name == "final" or int(folder.name.split("-")[1]) > step:
-            shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize(
-    "kind, flags, step", [("alone", {}, 10), ("alone", {}, 20), ("together", TWO_PROCESSES, 20)]
-)
-def test_resume_from_the_middle_of_an_epoch_is_bitwise_equal(trainings, request, tmp_path, kind, flags, step):
-    whole, output = request.getfixturevalue(kind), tmp_path / "run"
-    interrupted(whole, output, step)
-    command = trainings.arguments(output, **STEPS, **flags, resume_from_checkpoint=True)
-    printed = trainings.run(command, processes=2 if flags else 1)
-    assert f"resuming from {output / f'checkpoint-{step}'}" in printed
-    assert trainings.losses(output) == trainings.losses(whole)
-    assert_same_checkpoint(whole / "checkpoint-28", output / "checkpoint-28")
-    assert_same_weights(whole / "final", output / "final", tolerance=0)
-
-
 @pytest.mark.parametrize("folder", ["final", "checkpoint-28"])
 def test_a_run_begins_with_what_another_learnt(trainings, alone, tmp_path, folder):
     """Two processes and ZeRO-3 after one process without, from the full form and from the trained one."""
@@ -129,39 +75,6 @@ def test_a_run_begins_with_what_another_learnt(trainings, alone, tmp_path, folde
 def test_a_run_cannot_begin_with_another_kind(trainings, alone, tmp_path):
     command = trainings.arguments(tmp_path, init_from=alone / "final", vis_proj="perceiver")
     assert "error: --init_from" in trainings.run(command, expected=2)
-
-
-STOPS_WHILE_SAVING = """
-import sys, time
-import training.run, training.trainer
-
-save = training.trainer.torch.save
-def stop_at_step_10(value, path, *args, **kwargs):
-    save(value, path, *args, **kwargs)
-    if ".checkpoint-10.partial" in str(path):
-        print("half written", flush=True)
-        time.sleep(120)
-
-training.trainer.torch.save = stop_at_step_10
-sys.exit(training.run.main())
-"""
-
-
-def test_killed_while_saving_goes_on_from_the_checkpoint_before(trainings, alone, tmp_path):
-    command = trainings.arguments(tmp_path, **STEPS)
-    process = trainings.start(command, launcher=["-c", STOPS_WHILE_SAVING])
-    for line in process.stdout:
-        if "half written" in line:
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list((tmp_path / ".checkpoint-10.partial").rglob("*.pt"))
-    assert [folder.name for folder in resumable_checkpoints(tmp_path)] == ["checkpoint-5"]
-    printed = trainings.run(trainings.arguments(tmp_path, **STEPS, resume_from_checkpoint=True))
-    assert "removed a half-written checkpoint-10" in printed
-    assert f"resuming from {tmp_path / 'checkpoint-5'}" in printed
-    assert trainings.losses(tmp_path) == trainings.losses(alone)
-    assert not list(tmp_path.glob(".checkpoint*"))
 
 
 @pytest.mark.parametrize("form", ["full", "trained"])
@@ -195,15 +108,6 @@ def test_bad_input_gets_one_line(trainings, tmp_path):
     printed = trainings.run(command, expected=2)
     [line] = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert "000000000003.jpg" in line and "Traceback" not in printed
-
-
-def test_a_loss_that_is_no_number_stops_the_run(trainings, tmp_path):
-    command = trainings.arguments(
-        tmp_path, learning_rate=1e30, lr_scheduler_type="constant", eval_strategy="no"
-    )
-    printed = trainings.run(command, expected=2)
-    assert "error: the loss is nan at step" in printed and "lower --learning_rate" in printed
-    assert not (tmp_path / "final").exists()
 
 
 def test_debug_samples_and_summary(trainings, tmp_path):

@@ -1,13 +1,12 @@
 """Tiny tokenizers of the kinds that real decoders use, and a processor over each."""
 
-import io
 import json
 
 import pytest
-import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import CLIPImageProcessor, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
+from tests.tiny import write_tokenizer
 from utils.model.processing_visual_chat import VisualChatProcessor
 
 SENTENCES = [
@@ -29,24 +28,8 @@ GPT_2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\
 def sentencepiece_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     """As LLaMA-2's model file: BPE with byte fallback; the unknown token serves as padding."""
     folder = tmp_path_factory.mktemp("sentencepiece")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=420,
-        byte_fallback=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    tokenizer = LlamaTokenizer.from_pretrained(folder)
+    exact = dict(normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True)
+    tokenizer = write_tokenizer(folder, SENTENCES * 20, vocab_size=420, hard_vocab_limit=True, **exact)
     tokenizer.pad_token = tokenizer.unk_token
     return with_image_token(tokenizer)
 

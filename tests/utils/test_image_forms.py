@@ -19,6 +19,8 @@ from utils import pictures
 from utils.conversation import Image, ImageError
 from utils.model.image_preprocessing import preprocess
 
+pytestmark = pytest.mark.integration
+
 SIZE = (60, 44)  # width and height
 GREYS = ("I;16", "I;16B", "I", "F")
 ALL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "PA")

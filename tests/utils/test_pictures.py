@@ -1,13 +1,12 @@
 """Pixels are those of the whole decode, or of a stated fraction of it, whatever the file."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from utils.pictures import ImageError, read_picture, read_pixels
+from utils.pictures import read_picture, read_pixels
 
 
 def photograph(width: int, height: int) -> PIL.Image.Image:
@@ -46,37 +45,6 @@ def test_a_jpeg_is_decoded_at_the_smallest_fraction_that_is_large_enough(
     pillows = PIL.Image.open(io.BytesIO(encoded))
     pillows.draft(None, (least_side, least_side))
     assert np.array_equal(pixels, np.array(pillows.convert("RGB")))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("least_side", [100, 45])
-def test_orientation_is_applied_to_fractions_too(orientation: int, least_side: int) -> None:
-    exif = PIL.Image.Exif()
-    exif[0x0112] = orientation
-    encoded = jpeg(photograph(160, 96), exif=exif)
-    pixels, size = read_pixels(encoded, "a", least_side)
-    upright = read_picture(encoded, "a")
-    assert size == upright.size
-    divisor = 2 if least_side == 45 else 1
-    assert pixels.shape == (upright.height // divisor, upright.width // divisor, 3)
-    reduced = np.array(upright.reduce(divisor), dtype=float)
-    assert np.abs(pixels - reduced).mean() < 5
-
-
-def test_other_sources_are_read_in_full(tmp_path: Path) -> None:
-    picture = photograph(64, 48)
-    picture.save(tmp_path / "a.png")
-    for source in (picture, tmp_path / "a.png"):
-        pixels, size = read_pixels(source, "a", least_side=10)
-        assert size == (64, 48) and np.array_equal(pixels, np.array(picture))
-
-
-@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-@pytest.mark.parametrize("least_side", [30, 480])
-def test_a_truncated_jpeg_is_named(kept: float, least_side: int) -> None:
-    encoded = jpeg(photograph(640, 480))
-    with pytest.raises(ImageError, match=r"cut\.jpg: the image is damaged"):
-        read_pixels(encoded[: int(kept * len(encoded))], "cut.jpg", least_side)
 
 
 def test_what_the_quick_decoder_finds_fault_with_is_left_to_pillow() -> None:

@@ -131,20 +131,3 @@ def test_a_hundred_random_conversations_answer_as_if_read_afresh(model_and_proce
     for seed in range(100, 200):
         hold_a_conversation(seed, model_and_processor, store, pictures)
     assert store.statistics.encoded_images == len(pictures)
-
-
-def test_interrupted_between_layers_it_is_read_again(model_and_processor, pictures, monkeypatch):
-    session = ChatSession(*model_and_processor, max_new_tokens=6)
-    list(session.ask("What?", pictures[:2]))
-    layer = session.model.model.language_model.layers[1]
-
-    def fail(*args, **kwargs):
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(layer, "forward", fail)
-        with pytest.raises(RuntimeError):
-            list(session.ask("And?", pictures[2:3]))
-    turn = Turn("And?", None, session.open_images(pictures[2:3]))
-    expected = fresh_answer(session, (*session.turns, turn), 6)
-    assert "".join(session.ask("And?", turn.images)) == expected

@@ -43,23 +43,6 @@ def test_rounds_equal_those_of_a_session_and_cost_what_is_new(shared, model_and_
     assert f"({cost.computed_tokens} computed)" in first.status and "3 images (0 new)" in first.status
 
 
-def test_a_long_dialogue_costs_its_new_tokens_only(shared, pictures, work):
-    page = PageSession(shared)
-    ask(page, "What?", pictures[:2])
-    for _ in range(20):
-        before = tokens(page)
-        work.update(tokens=0, images=0)
-        ask(page, "And now?")
-        assert work["images"] == 0
-        assert work["tokens"] <= tokens(page) - before + 8  # and the last answer once more
-    assert work["tokens"] < tokens(page) / 8
-
-
-def tokens(page: PageSession) -> int:
-    """Those of the whole dialogue, as the page shows them."""
-    return int(page.status.split()[0].replace(",", ""))
-
-
 def test_an_answer_is_stopped(shared, pictures):
     page = PageSession(shared)
     steps = page.ask("What?", page.open_files([str(pictures[0])]), AnswerSettings(Sampling(), 2000))

@@ -27,6 +27,7 @@ from chat.serving.limits import Limits
 from chat.serving.pictures import Sources
 from chat.serving.service import Serving
 from chat.session import ChatSession
+from tests.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 LENGTH = 6  # tokens of an answer
@@ -157,19 +158,10 @@ def server(serve) -> Iterator[Server]:
 @contextmanager
 def server_process(checkpoint: Path, folder: Path, *flags: str) -> Iterator[tuple[Server, subprocess.Popen]]:
     """The command, as people start it, with `folder` for its temporary files."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "chat.serving", "--checkpoint_path", checkpoint, "--device_map", "cpu"]
-    command += [
-        "--port",
-        str(port),
-        "--model_name",
-        "tiny",
-        "--generation_length_per_round",
-        str(LENGTH),
-        *flags,
-    ]
+    command += ["--port", str(port), "--model_name", "tiny"]
+    command += ["--generation_length_per_round", str(LENGTH), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
     url, log = f"http://127.0.0.1:{port}", folder.with_suffix(".log")
     try:

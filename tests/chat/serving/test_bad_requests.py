@@ -115,16 +115,9 @@ def post(server: Server, content: bytes, **headers: str) -> httpx.Response:
     return server.client.post("/v1/chat/completions", content=content, headers={**JSON, **headers})
 
 
-@pytest.mark.parametrize("name", HAND_MADE)
-def test_a_mistake_is_told(server, name):
-    error = assert_error(post(server, HAND_MADE[name]))
-    assert error["type"] == "invalid_request_error"
-
-
-def test_after_all_of_them_the_golden_answer_is_golden(server, golden):
-    assert len(HAND_MADE) >= 60
-    for number, content in enumerate(HAND_MADE.values(), start=1):
-        assert_error(post(server, content))
+def test_mistakes_are_told_and_the_golden_answer_stays_golden(server, golden):
+    for number, (name, content) in enumerate(HAND_MADE.items(), start=1):
+        assert assert_error(post(server, content))["type"] == "invalid_request_error", name
         if number % 20 == 0:
             assert server.text(**GOLDEN) == golden
 
@@ -188,26 +181,8 @@ def generated(seed: int) -> Iterator[bytes]:
         yield content
 
 
-JUNK = (
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1.5,
-    10**30,
-    "",
-    " ",
-    "\x00",
-    "<image>",
-    "null",
-    [],
-    {},
-    [[]],
-    [None],
-    {"": None},
-    "é" * 999,
-)
+JUNK = [None, True, False, 0, -1, 1.5, 10**30, "", " ", "\x00", "<image>", "null", [], {}, [[]], [None]]
+JUNK += [{"": None}, "é" * 999]
 
 
 def _spoil(node: Any, draw: random.Random) -> None:

@@ -6,7 +6,6 @@ import threading
 import httpx
 import pytest
 
-from chat.server_setup import listening_socket
 from chat.serving import __main__ as command
 from tests.chat.serving.conftest import GOLDEN, data_url, png, server_process, user
 
@@ -62,23 +61,6 @@ def test_mistakes_are_one_line(capsys, tmp_path, flags, words):
     assert command.main(["--checkpoint_path", str(tmp_path), *flags]) == 2
     (message,) = capsys.readouterr().err.strip().splitlines()
     assert message.startswith("error: ") and words in message
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
-def test_a_port_in_use_is_told_before_the_model_is_loaded(capsys, tmp_path, host):
-    with listening_socket(host, 0) as taken:
-        port = str(taken.getsockname()[1])
-        assert command.main(["--checkpoint_path", str(tmp_path), "--host", host, "--port", port]) == 2
-    expected = f"error: --port {port}: another program listens there; stop it, or choose another port\n"
-    assert capsys.readouterr().err == expected
-
-
-@pytest.mark.parametrize("port", ["-1", "65536", "70000", "http", "", "8000.5"])
-def test_what_is_no_port_is_told(capsys, port):
-    with pytest.raises(SystemExit) as ended:
-        command.main(["--checkpoint_path", "nowhere", f"--port={port}"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("is not a port: give a number from 0 to 65535")
 
 
 @pytest.mark.parametrize("origin", ["app.example", "https://app.example/path", "https://", "", "a b"])

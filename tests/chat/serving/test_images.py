@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from itertools import islice
@@ -22,6 +22,8 @@ from chat.remote_images import RemoteImageError, RemoteImages
 from chat.serving.limits import MEBIBYTE, Limits
 from chat.serving.pictures import Sources
 from tests.chat.serving.conftest import GOLDEN, Server, assert_error, data_url, png, user
+
+pytestmark = pytest.mark.integration
 
 JSON = {"Content-Type": "application/json"}
 SIDES = ((60_000, 60_000), (30_000, 30_000), (20_000, 2_000), (65_535, 65_535))
@@ -186,19 +188,20 @@ def internal_urls(port: int) -> list[str]:
         "\uff11\uff12\uff17.0.0.1", "127。0。0。1",
     ]  # fmt: skip
     urls = [f"http://{host}:{port}/a.png" for host in hosts]
+    here = f"127.0.0.1:{port}"
     urls += [
-        f"https://127.0.0.1:{port}/a.png",
-        f"HTTP://127.0.0.1:{port}/",
-        f"http://127.0.0.1:{port}?a",
+        f"https://{here}/a.png",
+        f"HTTP://{here}/",
+        f"http://{here}?a",
         "http://",
         "http:///a",
+        "https://",
     ]
     urls += [
-        f"http://127.0.0.1:{port}#@8.8.8.8/",
-        f"http://127.0.0.1:{port}\\@8.8.8.8/",
+        f"http://{here}#@8.8.8.8/",
+        f"http://{here}\\@8.8.8.8/",
         "http://127.0.0.1:99999/",
         "http://[::1",
-        "https://",
     ]
     return urls
 
@@ -332,24 +335,20 @@ def test_what_is_too_large_or_too_slow_is_given_up(claimed):
         remote.fetch(f"http://127.0.0.1:{port}/")
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
-        give(b"x", **{"Content-Length": "100"})(handler)
         for _ in range(20):
             time.sleep(0.1)
-            try:
+            with suppress(OSError):
                 handler.wfile.write(b"x")
-            except OSError:
-                return
+
+    def drip_body(handler: BaseHTTPRequestHandler) -> None:
+        give(b"x", **{"Content-Length": "100"})(handler)
+        drip(handler)
 
     def drip_headers(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-        for _ in range(20):
-            time.sleep(0.1)
-            try:
-                handler.wfile.write(b"x")
-            except OSError:
-                return
+        drip(handler)
 
-    for slow in (drip, drip_headers):
+    for slow in (drip_body, drip_headers):
         with listener(slow) as (port, _), pytest.raises(RemoteImageError, match="too long"):
             remote.fetch(f"http://127.0.0.1:{port}/")
 
@@ -371,11 +370,8 @@ def send_images(server: Server, count: int) -> None:
         content = png(number)
         with httpx.Client(base_url=server.url, timeout=120) as client:
             damaged = number % 5 == 0
-            body = {
-                "model": "tiny",
-                "max_tokens": 1,
-                "messages": [user("What?", data_url(content[:-300] if damaged else content))],
-            }
+            messages = [user("What?", data_url(content[:-300] if damaged else content))]
+            body = {"model": "tiny", "max_tokens": 1, "messages": messages}
             assert client.post("/v1/chat/completions", json=body).status_code == (400 if damaged else 200)
 
     for number in range(30):  # until all threads of the server are there

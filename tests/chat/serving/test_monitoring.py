@@ -177,8 +177,13 @@ def test_a_fault_in_the_middle_of_a_stream_is_counted(serve, log, monkeypatch):
         monkeypatch.setattr(Generator, "step", fail)
         response = server.ask(**GOLDEN, stream=True)
         assert response.status_code == 200
+        assert response.text.count("data: ") == 2 and '"server_error"' in response.text  # its last event
+        assert "[DONE]" not in response.text
         assert "POST /v1/chat/completions 500 in" in logged(log, response)
         assert counts(server)['visualchat_requests_total{route="/v1/chat/completions",status="500"}'] == 1
+        monkeypatch.undo()
+        server.wait_until_idle()
+        assert server.ask(**GOLDEN).status_code == 200
 
 
 def references(node: Any) -> set[str]:

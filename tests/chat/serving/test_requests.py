@@ -14,11 +14,12 @@ import PIL.features
 import PIL.Image
 import pytest
 
-from chat.serving.fields import FIELDS
 from chat.serving.limits import Limits
 from chat.session import ChatSession
 from tests.chat.serving.conftest import Server, assert_error, assistant, data_url, logged, png, user
 from utils.conversation import Image, Turn
+
+pytestmark = pytest.mark.integration
 
 ONE, TWO = data_url(png(11)), data_url(png(12))
 FIRST, SECOND = Image(png(11)), Image(png(12))
@@ -226,12 +227,6 @@ def test_fields_that_nobody_knows(strict, lenient, caplog):
         response = lenient.ask(**{**BODY, name: value})
         assert response.json()["choices"][0]["message"]["content"] == plain
         assert f", ignored {name} [" in logged(caplog, response)
-
-
-def test_each_kind_of_field_is_asked_for_above():
-    for effect, tried in {"tunes": TUNING, "changes": CHANGING}.items():
-        assert all(FIELDS[name].effect == effect for name in tried)
-    assert not UNKNOWN.keys() & FIELDS.keys()
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])

@@ -129,20 +129,6 @@ def test_many_clients_get_what_they_would_get_alone(serve, model_and_processor, 
                 assert text == alone(model_and_processor, rounds(client, number)), (client, number)
 
 
-def test_each_dialogue_goes_on_where_it_was(serve):
-    """Two dialogues in turn over two slots: each of them costs its new tokens only."""
-    with serve(slots=2) as server:
-        dialogues = [[user("What?", data_url(png(number)))] for number in range(2)]
-        for turn in range(4):
-            for messages in dialogues:
-                answer = server.ask(messages=messages, temperature=0).json()
-                usage = answer["usage"]
-                if turn:
-                    computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
-                    assert computed < 45 < 70 < usage["prompt_tokens"]
-                messages += [assistant(answer["choices"][0]["message"]["content"]), user("And?")]
-
-
 def test_a_long_dialogue_costs_its_new_tokens_only(serve, work):
     with serve(slots=2) as server:
         messages, before = [], 0
@@ -156,30 +142,6 @@ def test_a_long_dialogue_costs_its_new_tokens_only(serve, work):
             before = prompt
             messages.append(assistant(answer["choices"][0]["message"]["content"]))
         assert work["tokens"] < prompt / 8
-
-
-def test_a_failure_is_told_and_the_server_goes_on(serve, monkeypatch, golden, caplog):
-    with serve(slots=1) as server:
-        monkeypatch.setattr(ChatSession, "load", lambda *args: 1 / 0)
-        error = assert_error(server.ask(**GOLDEN), 500)
-        assert error["type"] == "server_error" and "division" not in error["message"]
-        monkeypatch.undo()
-        assert server.text(**GOLDEN) == golden
-        server.wait_until_idle()
-    assert "ZeroDivisionError" in caplog.text
-
-
-def test_a_failure_in_the_middle_of_a_stream_is_its_last_event(serve, monkeypatch, golden):
-    def fail(self):
-        raise RuntimeError("out of memory")
-
-    with serve(slots=1) as server:
-        monkeypatch.setattr(Generator, "step", fail)
-        stream = server.ask(**GOLDEN, stream=True).text
-        assert stream.count("data: ") == 2 and '"server_error"' in stream and "[DONE]" not in stream
-        monkeypatch.undo()
-        assert server.text(**GOLDEN) == golden
-        server.wait_until_idle()
 
 
 def test_a_session_s_settings_are_those_of_its_request(serve, model_and_processor):

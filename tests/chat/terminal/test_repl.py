@@ -1,7 +1,6 @@
 """What lines do in a dialogue, over a session with a tiny model."""
 
 import io
-import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -72,18 +71,6 @@ def test_undo_and_retry(repl, pictures):
     assert "Taken back: Why?" in told(repl, "/undo")
     assert repl.session.turns == before[:1]
     assert "there is no round to take back" in told(repl, "/undo", "/undo", "/retry")
-
-
-def test_a_long_dialogue_costs_its_new_tokens_only(repl, pictures, work):
-    told(repl, f"'{pictures[0]}' '{pictures[1]}' What?")
-    for _ in range(20):
-        before = repl.session.statistics[-1].prompt_tokens
-        work.update(tokens=0, images=0)
-        told(repl, "And now?")
-        cost = repl.session.statistics[-1]
-        assert work == {"tokens": cost.computed_tokens, "images": 0}
-        assert cost.computed_tokens <= cost.prompt_tokens - before + cost.generated_tokens
-    assert work["tokens"] < cost.prompt_tokens / 8
 
 
 def test_a_retry_keeps_the_images_that_wait(repl, pictures):
@@ -164,21 +151,6 @@ def test_mistakes_leave_everything_as_it_was(repl, pictures):
     assert (repl.session.turns, repl.waiting) == state
 
 
-def test_an_interruption_keeps_what_was_said(repl, pictures, monkeypatch):
-    pieces = []
-
-    def interrupt(piece: str) -> None:
-        pieces.append(piece)
-        if len(pieces) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(repl.screen, "piece", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        repl.handle(f"'{pictures[0]}' What?")
-    assert repl.session.turns[0].answer == "".join(pieces) and repl.session.statistics[0].end == "interrupted"
-    assert repl.waiting == ()
-
-
 def test_an_image_from_the_web(repl, pictures):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -199,10 +171,3 @@ def test_an_image_from_the_web(repl, pictures):
 def test_help_names_every_command(repl):
     shown = told(repl, "/help")
     assert all(name in shown for name in COMMANDS)
-
-
-def test_saved_messages_are_those_of_a_request(repl, pictures, tmp_path):
-    told(repl, f"'{pictures[0]}' What?", f"/save {tmp_path}/a.json")
-    said = json.loads((tmp_path / "a.json").read_text())["messages"]
-    assert [message["role"] for message in said] == ["user", "assistant"]
-    assert said[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")

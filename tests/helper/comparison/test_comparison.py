@@ -21,6 +21,8 @@ from helper.comparison.task import Sample, Task, commonest
 from utils.commands import UsageError
 from utils.conversation import Conversation, Image, Turn
 
+pytestmark = pytest.mark.integration
+
 ASSETS = Path(__file__).parents[3] / "assets"
 LENGTH = 5  # tokens of an image
 PLAN = Plan(

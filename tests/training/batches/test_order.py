@@ -97,13 +97,6 @@ def test_one_two_and_four_processes_see_the_same_in_each_step(root: Path, epoch:
     assert alone == global_steps(root, 2, epoch) == global_steps(root, 4, epoch)
 
 
-def test_epochs_differ_in_order_groups_and_draws_but_not_in_length(root: Path) -> None:
-    epochs = [[text for step in global_steps(root, 1, epoch) for text in step] for epoch in range(4)]
-    assert len({len(epoch) for epoch in epochs}) == 1
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert len({frozenset(epoch) for epoch in epochs}) == 4
-
-
 def test_going_on_after_any_step_yields_exactly_the_rest_and_reads_nothing_else(root: Path) -> None:
     rng = np.random.default_rng(0)
     whole = {epoch: list(loader(root, 3, epoch=epoch)) for epoch in range(3)}
@@ -115,11 +108,3 @@ def test_going_on_after_any_step_yields_exactly_the_rest_and_reads_nothing_else(
         wanted = [index for batch in list(resumed.batch_sampler)[step:] for index in batch]
         reads = resumed.dataset.encoded.reads
         assert reads.sum() == len(wanted) and (reads[wanted] == 1).all()
-
-
-def test_an_epoch_is_the_same_whatever_came_before(root: Path) -> None:
-    straight, roundabout = mixture(root), mixture(root)
-    straight.set_epoch(2)
-    for epoch in (5, 1, 2):
-        roundabout.set_epoch(epoch)
-    assert [each.source for each in straight] == [each.source for each in roundabout]

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.ranks import ON_CPUS, ROOT
 
 
 class Forked:
@@ -94,14 +94,7 @@ class Forks:
         self.process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("forking.py")],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                "DS_ACCELERATOR": "cpu",
-                "CUDA_VISIBLE_DEVICES": "",
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-            },
+            env={**os.environ, **ON_CPUS},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -10,6 +10,8 @@ from training.memory.states import Sharding
 from training.memory.trace import BatchShape, largest_batches, make_batch
 from utils.model import VisualChatConfig
 
+pytestmark = pytest.mark.integration
+
 CONFIG = VisualChatConfig(
     text_config=LlamaConfig(
         vocab_size=500,

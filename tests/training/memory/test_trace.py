@@ -10,6 +10,8 @@ from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.building import freeze
 from utils.model.lora import LoraSettings, inject_lora
 
+pytestmark = pytest.mark.integration
+
 SIZES = dict(
     vocab_size=300,
     hidden_size=64,

@@ -18,6 +18,8 @@ from training.run_report.summary import (
     write_report,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def line(step: int, loss: float, **more: float) -> dict[str, float]:
     measures = {

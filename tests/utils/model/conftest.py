@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import save_file
 from transformers import (
@@ -16,14 +15,10 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPTextConfig,
-    CLIPVisionConfig,
     Dinov2Config,
     Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaTokenizer,
     Siglip2ImageProcessor,
     Siglip2VisionConfig,
     Siglip2VisionModel,
@@ -32,18 +27,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from tests.tiny import SHAPE, clip_config, write_llama, write_tokenizer
 from utils.model import QwenVisionConfig
 from utils.model.qwen_vit import QwenVisionModel
 
 REGISTERED = {
     name: (AttentionInterface()[name], AttentionMaskInterface()[name]) for name in ("mmca", "cross")
 }
-
-SENTENCES = [
-    "You are a powerful vision-language assistant.",
-    "### Image 1: ### Question: What colour is the circle? ### Answer: red",
-    "### Image 2: ### Question: How many squares are there? ### Answer: three",
-] * 5
 
 
 @pytest.fixture(autouse=True)
@@ -54,61 +44,11 @@ def own_attention() -> None:
         AttentionMaskInterface.register(name, mask)
 
 
-def llama_config(**changes) -> LlamaConfig:
-    """Two layers, four heads of width 8, two key-value heads."""
-    shape = dict(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-    )
-    return LlamaConfig(**{**shape, **changes})
-
-
-def clip_vision_config() -> CLIPVisionConfig:
-    """Images of 16 pixels in patches of 8: four tokens and the class token."""
-    return CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=8,
-        projection_dim=16,
-    )
-
-
 @pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    """A sentencepiece tokenizer of LLaMA's kind: byte fallback, unk 0, bos 1, eos 2, and no padding token."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    text = folder / "text.txt"
-    text.write_text("\n".join(SENTENCES))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=300,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    LlamaTokenizer.from_pretrained(folder).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def llama_folder(tmp_path_factory, tokenizer_folder) -> Path:
+def llama_folder(tmp_path_factory) -> Path:
     """A decoder with its tokenizer."""
     folder = tmp_path_factory.mktemp("llama")
-    tokenizer = LlamaTokenizer.from_pretrained(tokenizer_folder)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(llama_config(vocab_size=len(tokenizer))).save_pretrained(folder)
+    write_llama(folder, write_tokenizer(folder))
     return folder
 
 
@@ -120,11 +60,8 @@ def clip_folder(tmp_path_factory) -> Path:
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
     )
     torch.manual_seed(1)
-    CLIPModel(
-        CLIPConfig(
-            text_config=text.to_dict(), vision_config=clip_vision_config().to_dict(), projection_dim=16
-        )
-    ).save_pretrained(folder)
+    parts = dict(text_config=text.to_dict(), vision_config=clip_config().to_dict())
+    CLIPModel(CLIPConfig(**parts, projection_dim=16)).save_pretrained(folder)
     side = {"height": 16, "width": 16}
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=side).save_pretrained(folder)
     return folder
@@ -185,7 +122,7 @@ def encoder_folders(tmp_path_factory, clip_folder, open_clip_folder) -> dict[str
     """A small encoder of each family."""
     torch.manual_seed(0)
     siglip, qwen_vl = tmp_path_factory.mktemp("siglip"), tmp_path_factory.mktemp("qwen_vl")
-    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    shape = SHAPE.copy()
     SiglipVisionModel(SiglipVisionConfig(**shape, image_size=16, patch_size=8)).save_pretrained(siglip)
     SiglipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(siglip)
     sizes = dict(

@@ -182,14 +182,8 @@ def test_a_file_that_cannot_be_written_is_an_os_error(save, file, model_and_proc
 
 def test_no_pickle_and_a_card(full, trained_only):
     for folder in (full, trained_only):
-        assert {path.suffix for path in folder.iterdir()} <= {
-            ".json",
-            ".safetensors",
-            ".py",
-            ".md",
-            ".jinja",
-            ".model",
-        }
+        suffixes = {path.suffix for path in folder.iterdir()}
+        assert suffixes <= {".json", ".safetensors", ".py", ".md", ".jinja", ".model"}
         assert "from_pretrained" in (folder / "README.md").read_text()
 
 
@@ -311,22 +305,33 @@ def broken(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target))
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"]
-)
-def test_a_missing_file_is_named(full, tmp_path, name):
-    folder = broken(full, tmp_path / "copy")
-    (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {name}") as raised:
-        load_checkpoint(folder)
-    assert "\n" not in str(raised.value)
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(("form", "name"), [("full", "model"), ("trained_only", "trained")])
-def test_missing_weights_are_named(form, name, tmp_path, request):
+def of_another_model(path: Path) -> None:
+    path.write_text('{"model_type": "llama"}')
+
+
+DAMAGE = [  # form, file, what happens to it, what is said
+    *(
+        ("full", f"{name}.json", Path.unlink, f"has no {name}.json")
+        for name in ("config", "processor_config", "tokenizer_config", "tokenizer")
+    ),
+    ("full", "model.safetensors", Path.unlink, "model.safetensors"),
+    ("trained_only", "trained.safetensors", Path.unlink, "trained.safetensors"),
+    ("full", "model.safetensors", cut_short, "not a whole checkpoint"),
+    ("full", "config.json", cut_short, r"config\.json is damaged"),
+    ("full", "config.json", of_another_model, "a model of type 'llama', not a VisualChat checkpoint"),
+    ("full", "", shutil.rmtree, "there is no checkpoint folder"),
+]
+
+
+@pytest.mark.parametrize(("form", "name", "harm", "message"), DAMAGE)
+def test_damage_is_told_in_one_line(form, name, harm, message, tmp_path, request):
     folder = broken(request.getfixturevalue(form), tmp_path / "copy")
-    (folder / f"{name}.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=f"{name}.safetensors") as raised:
+    harm(folder / name)
+    with pytest.raises(CheckpointError, match=message) as raised:
         load_checkpoint(folder)
     assert "\n" not in str(raised.value)
 
@@ -341,11 +346,8 @@ def test_missing_and_unexpected_keys_are_named(form, name, loader, tmp_path, req
     save_file(without, folder / f"{name}.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"1 missing: {key}"):
         loader(folder)
-    save_file(
-        {**weights, "model.stranger": torch.ones(2)},
-        folder / f"{name}.safetensors",
-        metadata={"format": "pt"},
-    )
+    strange = {**weights, "model.stranger": torch.ones(2)}
+    save_file(strange, folder / f"{name}.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 unexpected: model\.stranger"):
         loader(folder)
 
@@ -360,26 +362,6 @@ def test_keys_of_another_shape_are_named(form, name, tmp_path, request):
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("model.safetensors", "not a whole checkpoint"), ("config.json", r"config\.json is damaged")],
-)
-def test_a_file_cut_short_is_an_error_of_one_line(full, tmp_path, name, message):
-    folder = broken(full, tmp_path / "copy")
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=message) as raised:
-        load_checkpoint(folder)
-    assert "\n" not in str(raised.value)
-
-
-def test_another_model_is_refused(full, tmp_path):
-    folder = broken(full, tmp_path / "copy")
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(CheckpointError, match="a model of type 'llama', not a VisualChat checkpoint"):
-        load_checkpoint(folder)
-
-
 def test_moved_base_models(trained_only, folders, model_and_processor, tmp_path):
     folder = broken(trained_only, tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
@@ -389,11 +371,6 @@ def test_moved_base_models(trained_only, folders, model_and_processor, tmp_path)
         load_checkpoint(folder)
     model, processor = load_checkpoint(folder, base_models={"language_model": str(folders[0])})
     assert torch.equal(logits_of(model, processor), logits_of(*model_and_processor))
-
-
-def test_no_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
-        load_checkpoint(tmp_path / "nothing")
 
 
 def test_another_attention_reads_the_same_weights(full):

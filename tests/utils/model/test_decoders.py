@@ -10,21 +10,18 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
-    StaticCache,
 )
 
 import utils.model.mmca  # noqa: F401 (registers the attention)
+from tests import tiny
 
 SHAPE = dict(
     vocab_size=50,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=64,
     initializer_range=0.3,
     attn_implementation="mmca",
+    **tiny.SHAPE,
 )
 DECODERS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
@@ -44,11 +41,6 @@ def make(name):
 @pytest.fixture(params=DECODERS)
 def decoder(request):
     return make(request.param)
-
-
-@pytest.fixture
-def llama():
-    return make("llama")
 
 
 def embeddings(batch=2):
@@ -94,43 +86,6 @@ def test_several_tokens_after_a_cache_equal_prefill(decoder):
     torch.testing.assert_close(rest, whole[:, 4:], atol=1e-5, rtol=1e-5)
 
 
-def test_a_static_cache_equals_prefill(llama):
-    inputs = embeddings()
-    with torch.no_grad():
-        whole = llama(inputs_embeds=inputs, mm_token_type_ids=KINDS).logits
-        cache = StaticCache(config=llama.config, max_cache_len=20)
-        first = llama(
-            inputs_embeds=inputs[:, :7], mm_token_type_ids=KINDS[:, :7], past_key_values=cache
-        ).logits
-        second = llama(
-            inputs_embeds=inputs[:, 7:8], mm_token_type_ids=KINDS[:, :8], past_key_values=cache
-        ).logits
-    torch.testing.assert_close(torch.cat([first, second], 1), whole[:, :8], atol=1e-5, rtol=1e-5)
-
-
-def test_depends_on_exactly_the_positions_of_the_definition(llama):
-    """Through the whole decoder: a text token on all before it, an image token on itself alone."""
-    inputs = embeddings().requires_grad_()
-    logits = llama(inputs_embeds=inputs, mm_token_type_ids=KINDS).logits
-    for b in range(2):
-        for i in range(KINDS.shape[1]):
-            (grad,) = torch.autograd.grad(logits[b, i].square().sum(), inputs, retain_graph=True)
-            touched = set(grad.abs().sum(-1)[b].nonzero().flatten().tolist())
-            assert touched == ({i} if KINDS[b, i] else set(range(i + 1)))
-            assert grad[1 - b].abs().max() == 0
-
-
-def test_an_image_is_read_the_same_wherever_it_stands(llama):
-    """Its states depend on the image alone: after other text the logits at its tokens are the same."""
-    inputs = embeddings(batch=1)
-    image = inputs[:, 5:9]
-    kinds = KINDS[:1]
-    with torch.no_grad():
-        inside = llama(inputs_embeds=inputs, mm_token_type_ids=kinds).logits[:, 5:9]
-        alone = llama(inputs_embeds=image, mm_token_type_ids=kinds[:, 5:9]).logits
-    torch.testing.assert_close(inside, alone, atol=1e-5, rtol=1e-5)
-
-
 def test_packed_conversations_never_see_each_other(decoder):
     first, second = embeddings(batch=2)[:, None]  # [1, S, D] each
     length = KINDS.shape[1]
@@ -146,29 +101,3 @@ def test_packed_conversations_never_see_each_other(decoder):
             use_cache=False,
         ).logits
     torch.testing.assert_close(packed, torch.cat(apart, 1), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(decoder, reentrant):
-    def gradients():
-        decoder.zero_grad()
-        inputs = embeddings().requires_grad_()
-        out = decoder(inputs_embeds=inputs, mm_token_type_ids=KINDS, use_cache=False)
-        out.logits.square().mean().backward()
-        return [inputs.grad, *(p.grad.clone() for p in decoder.parameters() if p.grad is not None)]
-
-    decoder.train()
-    plain = gradients()
-    decoder.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    for ours, theirs in zip(gradients(), plain, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_half_precision_stays_finite(llama):
-    mask = torch.ones_like(KINDS)
-    mask[0, :4] = 0
-    with torch.no_grad():
-        out = llama.bfloat16()(
-            inputs_embeds=embeddings().bfloat16(), attention_mask=mask, mm_token_type_ids=KINDS
-        )
-    assert out.logits.isfinite().all()

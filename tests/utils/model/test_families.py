@@ -23,25 +23,14 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from tests import tiny
 from utils.conversation import Conversation, Turn
 from utils.conversation import Image as ConversationImage
-from utils.model import (
-    LoraSettings,
-    build_visual_chat,
-    load_checkpoint,
-    save_full,
-    save_trained_only,
-)
+from utils.model import LoraSettings, build_visual_chat, load_checkpoint, save_full, save_trained_only
 
-SHAPE = dict(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    initializer_range=0.2,
-)
+pytestmark = pytest.mark.integration
+
+SHAPE = dict(num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, **tiny.SHAPE)
 LLAMA_3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -234,10 +223,8 @@ def test_a_checkpoints_own_code_builds_every_encoder(
     assert own.__module__.startswith("transformers_modules.")
     batch = batch_of(processor, conversation)
     loaded = own.from_pretrained(tmp_path / "saved")
-    assert type(loaded.config.vision_config).__module__.split(".")[0] in (
-        "transformers",
-        "transformers_modules",
-    )
+    package = type(loaded.config.vision_config).__module__.split(".")[0]
+    assert package in ("transformers", "transformers_modules")
     assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
 
 

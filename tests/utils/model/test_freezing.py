@@ -8,6 +8,8 @@ from utils.model.building import Learning, of_base_models
 from utils.model.checkpoint import save_full, save_trained_only
 from utils.model.init_from import init_from
 
+pytestmark = pytest.mark.integration
+
 LORA = LoraSettings(lang_dim=2, vis_dim=2)
 EMBEDDING = 32 * 301  # the image token has a row
 LAYER = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32  # queries and output, keys and values, MLP, norms
@@ -52,6 +54,7 @@ def test_parts_have_their_parameters_and_no_others(folders, train, wanted):
     assert found.learns == wanted
     total = sum(parameter.numel() for parameter in model.parameters())
     assert found.frozen == total - sum(wanted.values())
+    assert found.describe().startswith(f"{sum(wanted.values()):,} parameters ({next(iter(wanted))} ")
 
 
 def test_every_parameter_is_of_one_part(folders):

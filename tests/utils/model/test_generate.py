@@ -12,6 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from utils.model import build_visual_chat
 
+pytestmark = pytest.mark.integration
+
 PATHS = (
     ("mmca", "none", "full", "none"),
     ("mmca", "head", "none", "none"),
@@ -70,26 +72,26 @@ def greedy(model, inputs: dict[str, torch.Tensor], new: int = NEW) -> list[int]:
     """One row without a cache, a token at a time."""
     ids = inputs["input_ids"]
     for _ in range(new):
-        logits = model(input_ids=ids, pixel_values=inputs["pixel_values"], use_cache=False).logits[:, -1]
+        logits = model(input_ids=ids, pixel_values=inputs.get("pixel_values"), use_cache=False).logits[:, -1]
         logits[:, model.generation_config.suppress_tokens] = -torch.inf
         ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
     return ids[0, -new:].tolist()
 
 
-def two_rows(model) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """Two images in the first row, one in the second, which is padded on the left; and each row alone."""
+def several_rows(model) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Rows of two images, one and none, padded on the left; and each row alone."""
     two = prompt(model)
-    length = two["input_ids"].shape[1]
-    image = image_ids(model)
-    short = [1, *image, 25, 26]
-    ids = torch.cat([two["input_ids"], torch.tensor([[0] * (length - len(short)) + short])])
-    both = {
+    rows = [two["input_ids"][0].tolist(), [1, *image_ids(model), 25, 26], [1, 27, 28]]
+    length = len(rows[0])
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
+    together = {
         "input_ids": ids,
-        "attention_mask": torch.tensor([[1] * length, [0] * (length - len(short)) + [1] * len(short)]),
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
         "mm_token_type_ids": (ids == model.config.image_token_id).long(),
         "pixel_values": torch.cat([two["pixel_values"], pixels(1)]),
     }
-    return both, [two, {"input_ids": torch.tensor([short]), "pixel_values": pixels(1)}]
+    one, none = ({"input_ids": torch.tensor([row])} for row in rows[1:])
+    return together, [two, one | {"pixel_values": pixels(1)}, none]
 
 
 def embedded(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -133,12 +135,12 @@ def test_every_way_of_generating_is_greedy_decoding(model, way):
     assert found == greedy(model, inputs)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 5, 8, 10, 17])
 def test_a_prefill_in_chunks_is_greedy_decoding(model, chunk, rows):
     """Chunks that end within an image (positions 3 to 7 and 12 to 16), right after one, and between two."""
-    both, alone = two_rows(model)
-    inputs, alone = (both, alone) if rows == 2 else (alone[0], alone[:1])
+    together, alone = several_rows(model)
+    inputs, alone = (together, alone) if rows == 3 else (alone[0], alone[:1])
     lengths = []
     handle = model.model.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -234,11 +236,13 @@ def test_only_new_ids_over_a_returned_cache(model, chunk):
             model.generate(new, **given, max_new_tokens=NEW, do_sample=False)
 
 
-@pytest.mark.parametrize("chunk", [None, 7])
-def test_beams_and_samples_of_rows_with_different_numbers_of_images(model, chunk):
-    """Each row is answered as alone, with embeddings in place of ids too."""
-    both, alone = two_rows(model)
-    kept = {"max_new_tokens": NEW, "do_sample": False, "num_beams": 2}
+@pytest.mark.parametrize(
+    "chunk, how", [(None, {"num_beams": 2}), (7, {"num_beams": 2}), (None, {"use_cache": False})]
+)
+def test_rows_with_different_numbers_of_images_are_answered_as_alone(model, chunk, how):
+    """With embeddings in place of ids too."""
+    both, alone = several_rows(model)
+    kept = {"max_new_tokens": NEW, "do_sample": False, **how}
     alone = [model.generate(**each, **kept)[0, -NEW:].tolist() for each in alone]
     kept["prefill_chunk_size"] = chunk
     assert model.generate(**both, **kept)[:, -NEW:].tolist() == alone

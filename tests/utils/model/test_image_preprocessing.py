@@ -50,6 +50,7 @@ def test_a_picture_that_is_decoded_in_full_is_the_processors_bit_for_bit(
     assert torch.equal(preprocess(processor, [image]), theirs(processor, image))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("paths", "mean", "most"), [(PHOTOGRAPHS, 1.5, 25), (DRAWINGS, 3, 50)], ids=["photographs", "drawings"]
 )

@@ -2,11 +2,7 @@
 
 import copy
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -14,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.ranks import run_ranks
 from utils.model import build_visual_chat
 
-ROOT = Path(__file__).parents[3]
 TEXT, LABELLED = list(range(10, 18)), list(range(20, 26))
 TOKENS = 5  # of an image
 STAGES = ((0, False), (2, False), (2, True), (3, False), (3, True))
@@ -48,46 +44,18 @@ def alone(llama_folder, clip_folder):
     return model.eval(), processor.image_token_id
 
 
-def run_ranks(
+def losses_of_ranks(
     llama_folder: Path, clip_folder: Path, cases: dict, folder: Path
 ) -> tuple[list[dict[tuple, float]], str]:
     """Of each rank the losses by setting and case, and what was printed where a rank hung or failed."""
     torch.save(cases, folder / "batches.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    rank_program = Path(__file__).with_name("mixed_modality_rank.py")
     files = [llama_folder, clip_folder, folder / "batches.pt", folder / "losses"]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("mixed_modality_rank.py"), *map(str, files)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "DS_ACCELERATOR": "cpu",
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [rank.communicate(timeout=600)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    codes, printed = run_ranks([rank_program, *files], 2, folder, seconds=600)
     files = [folder / f"losses.{rank}.jsonl" for rank in range(2)]
     lines = [file.read_text().splitlines() if file.exists() else [] for file in files]
     losses = [{tuple(case): loss for case, loss in map(json.loads, mine)} for mine in lines]
-    failed = any(rank.returncode for rank in ranks)
-    return losses, logs[0][-3000:] + logs[1][-3000:] if failed else ""
+    return losses, printed if any(codes) else ""
 
 
 def lost_of(names: list[str], expected: dict[str, list[float]], found: list[dict]) -> set[tuple]:
@@ -128,7 +96,7 @@ def test_no_mixture_hangs_and_each_loss_is_as_alone(alone, llama_folder, clip_fo
         for layers, case in (each for listed in kinds.values() for each in listed)
     }
     kinds = {kind: [f"{layers} {case}" for layers, case in listed] for kind, listed in kinds.items()}
-    found, log = run_ranks(llama_folder, clip_folder, cases, tmp_path)
+    found, log = losses_of_ranks(llama_folder, clip_folder, cases, tmp_path)
     with torch.no_grad():
         expected = {name: alone_of(model, *case) for name, case in cases.items()}
     lost = {kind: lost_of(names, expected, found) for kind, names in kinds.items()}

@@ -131,12 +131,13 @@ CONTENDERS = {
 }
 
 
+@pytest.mark.parametrize("seeds", [range(48), pytest.param(range(48, 200), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_equals_the_definition_with_gradients_over_random_layouts(contender, monkeypatch):
+def test_equals_the_definition_with_gradients_over_random_layouts(contender, seeds, monkeypatch):
     implementation, kernel, gated = CONTENDERS[contender]
     monkeypatch.setenv(mmca_kernels.VARIABLE, kernel)
     worst, worst_gradient = 0.0, 0.0
-    for seed in range(40 if implementation == "cross" else 200):
+    for seed in seeds:
         style, layout, states, weights = random_case(seed)
         if gated:
             states.append(torch.randn(HEADS, generator=torch.Generator().manual_seed(seed)))
@@ -178,30 +179,6 @@ def test_each_position_depends_on_exactly_the_positions_of_the_definition(seed):
             assert all(grad[1 - b].abs().max() == 0 for grad in grads)
 
 
-def test_before_the_first_image_the_image_term_is_exactly_zero():
-    """A row whose image softmax has no key adds nothing: no average over the future, no NaN, no gradient."""
-    torch.manual_seed(0)
-    kinds = torch.tensor([[0, 0, 0, 1, 1, 0]])
-    text_only = torch.zeros_like(kinds)
-    layout = [kinds, torch.zeros_like(kinds), torch.ones_like(kinds)]
-    query, key, value = (torch.randn(1, HEADS, 6, WIDTH) for _ in range(3))
-    value = value.requires_grad_()
-    out = attend(query, key, value, layout, "plain")
-    causal = attend(query, key, value, [text_only, *layout[1:]], "plain")
-    assert torch.equal(out[:, :, :3], causal[:, :, :3])
-    out[:, :, :3].sum().backward()
-    assert value.grad[:, :, 3:].abs().max() == 0
-
-
-def test_image_rows_are_their_own_values():
-    """Not even earlier text, nor other tokens of the same image."""
-    torch.manual_seed(0)
-    kinds = torch.tensor([[0, 1, 1, 0, 1]])
-    query, key, value = (torch.randn(1, HEADS, 5, WIDTH) for _ in range(3))
-    out = attend(query, key, value, [kinds, torch.zeros_like(kinds), torch.ones_like(kinds)], "plain")
-    assert torch.equal(out[:, :, [1, 2, 4]], value[:, :, [1, 2, 4]])
-
-
 def test_golden_values():
     """Worked out by hand: equal scores, so each softmax is a mean; text 1, 3; images 10, 20; then text 5."""
     value = torch.tensor([1.0, 3.0, 10.0, 20.0, 5.0]).view(1, 1, 5, 1).expand(1, HEADS, 5, WIDTH)
@@ -212,15 +189,6 @@ def test_golden_values():
     torch.testing.assert_close(out, torch.tensor([1.0, 2.0, 10.0, 20.0, (1 + 3 + 5) / 3 + (10 + 20) / 2]))
     out = attend(zeros, zeros, value, layout, "plain", "cross")[0, 0, :, 0]
     torch.testing.assert_close(out, torch.tensor([1.0, 2.0, 10.0, 20.0, 39 / 5]))
-
-
-def test_text_only_is_plain_causal_attention():
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(2, HEADS, 7, WIDTH) for _ in range(3))
-    kinds = torch.zeros(2, 7, dtype=torch.long)
-    out = attend(query, key, value, [kinds, kinds, kinds + 1], "plain")
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize("kernel", ["fused", "masked"])

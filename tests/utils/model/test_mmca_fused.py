@@ -126,16 +126,6 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
 
 
-def test_without_gradients_the_result_is_the_same():
-    layout = mixed()
-    given = states(layout)
-    with torch.no_grad():
-        assert torch.equal(fused(layout, *given), fused(layout, *given))
-    with torch.inference_mode():
-        assert torch.equal(fused(layout, *given), fused(layout, *given))
-    assert torch.equal(fused(layout, *given), fused(layout, *(each.detach() for each in given)))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numbers_may_lie_in_memory_in_any_way(dtype):
     """Heads apart, as caches keep them; a stride between the numbers of a head; one element into a memory."""
@@ -195,14 +185,6 @@ def test_text_alone_keeps_what_is_there_already_and_equals_causal_attention():
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
 
-def test_only_images_is_their_values():
-    layout = build_layout(torch.ones(2, 40, dtype=torch.long), 40)
-    given = states(layout, heads=2, shared=2)
-    out, *grads = with_gradients(fused, layout, given)
-    assert torch.equal(out, given[2].transpose(1, 2))
-    assert grads[0].abs().max() == grads[1].abs().max() == 0
-
-
 @pytest.mark.parametrize("size", [1e-20, 30.0, 1e4])
 def test_scores_of_any_size(size):
     layout = mixed()
@@ -260,19 +242,6 @@ def test_a_gate_of_another_number_of_heads_is_an_error():
         fused(layout, *states(layout), gate(3))
 
 
-def test_what_is_kept_grows_by_the_gate_alone():
-    layout, sizes = mixed(), []
-    for gates in ([], [gate()]):
-        kept = {}
-        hooks = torch.autograd.graph.saved_tensors_hooks(
-            lambda each, kept=kept: kept.update({each.data_ptr(): each.nbytes}) or each, lambda each: each
-        )
-        with hooks:
-            fused(layout, *states(layout), *gates)
-        sizes.append(sum(kept.values()))
-    assert sizes[1] == sizes[0] + 4 * 4
-
-
 def test_a_wrong_number_of_image_tokens_is_an_error():
     layout = build_layout(spans((0, 9), (1, 4), (0, 9))[None], 22, image_tokens=6)
     with pytest.raises(ValueError, match="is image_tokens right"):
@@ -288,19 +257,6 @@ def test_what_is_kept_may_be_moved_and_come_back(layout):
         out = fused(layout, *given)
     for one, other in zip(torch.autograd.grad(out.square().sum(), given), wanted, strict=True):
         assert torch.equal(one, other)
-
-
-def test_another_default_type_changes_nothing():
-    layout = mixed()
-    given = states(layout)
-    wanted = with_gradients(fused, layout, given)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        found = fused(layout, *given), *torch.autograd.grad(fused(layout, *given).sum(), given)
-        assert self_test() is None
-    finally:
-        torch.set_default_dtype(torch.float32)
-    torch.testing.assert_close(found[0] * (wanted[0] != 0), wanted[0])
 
 
 def test_copies_of_a_layout_know_their_own_memory():
@@ -332,8 +288,17 @@ def test_the_self_test_knows_nothing_of_its_caller():
     hooks = torch.autograd.graph.saved_tensors_hooks(
         lambda each: saved.append(each) or each, lambda each: each
     )
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), hooks, FlopCounterMode(display=False):
-        assert self_test() is None
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16),
+            hooks,
+            FlopCounterMode(display=False),
+        ):
+            assert self_test() is None
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert not saved
 
 

@@ -4,11 +4,6 @@ Starting the processes takes the time here, so one pair of them runs all cases.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from tests.ranks import run_ranks
+from tests.tiny import SHAPE
 from utils.model import LoraSettings, build_visual_chat, load_checkpoint
 
-ROOT = Path(__file__).parents[3]
 STEPS = 3
 
 
@@ -109,12 +105,8 @@ def decoders(tmp_path_factory, llama_folder) -> dict[str, str]:
     tokenizer = AutoTokenizer.from_pretrained(llama_folder)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(4)
-    shape = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16
-    )
-    Qwen3ForCausalLM(
-        Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=True, **shape)
-    ).save_pretrained(folder)
+    sizes = dict(vocab_size=len(tokenizer), num_key_value_heads=2, head_dim=16, **SHAPE)
+    Qwen3ForCausalLM(Qwen3Config(tie_word_embeddings=True, **sizes)).save_pretrained(folder)
     return {"llama": str(llama_folder), "qwen3": str(folder)}
 
 
@@ -154,38 +146,9 @@ def partitioned(tmp_path_factory, decoders, encoder_folders) -> dict[str, Path]:
         }
         tasks.append({**asdict(case), **paths})
     (root / "tasks.json").write_text(json.dumps(tasks))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER.replace("STEPS", str(STEPS)), str(root / "tasks.json")],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "DS_ACCELERATOR": "cpu",
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=(root / f"{rank}.log").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    deadline = time.monotonic() + 900
-    while any(worker.poll() is None for worker in workers):
-        time.sleep(0.5)
-        failed = any(worker.poll() not in (None, 0) for worker in workers)
-        if failed or time.monotonic() > deadline:  # the other one would wait for ever
-            for worker in workers:
-                worker.kill()
-    logs = [(root / f"{rank}.log").read_text()[-3000:] for rank in range(2)]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(logs)
+    worker = WORKER.replace("STEPS", str(STEPS))
+    codes, printed = run_ranks(["-c", worker, root / "tasks.json"], 2, root, seconds=900)
+    assert codes == [0, 0], printed
     return folders
 
 

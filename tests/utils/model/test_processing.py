@@ -2,9 +2,6 @@
 
 import copy
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +97,6 @@ def test_pixels_are_in_the_order_of_the_images(processor: VisualChatProcessor) -
     assert pixels.mean(dim=(2, 3)).argmax(dim=1).tolist() == [0, 1, 2]
 
 
-def test_no_images_no_pixels(processor: VisualChatProcessor) -> None:
-    assert processor.encode(Conversation((Turn("q", "a"),))).pixel_values is None
-    assert processor.encode(DIALOGUE, load_images=False).pixel_values is None
-
-
 @pytest.mark.parametrize("prompt", [True, False])
 def test_transformers_own_call_gives_the_same(
     any_processor: VisualChatProcessor, tmp_path: Path, prompt: bool
@@ -160,7 +152,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return Conversation(tuple(turns), system=draw(st.none() | texts))
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dialogue=conversations())
 def test_training_prefixes_are_inference_prompts(
     any_processor: VisualChatProcessor, dialogue: Conversation
@@ -262,12 +254,8 @@ def test_any_image_processor_of_constant_size_serves(
     sentencepiece_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     siglip = SiglipImageProcessor(size={"height": 12, "width": 12})
-    assert VisualChatProcessor(siglip, sentencepiece_tokenizer, 4).encode(DIALOGUE).pixel_values.shape == (
-        3,
-        3,
-        12,
-        12,
-    )
+    encoded = VisualChatProcessor(siglip, sentencepiece_tokenizer, 4).encode(DIALOGUE)
+    assert encoded.pixel_values.shape == (3, 3, 12, 12)
 
 
 def test_a_saved_processor_comes_back(processor: VisualChatProcessor, tmp_path: Path) -> None:
@@ -283,33 +271,11 @@ def test_a_saved_processor_comes_back(processor: VisualChatProcessor, tmp_path: 
     assert torch.equal(before.pixel_values, after.pixel_values)
 
 
-def test_a_saved_processor_loads_where_this_repository_is_absent(
-    processor: VisualChatProcessor, tmp_path: Path
-) -> None:
-    processor.save_pretrained(tmp_path / "saved")
-    program = (
-        "from transformers import AutoProcessor\n"
-        "processor = AutoProcessor.from_pretrained('saved', trust_remote_code=True)\n"
-        "assert type(processor).__module__.startswith('transformers_modules'), type(processor)\n"
-        "print(processor(text='<s>Hello').input_ids)\n"
-    )
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    shutil.rmtree(tmp_path / "home", ignore_errors=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(processor(text="<s>Hello").input_ids)
-
-
 def test_a_summary_stands_behind_each_image_and_counts_as_text(processor: VisualChatProcessor) -> None:
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<sum>"]})
     with_summaries = VisualChatProcessor(
-        processor.image_processor,
-        tokenizer,
-        processor.image_seq_length,
-        image_summary_token="<sum>",
+        processor.image_processor, tokenizer, processor.image_seq_length, image_summary_token="<sum>"
     )
     plain, found = processor.encode(DIALOGUE), with_summaries.encode(DIALOGUE)
     is_summary = found.input_ids == with_summaries.image_summary_token_id

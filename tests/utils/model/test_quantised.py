@@ -14,6 +14,8 @@ from utils.model import LoraSettings, build_visual_chat, load_checkpoint
 from utils.model.building import Learning
 from utils.model.checkpoint import save_full, save_trained_only
 
+pytestmark = pytest.mark.integration
+
 BITS = {"4 bits": {"load_in_4bit": True}, "8 bits": {"load_in_8bit": True}}
 NEAR = {"4 bits": 0.7, "8 bits": 0.99}
 """What is left of narrow random weights, as a cosine; those of another layer would give one near 0."""

@@ -1,19 +1,12 @@
 """timm's families as encoders: what is read is what timm computes, also where ZeRO-3 shares out the weights."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.ranks import run_ranks
 from utils.model.open_clip_vision import describe
 from utils.model.pretrained_encoders import load_vision_tower, vision_config_of
 from utils.model.vision import encode_images
-
-ROOT = Path(__file__).parents[3]
 
 # side of the images, how timm lays out what comes last, tokens, width; worked out from strides and channels
 FAMILIES = {
@@ -106,22 +99,5 @@ def test_each_family_is_shared_out_by_zero_3(open_clip_writer, tmp_path):
     for name in (*QUICK, "resnet18", "tf_efficientnet_lite0", "vitamin_small_224"):
         torch.save(write(tmp_path / name, open_clip_writer, name), tmp_path / name / "wanted.pt")
         folders.append(str(tmp_path / name))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER, *folders],
-        cwd=ROOT,
-        env={**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
+    codes, printed = run_ranks(["-c", WORKER, *folders], 1, tmp_path, seconds=600)
+    assert codes == [0], printed

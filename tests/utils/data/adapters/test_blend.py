@@ -55,23 +55,6 @@ def test_a_pair_with_no_partner_and_one_with_the_last_alone_are_left_out() -> No
         )
 
 
-def test_one_partner_of_the_first_picture() -> None:
-    for conversation in blended([instruction("1")], [dialogue("a", FIRST, rounds=2)]):
-        assert shape(conversation) == [("a, 0?", [FIRST]), ("a, 1?", []), ("both 1?", [SECOND])]
-        assert conversation.source == "CGD#0 + llava#0"
-
-
-def test_partners_of_both_pictures() -> None:
-    seen = Counter(
-        str(shape(each))
-        for each in blended([instruction("1")], [dialogue("b", SECOND), dialogue("a", FIRST)])
-    )
-    without = [("a, 0?", [FIRST]), ("both 1?", [SECOND])]
-    with_second = [("a, 0?", [FIRST]), ("b, 0?", [SECOND]), ("both 1?", [])]
-    assert set(seen) == {str(without), str(with_second)}
-    assert min(seen.values()) > 15
-
-
 def test_what_is_drawn() -> None:
     names = ["a", "b", "c"]
     partners = [dialogue(name, FIRST) for name in names] + [dialogue(name.upper(), SECOND) for name in names]

@@ -1,11 +1,10 @@
 """MiniGPT-4's descriptions and COCO captions, worked out by hand."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.conversation import ConversationError
 from utils.data.adapters.captions import QUESTIONS, coco_caption, minigpt4
 from utils.data.spec import RawRecord
 
@@ -20,30 +19,6 @@ KARPATHY = {
         {"raw": "Somebody put a shoe away"},
     ],
 }
-
-
-@pytest.mark.parametrize("image_id", ["17", 17])
-def test_a_description(raw: Raw, folders: tuple[Path, Path], image_id: object) -> None:
-    record = raw({"image_id": image_id, "caption": " A lighthouse.\nNASA's naïve café 🐕. "})
-    conversation = minigpt4(record)
-    expected = Turn(
-        conversation.turns[0].question,
-        "A lighthouse.\nNASA's naïve café 🐕.",
-        (Image(folders[0] / "17.jpg"),),
-    )
-    assert conversation == Conversation((expected,), source="set/file.json#7")
-    assert conversation.turns[0].question in QUESTIONS
-
-
-def test_one_caption_of_a_picture(raw: Raw, folders: tuple[Path, Path]) -> None:
-    turn = coco_caption(raw(KARPATHY)).turns[0]
-    assert turn.images == (Image(folders[0] / "COCO_val2014_000000000042.jpg"),)
-    drawn = {coco_caption(raw(KARPATHY, seed)).turns[0].answer for seed in range(40)}
-    assert drawn == {"A shoe on a shelf.", "Une chaussure à NASA", "Somebody put a shoe away"}
-
-
-def test_a_single_caption_need_not_stand_in_a_list(raw: Raw) -> None:
-    assert coco_caption(raw(KARPATHY | {"sentences": {"raw": "A shoe."}})).turns[0].answer == "A shoe."
 
 
 def test_draws_depend_on_the_seed_alone(raw: Raw) -> None:

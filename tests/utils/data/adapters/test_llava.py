@@ -34,24 +34,11 @@ def test_all_rounds_with_the_picture_where_the_tag_is() -> None:
     assert [len(turn.images) for turn in later.turns] == [0, 1]
 
 
-def test_llava_takes_the_first_round() -> None:
-    assert llava(raw(*ROUNDS)).turns == llava_dial(raw(*ROUNDS)).turns[:1]
-
-
 @pytest.mark.parametrize(
     "value", ["<image>\nWhat is it?", "What is it?\n<image>", "<image>What is it?", "What is it?<image> "]
 )
 def test_the_tag_is_stripped_wherever_it_stands(value: str) -> None:
     assert llava(raw(value, "A dog.")).turns[0].question == "What is it?"
-
-
-def test_a_line_break_in_a_question_becomes_a_space_and_stays_in_an_answer() -> None:
-    turn = llava(raw("<image>\nWhat is\n this,\n\nNASA's?", "One.\nTwo. \n")).turns[0]
-    assert turn == Turn("What is this, NASA's?", "One.\nTwo.", (picture(),))
-
-
-def test_unicode_is_kept() -> None:
-    assert llava(raw("<image>\n¿Qué es? 🐕", "Un perro — ñandú.")).turns[0].answer == "Un perro — ñandú."
 
 
 def test_several_pictures_come_in_order_of_their_tags() -> None:
@@ -77,27 +64,3 @@ def test_an_image_under_another_key_is_named() -> None:
 
 def test_a_record_without_a_picture_is_text_only() -> None:
     assert llava(raw("Who are you?", "A model.", image=None)).images == ()
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        (raw("<image>\nWhat?"), "expected human and gpt in turn, found human"),
-        (raw(), "found no message"),
-        (raw("What?", "A dog."), "lists 1 images, but its questions hold 0 <image> tags"),
-        (raw("<image>\n<image>\nWhat?", "A dog."), "lists 1 images, but its questions hold 2"),
-        (raw("<image>\nWhat?", "A dog.", image=None), "lists 0 images"),
-        (raw("<image>\n", "A dog."), "question of turn 1 is empty"),
-        (raw("<image>\nWhat?", " "), "answer of turn 1 is empty"),
-    ],
-)
-def test_what_is_not_in_the_format_is_named(record: RawRecord, message: str) -> None:
-    with pytest.raises(ConversationError, match=rf"^llava/detail_23k\.json#17: .*{message}"):
-        llava_dial(record)
-
-
-def test_rounds_in_another_order_are_named() -> None:
-    record = raw("<image>\nWhat?", "A dog.")
-    record.fields["conversations"].reverse()
-    with pytest.raises(ConversationError, match="found gpt, human"):
-        llava_dial(record)

@@ -15,7 +15,7 @@ from utils.data.adapters.mimicit import (
     related_instructions,
     stored_image_ids,
 )
-from utils.data.spec import LeftOut, PictureStore, RawRecord
+from utils.data.spec import PictureStore, RawRecord
 
 
 def instruction(name: str, pictures: Sequence[str] = ("A", "B"), related: Sequence[str] = ()) -> dict:
@@ -32,10 +32,6 @@ def groups(records: Sequence[object]) -> list[list[str]]:
     arranged = related_instructions([records])
     names = [record["id"] if isinstance(record, dict) else "?" for record in records]
     return [[names[index] for index in arranged[number]] for number in range(len(arranged))]
-
-
-def test_related_instructions_with_the_same_pictures_share_a_conversation() -> None:
-    assert groups([instruction("1", related=["2"]), instruction("2", related=["1"])]) == [["1", "2"]]
 
 
 def test_a_relation_counts_whichever_states_it() -> None:
@@ -62,10 +58,6 @@ def test_other_pictures_another_order_and_unknown_ids_do_not_join() -> None:
         ["2"],
     ]  # "the first one"
     assert groups([instruction("1", related=["9"])]) == [["1"]]
-
-
-def test_unrelated_instructions_about_the_same_pictures_stay_apart() -> None:
-    assert groups([instruction("1"), instruction("2")]) == [["1"], ["2"]]
 
 
 def test_ids_that_begin_other_ids() -> None:
@@ -158,26 +150,10 @@ def test_ids_that_the_store_lacks_are_left_out() -> None:
     assert len(stored_image_ids(record)) == 4
 
 
-def test_a_record_with_no_image_left_is_left_out() -> None:
-    assert otter_mimicit(raw(instruction("1", ["X"]), store={"XX": b""})) == LeftOut(
-        "none of its images is in the image store"
-    )
-
-
 @pytest.mark.parametrize("pictures", [[], None, "AB", [1, 2]])
 def test_image_ids_that_are_none_are_named(pictures: object) -> None:
     with pytest.raises(ConversationError, match=r"x\.json#0: expected a list of image ids"):
         otter_mimicit(raw({**instruction("1"), "image_ids": pictures}, store={"A": b""}))
-
-
-def test_a_line_break_in_a_question_becomes_a_space() -> None:
-    fields = {
-        **instruction("1", ["A"]),
-        "instruction": "Which\none,\r\nNASA's? \n",
-        "answer": " This.\n\nNo. ",
-    }
-    (turn,) = otter_mimicit(raw(fields, store={"A": b""})).turns
-    assert (turn.question, turn.answer) == ("Which one, NASA's?", "This.\n\nNo.")
 
 
 @pytest.mark.parametrize("text", ["<image>Which one?", "Which one?\n<image><image>", "Which <image> one?"])

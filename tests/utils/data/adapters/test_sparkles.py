@@ -71,30 +71,6 @@ def test_golden_with_letters(by_manner: Callable, folders: tuple[Path, Path]) ->
     )
 
 
-def test_golden_with_capital_letters_and_with_ordinals(by_manner: Callable) -> None:
-    capital = by_manner(BOATS, CAPITAL_A).turns
-    assert capital[0].question == "Which is older, the one in image A or in image B?"
-    assert capital[1].answer == "C'est l'été à image C! Image B's is not."
-    first = by_manner(BOATS, FIRST).turns
-    assert first[0].question == "Which is older, the one in the first image or in the second image?"
-    assert first[0].answer == (
-        "The second image shows the older one.\nThe first image shows NASA's."
-        " The first image, e.g. here: it's new."
-    )
-    assert first[1].question == "And the third image, vs. the first image?"
-
-
-def test_each_manner_is_drawn_and_never_two_in_one_dialogue(raw: Raw, all_pictures: None) -> None:
-    seen = set()
-    for seed in range(60):
-        turns = sparkles_dialogue(raw({"dialogue": BOATS}, seed)).turns
-        named = turns[0].question.split("one in ")[1].split(" or ")[0]
-        manner = next(number for number, names in enumerate(MANNERS) if named == names[0])
-        seen.add(manner)
-        assert f"And {MANNERS[manner][2]}, vs. {MANNERS[manner][0]}?" == turns[1].question
-    assert seen == {A, CAPITAL_A, FIRST}
-
-
 @pytest.mark.parametrize("order", [("14", "141", "1417"), ("1417", "141", "14"), (141, 1417, 14)])
 def test_ids_that_begin_other_ids(by_manner: Callable, order: tuple) -> None:
     said = " ".join(f"IMAGE#{each}," for each in order)
@@ -143,13 +119,6 @@ def test_tags_go_wherever_they_stand(by_manner: Callable) -> None:
     turn = by_manner(dialogue, A).turns[0]
     assert turn.question == "See image a here and image b, too."
     assert turn.answer == "- Image b: no"
-
-
-def test_a_dialogue_without_images_is_text_only(raw: Raw) -> None:
-    conversation = sparkles_dialogue(
-        raw({"dialogue": [{"role": "user", "content": "hi"}, assistant("hello")]})
-    )
-    assert conversation.turns == (Turn("Hi", "Hello"),)
 
 
 def test_images_of_the_second_file_are_in_the_second_folder(

@@ -1,11 +1,8 @@
 """A bad record costs its own place and nothing else: never another record, never a row."""
 
-import pickle
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -112,10 +109,3 @@ def test_batches_with_workers_carry_what_was_found_and_stay_tensors(
         assert numbers["supervised_tokens"] == (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
         assert (inputs["labels"] == IGNORED_LABEL).all(dim=1).sum() == len(bad)
         assert len(inputs.get("pixel_values", ())) == batch.images == 4 - len(bad)
-
-
-def test_it_can_be_sent_to_a_spawned_worker(make, write_root: WriteRoot, record: MakeRecord) -> None:
-    dataset = make(write_root([], [], [record(1)]))
-    copy = pickle.loads(ForkingPickler.dumps(dataset))
-    assert np.array_equal(copy[0].input_ids, dataset[0].input_ids)
-    assert np.array_equal(copy.empty_sample.labels, dataset.empty_sample.labels)

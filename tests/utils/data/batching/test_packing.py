@@ -47,12 +47,6 @@ def test_images_bound_rows_too() -> None:
     assert all(sum(index < 3 for index in row) == 1 for row in rows)
 
 
-def test_seeds_make_different_rows() -> None:
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(5, 60, 300).tolist()
-    assert packed(tokens, [0] * 300, 100, 1, seed=1) != packed(tokens, [0] * 300, 100, 1, seed=2)
-
-
 @pytest.mark.parametrize(("max_images", "over"), [(8, 1.03), (16, 1.005)])  # with 8, both budgets bind
 def test_rows_are_nearly_full(max_images: int, over: float) -> None:
     """Lengths as of pictures of 257 tokens with short dialogues; more windows than one."""
@@ -69,7 +63,3 @@ def test_a_conversation_over_a_budget_is_named() -> None:
         packed([5, 11], [0, 0], 10, 1)
     with pytest.raises(DataError, match=r"conversation 0 has 3 images.*--max_images_per_row 2"):
         packed([5], [3], 10, 2)
-
-
-def test_nothing_makes_no_row() -> None:
-    assert packed([], [], 10, 1) == []

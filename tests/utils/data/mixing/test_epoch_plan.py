@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from utils.conversation import Conversation, ConversationError, Image, Turn, join
 from utils.data.mixing.epoch_plan import group, refill, visit
-from utils.data.spec import Grouping
 
 sizes = st.sampled_from([0, 1, 2]) | st.integers(3, 400)
 seeds = st.integers(0, 2**32)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(size=sizes, most=st.integers(1, 7), max_images=st.integers(1, 8), seed=seeds)
 def test_every_index_is_in_exactly_one_group(size: int, most: int, max_images: int, seed: int) -> None:
     counts = np.random.default_rng(seed).integers(0, max_images, size=size, endpoint=True)
@@ -66,14 +65,6 @@ def test_sizes_are_drawn_evenly() -> None:
     groups = group(np.ones(30_000, dtype=int), 3, 8, np.random.default_rng(0))
     shares = np.bincount(np.diff(groups.borders), minlength=4)[1:] / len(groups)
     assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
-
-
-def test_groups_follow_the_seed() -> None:
-    def grouped(seed: int) -> Grouping:
-        return group(np.ones(50, dtype=int), 3, 8, np.random.default_rng(seed))
-
-    assert np.array_equal(grouped(1).members, grouped(1).members)
-    assert not np.array_equal(grouped(1).members, grouped(2).members)
 
 
 def test_joining_keeps_turns_and_images_in_order() -> None:

@@ -1,7 +1,6 @@
 """An index is made once for all processes and runs, and again when what it says may have changed."""
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -103,27 +102,6 @@ def test_records_that_are_no_objects_are_bad(
     known = indexed(root)
     assert known.status.tolist() == [0, -1, -2, -3]
     assert known.reasons[0] == "not a record (an object with named fields), but 7"
-
-
-def _index(root: Path, queue: multiprocessing.Queue) -> None:
-    names = []
-    make = index_module._write
-    index_module._write = lambda *given: names.append(given[0].spec.name) or make(*given)
-    queue.put((indexed(root).image_counts.tolist(), names))
-
-
-def test_processes_that_start_together_make_it_once(write_root: WriteRoot, record: MakeRecord) -> None:
-    root = write_root([record(number, pictures=number % 3) for number in range(50)])
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=_index, args=(root, queue)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    answers = [queue.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
-    assert sum(len(names) for _, names in answers) == 1
-    assert all(counts == [number % 3 for number in range(50)] for counts, _ in answers)
 
 
 def test_what_an_adapter_draws_is_of_its_place_epoch_and_seed(

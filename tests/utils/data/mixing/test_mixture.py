@@ -43,22 +43,6 @@ def test_conversations_of_all_files_lazily_read(write_root: WriteRoot, record: M
         dataset[4]
 
 
-@pytest.mark.parametrize("concatenate", [1, 2, 3])
-@pytest.mark.parametrize("size", [0, 1, 2, 37])
-@pytest.mark.parametrize("seed", [0, 1, 1234])
-def test_every_record_is_in_exactly_one_conversation(
-    write_root: WriteRoot, record: MakeRecord, size: int, concatenate: int, seed: int
-) -> None:
-    root = write_root(map_records := [record(number) for number in range(size)], [], map_records[:5])
-    dataset = build_dataset(["llava", "llava_dial"], root, concatenate=concatenate, seed=seed)
-    everything = sorted(sources("detail_23k", range(size)) + sources("conversation_58k", range(min(size, 5))))
-    assert records_in(dataset) == everything
-    assert dataset.num_records == len(everything)
-    for epoch in (1, 2, 0):
-        dataset.set_epoch(epoch)
-        assert records_in(dataset) == everything
-
-
 def test_records_of_different_datasets_are_not_joined(write_root: WriteRoot, record: MakeRecord) -> None:
     root = write_root([record(n) for n in range(20)], [], [record(n) for n in range(20)])
     dataset = build_dataset(["llava", "llava_dial"], root, concatenate=[3, 2])
@@ -173,20 +157,6 @@ def test_held_out_records_come_once_whatever_their_weight(write_root: WriteRoot,
     assert len(train) == 48 and len(held_out) == 4
 
 
-def test_conversations_of_other_system_texts_are_not_joined(tmp_path: Path) -> None:
-    said = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]
-    records = [
-        {"conversations": said, **({"system": f"Be {number % 3}."} if number % 4 else {})}
-        for number in range(30)
-    ]
-    (tmp_path / "my.json").write_text(json.dumps(records))
-    dataset = build_dataset([str(tmp_path / "my.json")], tmp_path, concatenate=3)
-    for epoch in range(3):
-        dataset.set_epoch(epoch)
-        joined = list(dataset)
-        assert len(records_in(joined)) == 30 and len(joined) < 25
-
-
 def test_draws_differ_between_epochs_and_repeat(tmp_path: Path) -> None:
     captions = [{"image_id": str(number), "caption": f"Caption {number}."} for number in range(12)]
     (tmp_path / "cc_sbu_align" / "image").mkdir(parents=True)
@@ -236,16 +206,6 @@ def test_groups_of_a_dataset_do_not_depend_on_its_company(write_root: WriteRoot,
     alone = order(build_dataset(["llava"], root, concatenate=3))
     together = order(build_dataset(["llava_dial", "llava"], root, concatenate=[2, 3]))
     assert together[-len(alone) :] == alone
-
-
-def test_no_process_group_is_needed_and_the_data_folder_stays_as_it_was(
-    write_root: WriteRoot, record: MakeRecord
-) -> None:
-    root = write_root([record(number) for number in range(5)])
-    before = sorted(path for path in root.rglob("*"))
-    assert not torch.distributed.is_initialized()
-    list(build_dataset(["llava"], root, concatenate=2))
-    assert sorted(path for path in root.rglob("*")) == before
 
 
 @pytest.mark.parametrize("seed", range(5))

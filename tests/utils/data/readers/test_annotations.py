@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import lzma
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +40,6 @@ def test_records_of_any_shape_survive(tmp_path: Path, options: dict) -> None:
     assert list(pickle.loads(pickle.dumps(records))) == MIXED
     with pytest.raises(IndexError):
         records[4]
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 10_000])
-def test_any_number_of_records(tmp_path: Path, size: int) -> None:
-    records = open_records(write_json(tmp_path / "list.json", [{"id": index} for index in range(size)]))
-    assert len(records) == size
-    assert [record["id"] for record in records] == list(range(size))
 
 
 def test_a_record_may_be_longer_than_what_is_read_at_a_time(tmp_path: Path) -> None:
@@ -143,11 +137,6 @@ def test_a_key_that_a_record_holds_twice_makes_it_unusable(tmp_path: Path) -> No
     assert list(open_records(path)) == [{"a": 1}, Unusable('the key "b" is in it twice'), {"a": 2}]
 
 
-def test_nan_is_read_as_python_writes_it(tmp_path: Path) -> None:
-    records = open_records(write_json(tmp_path / "nan.json", [{"score": float("nan")}, {"score": 1}]))
-    assert records[0]["score"] != records[0]["score"]
-
-
 def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "marked.json"
     path.write_text(json.dumps(PLAIN), encoding="utf-8-sig")
@@ -206,6 +195,8 @@ DAMAGED = {
     "a web page": (b"<!DOCTYPE html><html>Not found</html>", "web page"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
     "gzip": (gzip.compress(GOOD), "gunzip"),
+    "xz": (lzma.compress(GOOD), "unxz"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(30), "unzstd"),
     "zip": (b"PK\x03\x04 and so on", "unzip"),
     "parquet": (b"PAR1 and so on", r"\.parquet"),
     "a picture": (b"\xff\xd8\xff\xe0 and so on", "JPEG"),
@@ -284,7 +275,7 @@ def test_a_large_file_that_is_cut_off_is_refused_at_once(tmp_path: Path) -> None
         open_records(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"[{}]"])
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"[{}]", bytes(4096)])
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "records.parquet"
     path.write_bytes(content)

@@ -1,7 +1,6 @@
 """Data files are converted once, outside the data folder; an entry of the cache is complete or not there."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -188,17 +187,6 @@ def test_who_waits_long_says_so_again(
     first, second, *_ = caplog.messages
     assert first == "Waiting for the process that reads SN.json"
     assert second == f"{first}: 0 s so far"
-
-
-def _length(path: Path) -> int:
-    return len(open_records(path))
-
-
-def test_forked_processes_share_one_conversion(tmp_path: Path, cache_entries: Entries) -> None:
-    path = write_list(tmp_path / "list.json", 5000)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        assert pool.map(_length, [path] * 4) == [5000] * 4
-    assert len(cache_entries("records")) == 1
 
 
 def write_pictures(path: Path, count: int) -> Path:

@@ -61,11 +61,6 @@ def test_json(tmp_path: Path, count: int) -> None:
     assert store.notes == ()
 
 
-def test_a_pickled_store_is_small(tmp_path: Path) -> None:
-    store = open_image_archive(write_json(tmp_path / "SN.json", pictures(1000)))
-    assert len(pickle.dumps(store)) < 1000
-
-
 def test_ids_that_share_a_checksum_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_archive, "_checksum", lambda name: len(name) % 2)
     content = pictures(150)
@@ -111,24 +106,6 @@ def test_an_entry_that_is_no_picture_is_named_and_keeps_its_id(
     assert [note.split(":")[0] for note in store.notes] == list(bad)
     assert "7 ids cannot be decoded: null: it is null, not base64 text; number: " in caplog.text
     assert (store["good"], store["last"]) == (b"picture", b"other")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        text(b"\xfb\xff picture"),
-        "data:image/jpeg;base64," + text(b"\xfb\xff picture"),
-        "data:;base64," + text(b"\xfb\xff picture"),
-        base64.urlsafe_b64encode(b"\xfb\xff picture").decode(),
-        text(b"\xfb\xff picture").rstrip("="),
-        base64.encodebytes(b"\xfb\xff picture").decode(),
-        " " + text(b"\xfb\xff picture")[:5] + "\r\n" + text(b"\xfb\xff picture")[5:],
-        b"\xfb\xff picture",
-        {"bytes": b"\xfb\xff picture", "path": None},
-    ],
-)
-def test_forms_of_a_picture(value: object) -> None:
-    assert image_bytes(value) == b"\xfb\xff picture"
 
 
 @pytest.mark.parametrize(

@@ -91,15 +91,6 @@ def test_damage_is_refused_exactly_where_json_refuses_it(
         assert read(path, content, chunk) == expected
 
 
-@settings(max_examples=10, deadline=None)
-@given(value=st.lists(ANY_JSON, min_size=1, max_size=4), chunk=st.integers(min_value=1, max_value=40))
-def test_a_text_that_is_cut_off_anywhere_is_refused(path: Path, value: list[Any], chunk: int) -> None:
-    content = json.dumps(value).encode()
-    for length in range(len(content)):
-        with pytest.raises(DataError, match=r"any\.json is (damaged at byte|empty)"):
-            read(path, content[:length], chunk)
-
-
 def test_one_value_cannot_fill_the_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "_LONGEST_VALUE", 1000)
     assert read(path, json.dumps(["x" * 900]).encode(), 100) == ["x" * 900]
