@@ -36,7 +36,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_445,
-    "tests: lines": 29_265,
+    "tests: lines": 27_650,
     "core: lines": 18_090,
     "core: files": 127,
     "core: imports of wings": 2,
