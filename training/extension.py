@@ -142,10 +142,6 @@ class Extension(TrainerCallback):
     is_stopping = False
     """Whether the next checkpoint ends the run."""
 
-    def is_saved(self) -> bool:
-        """Whether the last complete step is on the disk, or is the one that this start began with."""
-        return False
-
     def back_to_last_step(self) -> None:
         """Put the random generators back to where they were after the last complete step."""
 

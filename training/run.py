@@ -187,7 +187,10 @@ def train(
     )
     if arguments.overwrite_output_dir:  # not before all that could go wrong with flags, data and model
         decided_by_main(lambda: remove_results(arguments.output_dir))
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    finally:
+        trainer.finish_saving()  # however the training ended, it is not lost
     trainer.export(Path(arguments.output_dir, "final"))
     summarise(trainer, learned, bad)
 

@@ -29,6 +29,7 @@ class RunContext:
     callbacks: CallbackHandler
     enter: Callable[[Batch], dict[str, Any]]  # an evaluation's batch: its inputs, on the device
     pausing: Callable[[], AbstractContextManager[None]]  # the block may take its time
+    finish_saving: Callable[[], None]  # waits for a checkpoint that is being written; all processes call
 
 
 @dataclass(frozen=True, eq=False)

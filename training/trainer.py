@@ -92,6 +92,7 @@ class VisualChatTrainer(Trainer):
             callbacks=self.callback_handler,
             enter=self._entered,
             pausing=partial(self._within, "pausing"),
+            finish_saving=self.finish_saving,
         )
         self.checkpoints = CheckpointWriter(self.context, self.run)
         if resume_from_checkpoint is not None:
@@ -200,9 +201,10 @@ class VisualChatTrainer(Trainer):
                 for parameter in group["params"]:
                     parameter.grad = None  # a parameter without a gradient is left as it is
         elif verdict is Verdict.SAVE_AND_STOP:
-            if not by.is_saved():
+            self.finish_saving()
+            if self.checkpoints.saved_step != self.state.global_step:
                 by.back_to_last_step()
-                self._save()
+                self._save(stopping=True)
             self._stop(by)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -287,16 +289,23 @@ class VisualChatTrainer(Trainer):
         return is_best
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._save()
-        for each in self.extensions:
-            if each.is_stopping:
-                self._stop(each)
+        stopping = [each for each in self.extensions if each.is_stopping]
+        self._save(bool(stopping))
+        for each in stopping:
+            self._stop(each)
 
-    def _save(self) -> None:
+    def _save(self, stopping: bool) -> None:
         """Write checkpoint-N, unless the disk refuses it and further saves may follow; all processes call."""
         self.state.stateful_callbacks["TrainerControl"] = self.control.state()  # is an evaluation still due?
-        with self._within("saving"), self.checkpoints.tolerating_failed_saves():
-            self.checkpoints.save()
+        with self._within("saving"):
+            self.checkpoints.save(self.args.save_in_background and not stopping)
+
+    def finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written in the background, if one is; all processes call."""
+        checkpoints = getattr(self, "checkpoints", None)  # a training may end before it has any
+        if checkpoints and checkpoints.is_writing:
+            with self._within("pausing"):
+                checkpoints.finish()
 
     @contextmanager
     def _within(self, what: str) -> Iterator[None]:
@@ -313,6 +322,7 @@ class VisualChatTrainer(Trainer):
 
     def _finalize_training(self, *args: Any) -> Any:
         self._evaluate_if_due()  # no step has begun
+        self.finish_saving()
         return super()._finalize_training(*args)
 
     def _load_best_model(self) -> None:

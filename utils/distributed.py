@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -55,13 +55,24 @@ def barrier() -> None:
         _group().barrier()
 
 
-def everyone(value: T) -> list[T]:
-    """What each process gives, in the order of their numbers; all call, and wait for each other."""
+def everyone(value: T, group: Any = None) -> list[T]:
+    """What each process gives, in the order of their numbers; all call, and wait for each other.
+
+    A thread beside the main one needs a `group` of its own (`separate_group`).
+    """
     if not _started() or world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size()
-    _group().all_gather_object(values, value)
+    _group().all_gather_object(values, value, group=group)
     return values
+
+
+def separate_group() -> Any:
+    """All processes once more, for a thread that meets its like while the main threads meet too; all call.
+
+    On CPUs, whatever the devices are. None where there is one process.
+    """
+    return _group().new_group(backend="gloo") if _started() and world_size() > 1 else None
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:

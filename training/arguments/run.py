@@ -105,6 +105,11 @@ class RunArguments(ZeroArguments, Others):
     max_failed_saves: int = flag(
         2, "Checkpoints in a row that may fail to be written (full disk, ...) before training stops."
     )
+    save_in_background: bool = flag(
+        False,
+        "Write checkpoint-N while training goes on, from a copy in main memory: trained weights twice, and the"
+        " optimizer's states.",
+    )
     max_skipped_steps: int = flag(
         0, "Steps with a NaN or infinite loss that may be skipped before training stops."
     )

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from training.arguments.parser import VisualChatTrainingArguments
-from training.checkpointing.folders import checkpoint_name, resumable_checkpoints
 from training.checkpointing.output_lock import reserved
 from training.exit_codes import (
     INTERRUPTED,
@@ -82,7 +81,7 @@ class RunGuard(Extension):
         self._peers: PeerWatch | None = None
         self._step = 1  # that is being computed
         self._verdict: Verdict | None = None  # on its loss
-        self._first_step = self._saved_step = self._steps_since_log = self._skipped_since_log = 0
+        self._steps_since_log = self._skipped_since_log = 0
         self._random_state: RandomState | None = None  # after the last step
         self._stalled_before: int | None = None  # at which step
 
@@ -107,7 +106,6 @@ class RunGuard(Extension):
         self.flags = SharedFlags(self.args.device)
         self.losses = NanGuard(self.args.output_dir, self.args.max_skipped_steps)
         self.watchdog = Watchdog(self.args.stall_timeout, self._stalled)
-        self._first_step = self._saved_step = step
         self._step = step + 1
         self.losses.restore(step)
         self._stalled_before = decided_by_main(lambda: last_stall(self.args.output_dir))
@@ -144,6 +142,7 @@ class RunGuard(Extension):
         if self._verdict is None:
             self._verdict = Verdict.SKIP_STEP if self.flags.read()[1] else Verdict.CONTINUE
             if self._verdict is Verdict.SKIP_STEP:
+                self.context.finish_saving()  # the run may end here, and says which checkpoint is the last
                 self.losses.skip(self._step)
         return self._verdict
 
@@ -157,6 +156,7 @@ class RunGuard(Extension):
             return
         if self.args.fp16:
             return  # a scale that was too large: DeepSpeed has dropped the step, and lowers the scale
+        self.context.finish_saving()
         if not overflowed:
             raise TrainingDivergedError(
                 f"the norm of the gradients is {norm} at step {self._step}, and the weights are spoilt by it:"
@@ -184,13 +184,6 @@ class RunGuard(Extension):
         self.losses.catch_up()  # a run that goes on from here counts what was skipped
         with self.watchdog.paused():
             yield
-        if is_main_process():  # the others could come upon a checkpoint that it is about to remove
-            newest = resumable_checkpoints(self.args.output_dir)[-1:]
-            if [folder.name for folder in newest] == [checkpoint_name(self._step - 1)]:
-                self._saved_step = self._step - 1
-
-    def is_saved(self) -> bool:
-        return everyone(self._step - 1 in (self._first_step, self._saved_step))[0]  # the main process knows
 
     def back_to_last_step(self) -> None:
         self._random_state.restore()

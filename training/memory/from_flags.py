@@ -59,6 +59,7 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         accumulation=flags.gradient_accumulation_steps,
         train=tuple(flags.train or PUBLISHED),
         frozen_bits=model.frozen_bits,
+        save_in_background=bool(flags.save_in_background),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from training.ds_configs import Offload
-from training.memory.states import Sharding, States, Weights, states
+from training.memory.states import Sharding, States, Weights, copied_for_saving, states
 from training.memory.trace import Activations, BatchShape, meta_model, trace
 from utils.commands import ROOT
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
@@ -49,6 +49,7 @@ class Training:
     accumulation: int = 1
     train: tuple[str, ...] = PUBLISHED
     frozen_bits: int = 0
+    save_in_background: bool = False
 
     @property
     def rows(self) -> int:
@@ -89,6 +90,14 @@ class MemoryPlan:
     def peak(self) -> int:
         """The most that its tensors take on the device."""
         return sum(self.device.values())
+
+    @property
+    def saving(self) -> int:
+        """What the copy for saving in the background takes in main memory."""
+        training = self.training
+        if not training.save_in_background:
+            return 0
+        return copied_for_saving(self.weights, training.sharding, training.dtype)
 
     def fits(self, memory: float) -> bool:
         """Whether a device of so many bytes has room for it, and for what is outside PyTorch's account."""
@@ -135,7 +144,7 @@ class Planner:
         """The first of `choices`, which begin with the fastest, that fits a training's own rows."""
         for choice in choices(training):
             found = self.plan(choice)
-            if found.fits(memory) and found.states.host <= host:
+            if found.fits(memory) and found.states.host + found.saving <= host:
                 return found
         return None
 

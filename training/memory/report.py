@@ -61,6 +61,8 @@ def table(plan: MemoryPlan, memory: float) -> Table:
     shown.add_row("the GPU has", size(memory))
     if plan.states.host:
         shown.add_row("in main memory, for each GPU", size(plan.states.host))
+    if plan.saving:
+        shown.add_row("in main memory, for saving in the background", size(plan.saving))
     if plan.states.disk:
         shown.add_row("on NVMe, for each GPU", size(plan.states.disk))
     return shown

@@ -131,6 +131,22 @@ def states_of(model: nn.Module, arguments: VisualChatTrainingArguments, frozen_b
     return states(Weights.of(model, frozen_bits), sharding, arguments.dtype)
 
 
+def copied_for_saving(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> int:
+    """Bytes in main memory for the copy that is written in the background, in the first process: the others have less.
+
+    Its part of the optimizer's states, the trained weights as the checkpoint's model, and, where they are whole, once
+    more as DeepSpeed's.
+    """
+    size, learned = dtype.itemsize, weights.learned
+    if sharding.stage == 0:
+        optimizer = (2 if size == _FLOAT else 3) * learned
+    elif sharding.stage < 3:
+        optimizer = 3 * sum(_partition(group, sharding.gpus) for group in weights.groups)
+    else:
+        optimizer = 3 * sum(-(-each // sharding.gpus) for group in weights.groups for each in group)
+    return optimizer * _FLOAT + (1 if sharding.stage == 3 else 2) * learned * size
+
+
 def _whole(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
     """Stage 0: everything everywhere."""
     size, learned = dtype.itemsize, weights.learned

@@ -52,17 +52,7 @@ def save_full(
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write every weight, with adapters merged. state_dict: whole weights where the model's are in parts."""
-    state = model.state_dict() if state_dict is None else state_dict
-    config = copy.deepcopy(model.config)
-    state = merge_lora(state, LoraSettings(**config.lora) if config.lora else None)
-    if config.lora:
-        # merged: no longer the base models' weights
-        config.lora = config.frozen_from = config.trained_parts = None
-    config.checkpoint_form = "full"
-    _write_surroundings(model, config, processor, folder, state)
-    save_torch_state_dict(
-        state, str(folder), filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_SIZE
-    )
+    write_form(model, processor, folder, *full_form(model, state_dict))
 
 
 def save_trained_only(
@@ -75,17 +65,52 @@ def save_trained_only(
 
     What has learned of decoder and encoder is what the configuration's `trained_parts` says.
     """
+    write_form(model, processor, folder, *trained_form(model, state_dict))
+
+
+def full_form(
+    model: VisualChatForConditionalGeneration, state_dict: dict[str, torch.Tensor] | None = None
+) -> tuple[VisualChatConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of the full form; state_dict as in `save_full`."""
+    state = model.state_dict() if state_dict is None else state_dict
+    config = copy.deepcopy(model.config)
+    state = merge_lora(state, LoraSettings(**config.lora) if config.lora else None)
+    if config.lora:
+        # merged: no longer the base models' weights
+        config.lora = config.frozen_from = config.trained_parts = None
+    config.checkpoint_form = "full"
+    return config, state
+
+
+def trained_form(
+    model: VisualChatForConditionalGeneration, state_dict: dict[str, torch.Tensor] | None = None
+) -> tuple[VisualChatConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of the trained form; state_dict as in `save_full`."""
     if not model.config.frozen_from:
         raise CheckpointError(
             "this model's base models are unknown (its checkpoint has merged adapters, or was written by"
             " save_pretrained), so it can be saved in the full form only"
         )
-    state = model.state_dict() if state_dict is None else state_dict
-    trained = trained_weights(model, state)
+    trained = trained_weights(model, model.state_dict() if state_dict is None else state_dict)
     config = copy.deepcopy(model.config)
     config.checkpoint_form = "trained"
-    _write_surroundings(model, config, processor, folder, trained)
-    save_file(trained, Path(folder) / TRAINED_WEIGHTS, metadata={"format": "pt"})
+    return config, trained
+
+
+def write_form(
+    model: VisualChatForConditionalGeneration,
+    processor: VisualChatProcessor,
+    folder: str | Path,
+    config: VisualChatConfig,
+    weights: dict[str, torch.Tensor],
+) -> None:
+    """Write what `full_form` or `trained_form` gave. Of `model` only the code and the generation settings are read."""
+    _write_surroundings(model, config, processor, folder, weights)
+    if config.checkpoint_form == "trained":
+        save_file(weights, Path(folder) / TRAINED_WEIGHTS, metadata={"format": "pt"})
+    else:
+        name = "model{suffix}.safetensors"
+        save_torch_state_dict(weights, str(folder), filename_pattern=name, max_shard_size=SHARD_SIZE)
 
 
 def load_checkpoint(

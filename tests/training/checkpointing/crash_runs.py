@@ -1,8 +1,9 @@
 """Trainings that are looked at after every change to the disk, given broken disks, and killed while they save.
 
 `python -m tests.training.checkpointing.crash_runs SCENARIO FILE`: FILE is JSON with the training's command line
-(`train`), its output folder (`output`), and `count` and `seed` of a scenario. Everything is imported once; each
-training is a fork. Prints `SCENARIO: tried=N lost=M`, and ends with 1 where something was lost.
+(`train`), its output folder (`output`), and `count` and `seed` of a scenario; with `--save_in_background true` what is
+followed and killed is the thread that writes, while training goes on. Everything is imported once; each training is a
+fork. Prints `SCENARIO: tried=N lost=M`, and ends with 1 where something was lost.
 """
 
 import errno
@@ -15,6 +16,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,7 +38,10 @@ RESTING = "x"  # the folder's name for copies that a recovery is tried on
 
 
 class Training:
-    """A forked training whose first rank waits before and after each save until it is let go on."""
+    """A forked training whose first rank waits before and after each save until it is let go on.
+
+    Where it saves in the background, the thread that writes waits, and the training goes on.
+    """
 
     def __init__(self, words: list[str], log: Path, ranks: int = 1) -> None:
         says, hears = os.pipe(), os.pipe()
@@ -50,6 +55,8 @@ class Training:
         os.close(says[1])
         os.close(hears[0])
         self._said, self._hears = says[0], hears[1]
+        self.thread = self.pid
+        """That is at what `hear` heard last."""
 
     @property
     def pid(self) -> int:
@@ -65,11 +72,15 @@ class Training:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.environ.update(environment)
-            for name in ("save", "export") if environment.get("RANK", "0") == "0" else ():
+            save = "_complete_in_background" if "--save_in_background" in words else "save"
+            for name in (save, "export") if environment.get("RANK", "0") == "0" else ():
                 real = getattr(CheckpointWriter, name)
 
                 def announced(self, *arguments, real=real, name=name):
-                    os.write(says, name[:1].encode())
+                    if name == "export":
+                        self.finish()
+                    word = "e" if name == "export" else "s"
+                    os.write(says, f"{word}{threading.get_native_id():09}".encode())
                     os.read(hears, 1)
                     try:
                         real(self, *arguments)
@@ -86,7 +97,10 @@ class Training:
         """ "s" or "e" where saving or exporting begins, "]" where it has ended, "" at the training's end."""
         if not select.select([self._said], [], [], timeout)[0]:
             raise TimeoutError("the training says nothing")
-        return os.read(self._said, 1).decode()
+        heard = os.read(self._said, 1).decode()
+        if heard and heard != "]":
+            self.thread = int(os.read(self._said, 9))
+        return heard
 
     def await_save(self) -> None:
         """Let it go on until a save begins."""
@@ -185,7 +199,7 @@ class Disk:
 def look(task: dict) -> tuple[int, int]:
     """Saves and exports, each looked at after every change as if the process, or the machine, stopped there."""
     output = Path(task["output"])
-    training = Training(task["train"], output / "log")
+    training = Training(task["train"], output.with_name("log"))
     tried = lost = saves = 0
     while begun := training.hear():
         saves += begun == "s"
@@ -207,13 +221,13 @@ def look(task: dict) -> tuple[int, int]:
                 print(f"after {change}: {problem}", flush=True)
             seen.add(newest(output))
 
-        tracer = Tracer(training.pid, output)
+        tracer = Tracer(training.thread, output)
         tracer.follow(training.go_on, until=training.said, after=after)
         if begun == "s":
             assert len(seen) == 2, seen  # the earlier checkpoint, then the new one
-    assert os.waitstatus_to_exitcode(os.waitpid(training.pid, 0)[1]) == 0, (output / "log").read_text()[
-        -3000:
-    ]
+    assert os.waitstatus_to_exitcode(os.waitpid(training.pid, 0)[1]) == 0, (
+        output.with_name("log")
+    ).read_text()[-3000:]
     return tried, lost
 
 
@@ -264,9 +278,12 @@ _KINDS: dict[
 
 
 def errors(task: dict) -> tuple[int, int]:
-    """A save with an error at a random place in it, then one without, and so on; training goes on throughout."""
+    """A save with an error at a random place in it, then one without, and so on; training goes on throughout.
+
+    Its log is on another disk: what is said of an error is counted.
+    """
     output, rng = Path(task["output"]), random.Random(task["seed"])
-    training = Training([*task["train"], "--max_failed_saves", "1000"], output / "log")
+    training = Training([*task["train"], "--max_failed_saves", "1000"], output.with_name("log"))
     tried, lost, size = 0, 0, 0
     while begun := training.hear():
         if begun != "s" or tried == task["count"]:
@@ -292,7 +309,7 @@ def errors(task: dict) -> tuple[int, int]:
             nonlocal count
             count += 1
 
-        tracer = Tracer(training.pid, output)
+        tracer = Tracer(training.thread, output)
         tracer.follow(training.go_on, until=training.said, before=interfere if failing else counted)
         size = size if failing else count
         if hit:
@@ -305,7 +322,7 @@ def errors(task: dict) -> tuple[int, int]:
             lost += 1
             print("a save on a sound disk left nothing", flush=True)
     code = os.waitstatus_to_exitcode(os.waitpid(training.pid, 0)[1])
-    log = (output / "log").read_text()
+    log = (output.with_name("log")).read_text()
     assert code == 0, log[-3000:]
     assert tried == task["count"], f"the training was too short: {tried}"
     assert not list(output.glob(".checkpoint*")), (
@@ -393,7 +410,7 @@ def main(scenario: str, path: Path) -> int:
     try:
         tried, lost = SCENARIOS[scenario](task)
     except ProcessEndedError:
-        print(Path(task["output"], "log").read_text()[-3000:], flush=True)
+        print(Path(task["output"]).with_name("log").read_text()[-3000:], flush=True)
         raise
     print(f"{scenario}: tried={tried} lost={lost}", flush=True)
     return 1 if lost else 0

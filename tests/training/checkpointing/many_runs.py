@@ -41,13 +41,14 @@ def narrow_disk(where: int | None) -> Iterator[None]:
     """The kernel refuses what does not fit, as on a full disk, in one process and for one save."""
     save = CheckpointWriter.save
 
-    def first(self: CheckpointWriter) -> None:
+    def first(self: CheckpointWriter, *how: bool) -> None:
         CheckpointWriter.save = save
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         if rank() == where:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
         try:
-            save(self)
+            save(self, *how)
+            self.finish()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 

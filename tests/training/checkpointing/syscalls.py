@@ -72,7 +72,7 @@ class ProcessEndedError(Exception):
 
 
 class Tracer:
-    """Follows the main thread of a process while it works under a folder."""
+    """Follows a thread of a process, by its own id, while it works under a folder."""
 
     def __init__(self, pid: int, folder: Path) -> None:
         self.pid, self.folder = pid, str(folder)

@@ -18,6 +18,8 @@ FLAGS = {
     "logging_steps": 1,
 }
 NO_EVALUATION = {"eval_strategy": "no", "num_train_epochs": 100}
+BACKGROUND = {"save_in_background": True}
+"""Training goes on while a thread writes, and the thread is what is interrupted."""
 
 
 def run(trainings, tmp_path, scenario, count=0, timeout=600, **flags):
@@ -33,21 +35,45 @@ def run(trainings, tmp_path, scenario, count=0, timeout=600, **flags):
     return printed
 
 
-@pytest.mark.slow
-def test_a_stop_after_any_change_to_the_disk(trainings, tmp_path):
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="waiting"),
+        pytest.param(BACKGROUND, marks=pytest.mark.long, id="in_background"),
+    ],
+)
+def test_a_stop_after_any_change_to_the_disk(trainings, tmp_path, way):
     """Every write, fsync, rename and removal of two saves, of replacing best and of final: kill and power cut."""
-    run(trainings, tmp_path, "look", max_steps=3, eval_strategy="steps", eval_steps=1)
+    run(trainings, tmp_path, "look", max_steps=3, eval_strategy="steps", eval_steps=1, **way)
+
+
+def disk_errors(trainings, tmp_path, count, way):
+    """Full, read-only and broken disks, from a random place in a save on; training goes on, and saves again."""
+    steps = 3 * count
+    printed = run(
+        trainings, tmp_path, "errors", count=count, timeout=900, max_steps=steps, **NO_EVALUATION, **way
+    )
+    assert "saves failed and were reported" in printed
 
 
 @pytest.mark.slow
 def test_forty_disk_errors(trainings, tmp_path):
-    """Full, read-only and broken disks, from a random place in a save on; training goes on, and saves again."""
-    printed = run(trainings, tmp_path, "errors", count=40, timeout=900, max_steps=120, **NO_EVALUATION)
-    assert "saves failed and were reported" in printed
+    disk_errors(trainings, tmp_path, 40, {})
+
+
+@pytest.mark.slow
+def test_ten_disk_errors_in_the_background(trainings, tmp_path):
+    disk_errors(trainings, tmp_path, 10, BACKGROUND)
 
 
 @pytest.mark.long
-def test_killed_while_saving(trainings, tmp_path):
+def test_a_hundred_disk_errors_in_the_background(trainings, tmp_path):
+    disk_errors(trainings, tmp_path, 100, BACKGROUND)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", [{}, BACKGROUND], ids=["waiting", "in_background"])
+def test_killed_while_saving(trainings, tmp_path, way):
     """kill -9 at random moments, of a run alone and of two ranks at ZeRO-3; KILLS=300 for more."""
     count = int(os.environ.get("KILLS", "30"))
-    run(trainings, tmp_path, "kill", count=count, timeout=60 * count, **NO_EVALUATION)
+    run(trainings, tmp_path, "kill", count=count, timeout=60 * count, **NO_EVALUATION, **way)

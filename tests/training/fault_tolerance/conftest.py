@@ -106,17 +106,20 @@ class Forks:
         self.process.stdin.flush()
         return self._answer()
 
-    def start(self, flags: Sequence[str], ranks: int = 2) -> Forked:
-        """Begin a training; its ranks print into one log."""
+    def start(self, flags: Sequence[str], ranks: int = 2, disk: dict | None = None) -> Forked:
+        """Begin a training; its ranks print into one log. disk: what befalls that of `ranks` (`forking.Disk`)."""
         self.started += 1
         log = self.logs / f"{self.started}.log"
         log.touch()
-        pids = self.ask({"start": list(flags), "ranks": ranks, "log": str(log)})["pids"]
+        order = {"start": list(flags), "ranks": ranks, "log": str(log), "disk": disk}
+        pids = self.ask(order)["pids"]
         return Forked(self, pids, log)
 
-    def run(self, flags: Sequence[str], ranks: int = 2, timeout: float = 600) -> str:
+    def run(
+        self, flags: Sequence[str], ranks: int = 2, timeout: float = 600, disk: dict | None = None
+    ) -> str:
         """A training from its beginning to its end; what it printed."""
-        forked = self.start(flags, ranks)
+        forked = self.start(flags, ranks, disk)
         assert forked.wait(timeout) == [0] * ranks, forked.printed[-4000:]
         return forked.printed
 

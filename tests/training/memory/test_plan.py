@@ -114,3 +114,13 @@ def test_with_less_memory_it_splits_then_recomputes_then_moves_out(planner, chan
 def test_main_memory_limits_what_can_be_moved_out(planner):
     memory = memory_for(planner.plan(training(gradient_checkpointing=True, sharding=OUT)))
     assert planner.cheapest(training(), memory, host=0) is None
+
+
+def test_a_save_in_the_background_counts_in_main_memory(planner):
+    plan = planner.plan(training())
+    saving = planner.plan(training(save_in_background=True))
+    assert plan.saving == 0 and saving.saving >= 12 * plan.weights.learned // 8
+    assert saving.peak == plan.peak and saving.fits(memory_for(plan))
+    memory = memory_for(plan)
+    assert planner.cheapest(training(save_in_background=True), memory, saving.saving)
+    assert planner.cheapest(training(save_in_background=True), memory, host=saving.saving // 2) is None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from training.ds_configs import Offload, zero_config
-from training.memory.states import Sharding, Weights, states
+from training.memory.states import Sharding, Weights, copied_for_saving, states
 
 WEIGHTS = Weights(tensors=(60, 40, 1000), groups=((60,), (40,)), returning=(60, 40, 1000))
 
@@ -64,6 +64,18 @@ def test_quantised_weights_take_their_bits_and_the_scales():
         for stage in (0, 1, 2):
             held = states(weights, Sharding(4, stage, reduce_bucket=10), torch.bfloat16)
             assert held.resting["weights"] == 200 + size
+
+
+def test_what_is_copied_for_a_save_in_the_background():
+    """Moments and master weights of the first process's part, in single precision; the trained weights beside them."""
+
+    def copied(stage, dtype=torch.bfloat16, gpus=4):
+        return copied_for_saving(WEIGHTS, Sharding(gpus, stage), dtype)
+
+    assert copied(0) == 100 * (4 + 8) + 2 * 100 * 2
+    assert copied(0, torch.float32) == 100 * 8 + 2 * 100 * 4
+    assert copied(1) == copied(2) == 26 * 12 + 2 * 100 * 2
+    assert copied(3) == 25 * 12 + 100 * 2
 
 
 def test_deepspeed_s_configuration_is_read_with_its_defaults():
