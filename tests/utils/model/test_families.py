@@ -1,6 +1,7 @@
 """Decoders and encoders of all families: joined, trained a step, saved in both forms and loaded again."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,7 +215,11 @@ def test_a_checkpoints_own_code_builds_every_encoder(
     encoder, decoder_folder, encoder_folders, conversation, tmp_path, monkeypatch
 ):
     """Its copies of our files, imported as those of a folder from elsewhere, under names of their own."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    modules = str(tmp_path / "modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+    monkeypatch.syspath_prepend(modules)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     torch.manual_seed(0)
     model, processor = build_visual_chat(str(decoder_folder("llama 3")), str(encoder_folders[encoder]))
     save_full(model, processor, tmp_path / "saved")
