@@ -14,6 +14,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
+import utils.data.readers.image_archive  # noqa: F401 (MIMIC-IT's images are in archives)
 from utils.conversation import Conversation
 from utils.data import DATASETS, BadRecords, build_dataset
 from utils.data.adapters.captions import QUESTIONS

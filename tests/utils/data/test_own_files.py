@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from utils.data import BadDataError, BadRecords, DataError, build_dataset
@@ -67,13 +65,6 @@ def test_a_single_record_is_a_file_of_one(tmp_path: Path, ending: str) -> None:
     assert answers(write(tmp_path / f"one{ending}", LINES[0])) == ["Number 0."]
 
 
-def test_a_folder_of_parquet_files_is_a_name(tmp_path: Path) -> None:
-    for number, name in enumerate(["a.parquet", "b.PARQUET"]):
-        pq.write_table(pa.Table.from_pylist([record(number)]), tmp_path / name)
-    assert answers(str(tmp_path)) == ["Number 0.", "Number 1."]
-    assert answers(str(tmp_path / "b.PARQUET")) == ["Number 1."]
-
-
 def test_a_bad_line_costs_one_record(tmp_path: Path) -> None:
     bad = BadRecords(max_fraction=1)
     assert answers(write(tmp_path / "my.ndjson", f"{LINES[0]}\n{LINES[1][:-1]}\n"), bad) == ["Number 0."]
@@ -101,7 +92,6 @@ UNREADABLE = {
     "a page": ("my.jsonl", "<html>", "is a web page or XML, .*: write it again"),
     "not packed": ("my.json.gz", "PLAIN", "cannot read .*my.json.gz"),
     "packed, cut off": ("my.json.gz", "CUT", "cannot read .*my.json.gz"),
-    "no parquet": ("my.parquet", "x", "is not a valid parquet file .*; write it again"),
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import utils.data.readers.image_archive  # noqa: F401 (MIMIC-IT's images are in archives)
 from utils.data import BadRecords, build_dataset, split_dataset
 from utils.data.registry import DATASETS
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from utils.data.readers.annotations import Records, Unusable, open_records
@@ -76,31 +74,6 @@ def test_a_bad_line_is_a_bad_record(tmp_path: Path) -> None:
     assert (first, third, fifth) == ({"id": 1}, 7, {"id": 5})
     assert "line 2 is not valid JSON" in second.reason
     assert "line 4 is not UTF-8" in fourth.reason
-
-
-def test_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "records.parquet"
-    rows = [
-        {"id": str(index), "image": {"bytes": b"\xff\xd8", "path": None}, "n": [index]}
-        for index in range(300)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=70)
-    records = open_records(path)
-    assert len(records) == 300
-    assert records[299] == rows[299]
-    assert list(pickle.loads(pickle.dumps(records))) == rows
-
-
-def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
-    rows = [{"id": str(index), "n": [index]} for index in range(50)]
-    for shard in (1, 0):
-        pq.write_table(
-            pa.Table.from_pylist(rows[shard * 20 : shard * 30 + 20]), tmp_path / f"{shard}.parquet"
-        )
-    assert list(open_records(tmp_path)) == rows
-    pq.write_table(pa.table({"id": [1]}), tmp_path / "2.parquet")
-    with pytest.raises(DataError, match=r"2\.parquet has the columns id, others than .*0\.parquet \(id, n\)"):
-        open_records(tmp_path)
 
 
 def test_a_folder_saved_by_datasets(tmp_path: Path) -> None:
@@ -272,24 +245,6 @@ def test_a_large_file_that_is_cut_off_is_refused_at_once(tmp_path: Path) -> None
         file.seek(0, 2)
         file.write(b'"the last words')
     with pytest.raises(DataError, match=r"cut off: after 70,000,015 bytes it ends with b'.*the last words'"):
-        open_records(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"[{}]", bytes(4096)])
-def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "records.parquet"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file.*fetch it again"):
-        open_records(path)
-
-
-def test_a_parquet_file_with_a_damaged_middle_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "records.parquet"
-    pq.write_table(pa.table({"a": [str(index) * 50 for index in range(5000)]}), path, compression="gzip")
-    content = bytearray(path.read_bytes())
-    content[500:1500] = b"?" * 1000
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file"):
         open_records(path)
 
 
