@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from chat.generation.growing_cache import growing_cache
 from chat.image_kv.attention import ImageOnlyAttention
-from utils.model.computed_rows import only_keys_and_values
+from utils.model.computed_rows import ROWS, ComputedRows, picks_rows
 from utils.model.generation_visual_chat import CACHE
 from utils.model.mmca_layout import NO_MASK
 
@@ -115,7 +115,11 @@ class ImageKVEncoder:
         self, embedded: torch.Tensor, places: torch.Tensor
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Image tokens [S, D] at positions [S] through the decoder: keys and values of each layer."""
-        cache = growing_cache()
+        cache, rows = growing_cache(), {}
+        if picks_rows(self._decoder):  # keys and values of image tokens are wanted, and none of their rows
+            none = torch.zeros(1, dtype=torch.long, device=embedded.device)
+            is_text = torch.zeros(1, len(embedded), dtype=torch.bool, device=embedded.device)
+            rows = {ROWS: ComputedRows(none, self._image_layers, is_text, none[:0])}
         self._decoder(
             inputs_embeds=embedded[None],
             attention_mask=NO_MASK.to(embedded.device),
@@ -123,7 +127,7 @@ class ImageKVEncoder:
             use_cache=True,
             image_kv=ImageOnlyAttention(),
             **{CACHE: cache},
-            **only_keys_and_values(self._decoder, self._image_layers, embedded[None]),
+            **rows,
         )
         return [(layer.keys, layer.values) for layer in cache.layers]
 

@@ -12,7 +12,7 @@ from chat.generation.reading import Prompt, Reading, RowImages, Work
 from chat.image_kv.attention import CachedImageKV, SharedImages, causal_mask
 from chat.image_kv.encoder import ImageKV, ImageKVEncoder
 from chat.loaded_images import LoadedImage
-from utils.model.computed_rows import only_rows
+from utils.model.computed_rows import ROWS, ComputedRows, picks_rows
 from utils.model.generation_visual_chat import CACHE
 from utils.model.mmca_layout import NO_MASK
 
@@ -79,7 +79,7 @@ class CachedImageReading(Reading):
             image_kv=beside,
             **self._model.model.gate_arguments(),
             **{CACHE: self._cache},
-            **(only_rows(decoder, last) if most > 1 else {}),
+            **({ROWS: ComputedRows(last)} if most > 1 and picks_rows(decoder) else {}),
         ).last_hidden_state
         work.tokens += int(real.sum())
         return self._model.lm_head(hidden[:, -1]), real, images, work

@@ -139,23 +139,6 @@ def last_rows(inputs: torch.Tensor, count: int) -> torch.Tensor | None:
     return places[:, queries - count :].flatten()
 
 
-def only_rows(decoder: nn.Module, rows: torch.Tensor) -> dict[str, ComputedRows]:
-    """The decoder's arguments where these rows [n] of the B * Q alone are wanted, at least one; none where its last
-    layer computes all."""
-    return {ROWS: ComputedRows(rows)} if picks_rows(decoder) else {}
-
-
-def only_keys_and_values(
-    decoder: nn.Module, image_layers: str, like: torch.Tensor
-) -> dict[str, ComputedRows]:
-    """The decoder's arguments for image tokens alone [B, Q, D], of which keys and values are wanted and no row."""
-    if not picks_rows(decoder):
-        return {}
-    none = torch.zeros(1, dtype=torch.long, device=like.device)
-    is_text = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
-    return {ROWS: ComputedRows(none, image_layers, is_text, none[:0])}
-
-
 def picks_rows(decoder: nn.Module) -> bool:
     """Whether this decoder's layers can be made to pick rows; they are, whenever that is asked: their parts may have
     been replaced, as adapters and quantisation do.
