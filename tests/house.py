@@ -20,8 +20,7 @@ WINGS = {  # the folders and files (without ending) of each
     "archives": "utils/data/readers/image_archive utils/data/readers/parquet",
     "user_config": "training/ds_configs/user_config",
     "vision_feature_cache": "training/batches/vision_features utils/data/batching/vision_feature_cache",
-    "fault_tolerance": "training/fault_tolerance training/batches/bad_batches training/checkpointing/durable_engine"
-    " training/checkpointing/output_lock",
+    "fault_tolerance": "training/fault_tolerance training/batches/bad_batches training/checkpointing/output_lock",
     "memory_plan": "training/memory helper/plan_memory helper/dry_run helper/needs utils/model/sizes",
     "metrics": "training/metrics",
     "reports": "training/data_report training/run_report eval/report helper/check_data",

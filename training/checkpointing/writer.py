@@ -24,7 +24,6 @@ from training.checkpointing.folders import (
     resumable_checkpoints,
     rotate,
 )
-from training.checkpointing.resharding import load_resharded
 from training.checkpointing.run_record import Run
 from training.checkpointing.snapshot import Copies
 from training.run_context import RunContext
@@ -196,6 +195,8 @@ class CheckpointWriter:
             for group in schedule.optimizer.param_groups
         ]
         if written.processes != self.run.processes and self.run.zero_stage > 0:
+            from training.checkpointing.resharding import load_resharded  # here: few trainings need it
+
             load_resharded(self.context.engine, folder, Path(self.context.args.output_dir))
         else:  # without ZeRO every process holds the whole state
             self.load_engine(folder)
