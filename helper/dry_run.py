@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from helper.plan_memory import add_flags, gpu_memory
+from helper.plan_memory import add_flags, bandwidths_of, gpu_memory
 from training.arguments.command_line import read_flags
 from utils.commands import GIB, UsageError, command, end_process
 
@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils.data.registry import find_specs
 
     planner, memory = Planner(), gpu_memory(flags.gpu_memory)
-    training = training_of(flags, flags.gpus, flags.supervised_share)
+    training = training_of(flags, flags.gpus, flags.supervised_share, flags.gpus_per_node)
     specs = find_specs(flags.dataset_names, flags.image_folder)
     table = dataset_table(specs, flags)
     models = needs.models_of(flags)
     missing = [(spec.name, part) for spec in specs for part in spec.missing(Path(flags.data_path))]
-    print_report(training, memory, flags.host_memory * GIB, planner)
+    print_report(training, memory, flags.host_memory * GIB, planner, bandwidths_of(flags))
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for name, part in missing:

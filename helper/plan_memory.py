@@ -12,11 +12,11 @@ Exit codes: 0 if the training fits, 1 if it does not, 2 for a wrong flag.
 """
 
 import os
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
 from training.arguments.command_line import read_flags
-from utils.commands import GIB, command, end_process
+from utils.commands import GIB, UsageError, command, end_process
 
 
 @command
@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from training.memory.plan import Planner
     from training.memory.report import print_report
 
-    training = training_of(flags, flags.gpus, flags.supervised_share)
+    training = training_of(flags, flags.gpus, flags.supervised_share, flags.gpus_per_node)
     planner = Planner()
     memory = gpu_memory(flags.gpu_memory)
-    print_report(training, memory, flags.host_memory * GIB, planner)
+    print_report(training, memory, flags.host_memory * GIB, planner, bandwidths_of(flags))
     return 0 if planner.plan(training).fits(memory) else 1
 
 
@@ -39,6 +39,18 @@ def add_flags(parser: ArgumentParser) -> None:
     """The plan's own flags beside those of training."""
     group = parser.add_argument_group("memory plan")
     group.add_argument("--gpus", type=_count, default=1, help="GPUs of the whole training (default: 1).")
+    group.add_argument(
+        "--gpus_per_node", type=_count, default=8, help="GPUs of a node, if there are more (default: 8)."
+    )
+    group.add_argument(
+        "--bandwidths",
+        type=float,
+        nargs=2,
+        default=[50.0, 300.0],
+        metavar=("NETWORK", "NODE"),
+        help="GB/s into a node from the others, and into a GPU from the others of its node (default: 50 300, a 400 Gb/s"
+        " adapter and NVLink).",
+    )
     group.add_argument(
         "--gpu_memory",
         type=float,
@@ -56,6 +68,14 @@ def add_flags(parser: ArgumentParser) -> None:
         default=1.0,
         help="Share of a row's text tokens that are supervised; 1 (default) is the worst case.",
     )
+
+
+def bandwidths_of(flags: Namespace) -> tuple[float, float]:
+    """Bytes a second into a node, and into a GPU; raises `UsageError` for what is none."""
+    network, inside = flags.bandwidths
+    if not (network > 0 and inside > 0):
+        raise UsageError(f"--bandwidths {network:g} {inside:g}: give two positive numbers, in GB/s")
+    return network * 1e9, inside * 1e9
 
 
 def _count(word: str) -> int:

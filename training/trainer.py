@@ -26,7 +26,7 @@ from training.arguments.parser import VisualChatTrainingArguments
 from training.batches.loaders import EpochSetter, Loaders
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import CheckpointWriter
-from training.ds_configs import gather_by_layer
+from training.ds_configs import gather_by_layer, place_frozen
 from training.extension import Extension, Verdict
 from training.parameter_groups import parameter_groups
 from training.run_context import RunContext
@@ -81,6 +81,8 @@ class VisualChatTrainer(Trainer):
     ) -> tuple[torch.nn.Module, DataLoader]:
         """As transformers', which would insist on the frozen weights that our engine state leaves out."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.args.frozen_over:
+            place_frozen(self.model, self.args.frozen_over)
         self.context = RunContext(
             engine=self.deepspeed,
             state=self.state,

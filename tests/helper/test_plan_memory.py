@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from transformers import TrainingArguments
@@ -26,6 +27,18 @@ def test_it_says_what_fits(capsys):
     assert "This fits." in text and "images a row" in text
     assert "Cheapest setting that fits this batch: ZeRO-2, no checkpointing" in text
     assert "gathers nothing" in text
+
+
+def test_it_says_where_to_split_frozen_weights(capsys):
+    """On one node the network is not used; on two it is, and frozen weights that stay in theirs spare it."""
+    words = ("--zero_stage", "3", "--gpus", "4", "--bandwidths", "10", "100")
+    text = plan(capsys, *words).out
+    assert "ZeRO-3 on 1 node: " in text and not re.search("^node ", text, re.MULTILINE)
+    text = plan(capsys, *words, "--gpus_per_node", "2").out
+    assert "ZeRO-3 on 2 nodes: what a step sends, at 10 GB/s into a node and 100 GB/s into a GPU" in text
+    assert all(re.search(f"^{name} .* fits ", text, re.MULTILINE) for name in ("none", "node", "all"))
+    assert "Take --shard_within none." in text
+    assert "--shard_within node" in plan(capsys, *words, "--shard_within", "node").out.splitlines()[0]
 
 
 def test_quantised_weights_are_planned_and_not_split(capsys):
@@ -87,6 +100,8 @@ def test_a_plan_for_nothing_is_refused(capsys, words, says):
     [
         (["--max_seq_len", "4"], "--max_seq_len 4 has no room for an image"),
         (["--deepspeed_config", "/nowhere.json"], "no such file"),
+        (["--bandwidths", "0", "300"], "--bandwidths 0 300: give two positive numbers"),
+        (["--zero_stage", "2", "--shard_within", "node"], "--shard_within node needs --zero_stage 3"),
     ],
 )
 def test_mistakes_get_one_line(capsys, words, says):

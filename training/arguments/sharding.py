@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from training.ds_configs import Offload, zero_config
 from utils.commands import UsageError
+from utils.distributed import everyone, local_world_size
 from utils.plugins import wing
 
 
@@ -30,6 +31,11 @@ class ZeroArguments:
     stage3_gather_layers: bool = flag(
         False,
         "ZeRO-3 gathers whole layers instead of single matrices: fewer, larger transfers; faster for small models.",
+    )
+    shard_within: Literal["all", "node", "none"] = flag(
+        "all",
+        "Where ZeRO-3 splits the frozen weights: over all processes; over those of a node, so that they never cross"
+        " between nodes; or none: whole on each device. What learns is put together once a step, not once a pass.",
     )
     offload_optimizer: Literal["none", "cpu"] = flag(
         "none", "Keep the optimizer's states in main memory and update them on the CPU."
@@ -58,14 +64,26 @@ class ZeroArguments:
         if isinstance(given, dict):
             return given
         if path := self.deepspeed_config or given:
-            return self._own(path, "--deepspeed_config" if self.deepspeed_config else "--deepspeed")
-        self._check_offload()
-        return zero_config(
-            self.zero_stage,
-            self.stage3_param_persistence_threshold,
-            self.stage3_max_live_parameters,
-            Offload(self.offload_optimizer, self.offload_param, self.nvme_path),
-        )
+            config = self._own(path, "--deepspeed_config" if self.deepspeed_config else "--deepspeed")
+        else:
+            self._check_offload()
+            config = zero_config(
+                self.zero_stage,
+                self.stage3_param_persistence_threshold,
+                self.stage3_max_live_parameters,
+                Offload(self.offload_optimizer, self.offload_param, self.nvme_path),
+            )
+        check_shard_within(self.shard_within, config)
+        if self.shard_within == "node" and len(set(everyone(local_world_size()))) > 1:
+            raise UsageError("--shard_within node needs as many processes on every node")
+        return config
+
+    @property
+    def frozen_over(self) -> int | None:
+        """Over how many processes ZeRO-3 splits a frozen weight; None for all, and at other stages."""
+        if self.zero_stage < 3:
+            return None
+        return {"all": None, "node": local_world_size(), "none": 1}[self.shard_within]
 
     def _own(self, path: str, flag: str) -> dict[str, Any]:
         config = wing("training.ds_configs.user_config.read_user_config", flag)(path, flag)
@@ -110,6 +128,19 @@ class ZeroArguments:
                 " libaio-dev, or offload to cpu"
             )
         _share_nvme_store()
+
+
+def check_shard_within(where: str, config: dict[str, Any]) -> None:
+    """Raise `UsageError` where `--shard_within` does not go with a DeepSpeed configuration."""
+    zero = config.get("zero_optimization") or {}
+    if where == "node" and zero.get("stage", 0) < 3:
+        raise UsageError("--shard_within node needs --zero_stage 3: other stages keep weights whole (none)")
+    if where == "all" or zero.get("stage", 0) < 3:
+        return
+    if (zero.get("offload_param") or {}).get("device", "none") != "none":
+        raise UsageError(f"--shard_within {where} keeps weights on the device: leave out --offload_param")
+    if (zero.get("zero_hpz_partition_size") or 1) > 1:
+        raise UsageError(f"--shard_within {where} and zero_hpz_partition_size: give one of the two")
 
 
 def _share_nvme_store() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
@@ -78,3 +79,24 @@ def gather_by_layer(model: "PreTrainedModel") -> None:
             type(module) for module in part.modules() if type(module).__name__ in part._no_split_modules
         }
         set_z3_leaf_modules(part, list(layers))
+
+
+def place_frozen(model: "nn.Module", processes: int) -> None:
+    """Split the frozen weights of a ZeRO-3 engine's model over every `processes` neighbours instead of all; all call.
+
+    1 keeps them whole. What learns stays split over all, and is put together once a step instead of once a pass.
+    DeepSpeed gathers each parameter from the group that it names (`ds_process_group`).
+    """
+    import torch.distributed as dist
+
+    group, _ = dist.new_subgroups(processes)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.ds_persist = True  # until the optimizer's step
+            continue
+        parameter.all_gather()
+        parameter.ds_process_group = group
+        parameter.ds_zero_partition_rank = dist.get_rank(group)
+        parameter.ds_zero_partition_world_size = processes
+        parameter.ds_tensor = None  # so that the part is made anew
+        parameter.partition()

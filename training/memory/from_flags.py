@@ -6,6 +6,7 @@ import torch
 
 from training.arguments import ModelArguments
 from training.arguments.command_line import arguments_of
+from training.arguments.sharding import check_shard_within
 from training.ds_configs import AUTO, Offload, zero_config
 from training.ds_configs.user_config import read_user_config
 from training.memory.named_models import decoder_config, encoder_config
@@ -20,8 +21,10 @@ from utils.model.projector import image_seq_length
 _DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -> Training:
-    """The training of the flags of `training.main`, on so many GPUs.
+def training_of(
+    flags: argparse.Namespace, gpus: int, supervised: float = 1.0, node: int | None = None
+) -> Training:
+    """The training of the flags of `training.main`, on so many GPUs, of which `node` stand in each node.
 
     supervised: the share of a row's text that is learned. `--precision auto` is taken for bf16. Raises
     `UsageError` where a model's shapes are not known, or where nothing learns.
@@ -47,7 +50,9 @@ def training_of(flags: argparse.Namespace, gpus: int, supervised: float = 1.0) -
         check_parts(flags.train, decoder.num_hidden_layers)
     except ValueError as error:
         raise UsageError(f"--train: {error}") from error
-    sharding = Sharding.of(_deepspeed(flags, decoder.hidden_size), gpus)
+    deepspeed = _deepspeed(flags, decoder.hidden_size)
+    check_shard_within(flags.shard_within, deepspeed)
+    sharding = Sharding.of(deepspeed, gpus, flags.shard_within, node)
     model.require_whole(sharding.stage)
     return Training(
         config=config,

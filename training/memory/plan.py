@@ -63,6 +63,8 @@ class Training:
     def describe(self) -> str:
         """The setting in a few words."""
         words = [f"ZeRO-{self.sharding.stage}"]
+        if self.sharding.stage == 3 and self.sharding.within != "all":
+            words.append(f"--shard_within {self.sharding.within}")
         if self.frozen_bits:
             words.append(f"frozen weights in {self.frozen_bits} bits")
         words.append("checkpointing" if self.gradient_checkpointing else "no checkpointing")
@@ -188,23 +190,29 @@ class Planner:
 def choices(training: Training) -> Iterator[Training]:
     """Settings for a training, the fastest first.
 
-    Without splitting the weights nothing has to be gathered; gathering hides behind computing where a device
-    has more than about a thousand tokens a step; recomputing costs a third more; moving to main memory more
-    than that. Splitting over one device saves nothing.
+    Without splitting the weights nothing has to be gathered, and within a node gathering is fast; over nodes it
+    hides behind computing where a device has more than about a thousand tokens a step; recomputing costs a third
+    more; moving to main memory more than that. Splitting over one device saves nothing.
     """
-    stages = (2, 3) if training.sharding.gpus > 1 and not training.frozen_bits else (2,)
+    spreads = [replace(training.sharding, stage=2, offload=Offload())]
+    if training.sharding.gpus > 1 and not training.frozen_bits:
+        spreads += [each.sharding for each in within(training) if each.sharding.within != "none"]
     for recomputing in (False, True):
-        for stage in stages:
-            yield _with(training, stage, recomputing, Offload())
-    for stage in stages:
-        yield _with(training, stage, True, Offload("cpu"))
+        for sharding in spreads:
+            yield replace(training, sharding=sharding, gradient_checkpointing=recomputing)
+    for sharding in spreads:
+        out = replace(sharding, offload=Offload("cpu"))
+        yield replace(training, sharding=out, gradient_checkpointing=True)
     if not training.frozen_bits:  # quantised weights cannot be split
-        yield _with(training, 3, True, Offload("cpu", "cpu"))
+        out = replace(training.sharding, stage=3, within="all", offload=Offload("cpu", "cpu"))
+        yield replace(training, sharding=out, gradient_checkpointing=True)
 
 
-def _with(training: Training, stage: int, recomputing: bool, offload: Offload) -> Training:
-    sharding = replace(training.sharding, stage=stage, offload=offload)
-    return replace(training, sharding=sharding, gradient_checkpointing=recomputing)
+def within(training: Training) -> list[Training]:
+    """A training under ZeRO-3, nothing moved out, by each value of `--shard_within` that differs, the fastest first."""
+    values = ("none", "node", "all") if training.sharding.nodes > 1 else ("none", "all")
+    sharding = replace(training.sharding, stage=3, offload=Offload())
+    return [replace(training, sharding=replace(sharding, within=value)) for value in values]
 
 
 def _sum(*kinds: dict[str, int]) -> dict[str, int]:

@@ -1,11 +1,12 @@
 """A memory plan in words and tables."""
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from training.memory.plan import HEADROOM, OUTSIDE, MemoryPlan, Planner, Training
+from training.memory.plan import HEADROOM, OUTSIDE, MemoryPlan, Planner, Training, within
+from training.memory.traffic import traffic
 from utils.commands import GIB
 
 _KINDS = {
@@ -16,20 +17,57 @@ _KINDS = {
     "communication": "buffers of communication",
     "activations": "activations at the peak",
 }
+BANDWIDTHS = (50e9, 300e9)
+"""Bytes a second into a node (an adapter of 400 Gb/s), and into a GPU from others of its node (NVLink)."""
+
 _ENOUGH_TOKENS = (
     1200  # a device and pass: below, gathering 7B's weights takes longer than computing (docs/scaling.md)
 )
 
 
-def report(training: Training, memory: float, host: float, planner: Planner | None = None) -> Group:
+def report(
+    training: Training,
+    memory: float,
+    host: float,
+    planner: Planner | None = None,
+    bandwidths: tuple[float, float] = BANDWIDTHS,
+) -> Group:
     """All that `helper.plan_memory` says about a training on devices of `memory` bytes each.
 
-    host: main memory that a process may use, in bytes.
+    host: main memory that a process may use, in bytes. bandwidths: bytes a second into a node, and into a GPU.
     """
     planner = planner or Planner()
     plan = planner.plan(training)
-    lines = [Text(line) for line in _verdicts(planner, plan, memory, host)]
+    lines: list[RenderableType] = [Text(line) for line in _verdicts(planner, plan, memory, host)]
+    if training.sharding.gpus > 1 and not training.frozen_bits:
+        lines += placement(training, memory, planner, bandwidths)
     return Group(Text(heading(plan), style="bold"), Padding(table(plan, memory), (1, 0)), *lines)
+
+
+def placement(
+    training: Training, memory: float, planner: Planner, bandwidths: tuple[float, float]
+) -> list[RenderableType]:
+    """`--shard_within` under ZeRO-3: memory, bytes and seconds of each value, and which to take."""
+    network, inside = (each / 1e9 for each in bandwidths)
+    columns = ("--shard_within", "GiB on a GPU", "", "GB between nodes", "GB in a node", "seconds")
+    shown = Table(*columns, box=None, pad_edge=False)
+    for column in (1, 3, 4, 5):
+        shown.columns[column].justify = "right"
+    fitting = []
+    for choice in within(training):
+        plan = planner.plan(choice)
+        sent = traffic(plan.weights, choice.sharding, choice.dtype, choice.accumulation)
+        value, seconds, fits = choice.sharding.within, sent.seconds(*bandwidths), plan.fits(memory)
+        fitting += [(seconds, value)] if fits else []
+        bytes_ = (f"{each / 1e9:,.2f}" for each in (sent.between, sent.inside))
+        shown.add_row(value, size(plan.peak), "fits" if fits else "too much", *bytes_, f"{seconds:,.3f}")
+    nodes = training.sharding.nodes
+    title = (
+        f"ZeRO-3 on {nodes} {'nodes' if nodes > 1 else 'node'}: what a step sends, at {network:g} GB/s into a node and"
+        f" {inside:g} GB/s into a GPU"
+    )
+    take = f"Take --shard_within {min(fitting)[1]}." if fitting else "None of them fits."
+    return [Text(), Text(title), Padding(shown, (1, 0)), Text(take)]
 
 
 def heading(plan: MemoryPlan) -> str:
@@ -109,6 +147,12 @@ def _verdicts(planner: Planner, plan: MemoryPlan, memory: float, host: float) ->
     return lines
 
 
-def print_report(training: Training, memory: float, host: float, planner: Planner | None = None) -> None:
-    """Print it on stdout."""
-    Console(highlight=False, soft_wrap=True).print(report(training, memory, host, planner))
+def print_report(
+    training: Training,
+    memory: float,
+    host: float,
+    planner: Planner | None = None,
+    bandwidths: tuple[float, float] = BANDWIDTHS,
+) -> None:
+    """Print `report` on stdout."""
+    Console(highlight=False, soft_wrap=True).print(report(training, memory, host, planner, bandwidths))

@@ -5,6 +5,7 @@ exists while a pass runs, and what while the optimizer steps. Adam's two moments
 single precision whatever the weights are.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile
@@ -16,6 +17,7 @@ from torch import nn
 from training.arguments.parser import VisualChatTrainingArguments
 from training.ds_configs import Offload
 from training.parameter_groups import parameter_groups
+from utils.distributed import local_world_size
 from utils.model.building import elements
 
 _FLOAT = 4
@@ -31,13 +33,13 @@ class Weights:
 
     `quantised` of the elements have so many `bits` (`--frozen_bits`), which no optimizer groups.
 
-    `returning` are the tensors that the backward pass needs again, in the order of the forward pass: all but a
-    frozen encoder's, and frozen layers' below the first that learns.
+    `returning` are the tensors that the backward pass needs again, and whether each learns, in the order of the
+    forward pass: all but a frozen encoder's, and frozen layers' below the first that learns.
     """
 
     tensors: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
-    returning: tuple[int, ...]
+    returning: tuple[tuple[int, bool], ...]
     quantised: int = 0
     bits: int = 0
 
@@ -49,10 +51,20 @@ class Weights:
         return cls(
             tensors=tuple(elements(each) for each in model.parameters()),
             groups=tuple(tuple(elements(each) for each in group) for group in groups),
-            returning=tuple(elements(each) for each, _ in returning),
+            returning=tuple((elements(each), learns) for each, learns in returning),
             quantised=sum(map(elements, quantised_weights(model))) if bits else 0,
             bits=bits,
         )
+
+    @property
+    def learns(self) -> list[int]:
+        """Elements of each tensor that learns."""
+        return [each for group in self.groups for each in group]
+
+    @property
+    def frozen(self) -> list[int]:
+        """Elements of each tensor that does not."""
+        return list((Counter(self.tensors) - Counter(self.learns)).elements())
 
     @property
     def total(self) -> int:
@@ -83,9 +95,21 @@ class Sharding:
     reduce_bucket: int = 50_000_000  # elements, as all of these
     max_reuse_distance: int = 1_000_000_000
     persistence_threshold: int = 10_000
+    within: str = "all"  # as `--shard_within`
+    node: int | None = None  # GPUs of one; None: there is one node
+
+    @property
+    def frozen_over(self) -> int:
+        """Over how many GPUs ZeRO-3 splits a frozen weight."""
+        return {"all": self.gpus, "node": min(self.node or self.gpus, self.gpus), "none": 1}[self.within]
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return -(-self.gpus // (self.node or self.gpus))
 
     @classmethod
-    def of(cls, config: dict, gpus: int) -> "Sharding":
+    def of(cls, config: dict, gpus: int, within: str = "all", node: int | None = None) -> "Sharding":
         """The part of a DeepSpeed configuration that counts here, with DeepSpeed's own defaults."""
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # here: importing it chooses the device
 
@@ -99,6 +123,8 @@ class Sharding:
             reduce_bucket=zero.reduce_bucket_size * (2 if zero.overlap_comm and zero.stage < 3 else 1),
             max_reuse_distance=zero.max_reuse_distance,
             persistence_threshold=zero.param_persistence_threshold,
+            within=within,
+            node=node,
         )
 
 
@@ -127,7 +153,8 @@ def states(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
 
 def states_of(model: nn.Module, arguments: VisualChatTrainingArguments, frozen_bits: int = 0) -> States:
     """What a process of a training holds of its model."""
-    sharding = Sharding.of(arguments.hf_deepspeed_config.config, arguments.world_size)
+    config, gpus = arguments.hf_deepspeed_config.config, arguments.world_size
+    sharding = Sharding.of(config, gpus, arguments.shard_within, local_world_size())
     return states(Weights.of(model, frozen_bits), sharding, arguments.dtype)
 
 
@@ -186,11 +213,11 @@ def _split_optimizer(weights: Weights, sharding: Sharding, dtype: torch.dtype) -
 def _split_weights(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
     """Stage 3: weights too are split, and gathered where they are needed."""
     size, gpus = dtype.itemsize, sharding.gpus
-    kept_whole = weights.whole_below(sharding.persistence_threshold) * size
-    split = sum(-(-each // gpus) for each in weights.tensors) * size
-    learned = sum(-(-each // gpus) for group in weights.groups for each in group)
+    kept_whole = _kept_whole(weights, sharding) * size
+    learned = _part(weights.learns, gpus)
+    split = (_part(weights.frozen, sharding.frozen_over) + learned) * size
     states_size, gradients = 3 * _FLOAT * learned, learned * size
-    largest = max(-(-each // gpus) for group in weights.groups for each in group)
+    largest = -(-max(weights.learns) // gpus)
     resting = {
         "weights": split + kept_whole,
         "optimizer": states_size,
@@ -210,21 +237,41 @@ def _split_weights(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> 
     return States(resting, {"gathered": _gathered(weights, sharding) * size}, stepping, 0, host, disk)
 
 
+def _part(tensors: Sequence[int], gpus: int) -> int:
+    """Elements of one GPU's parts of tensors that are split over so many."""
+    return sum(-(-each // gpus) for each in tensors)
+
+
+def _kept_whole(weights: Weights, sharding: Sharding) -> int:
+    """Elements that stay whole on each GPU beside its parts: of small tensors, and of what learns (`place_frozen`)."""
+    if sharding.within == "all":
+        return weights.whole_below(sharding.persistence_threshold)
+    small = [each for each in weights.frozen if each < sharding.persistence_threshold]
+    learned = weights.learned if sharding.gpus > 1 else 0
+    return learned + (sum(small) if sharding.frozen_over > 1 else 0)
+
+
 def _gathered(weights: Weights, sharding: Sharding) -> int:
-    """Elements of whole weights that are there when the head runs, which is when activations are the most.
+    """Elements of whole weights that are there when the head runs, which is when activations are the most."""
+    if sharding.frozen_over == 1 and sharding.offload.weights == "none":
+        return 0
+    kept = kept_for_backward(weights, sharding)
+    return sum(size for size, learns in kept if sharding.within == "all" or not learns)
+
+
+def kept_for_backward(weights: Weights, sharding: Sharding) -> Iterator[tuple[int, bool]]:
+    """Gathered tensors that are still whole when the backward pass needs them, and whether each learns.
 
     DeepSpeed does not let go of what it will need again within `max_reuse_distance` elements; from the end of the
     forward pass the way back is as long as the way there.
     """
-    if sharding.gpus == 1 and sharding.offload.weights == "none":
-        return 0
-    kept = after = 0
-    for size in reversed(weights.returning):
+    after = 0
+    for size, learns in reversed(weights.returning):
         if after and 2 * after >= sharding.max_reuse_distance:
             break
         after += size
-        kept += size if size >= sharding.persistence_threshold else 0
-    return kept
+        if size >= sharding.persistence_threshold:
+            yield size, learns
 
 
 def _in_forward_order(model: nn.Module) -> Iterator[tuple[torch.Tensor, bool]]:

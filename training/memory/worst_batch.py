@@ -21,7 +21,7 @@ from training.memory.states import Sharding
 from training.memory.trace import BatchShape, largest_batches, make_batch
 from training.run_context import RandomState, RunContext
 from utils.commands import GIB, UsageError
-from utils.distributed import everyone, get_logger, is_main_process
+from utils.distributed import everyone, get_logger, is_main_process, local_world_size
 from utils.model.freezing import PUBLISHED
 from utils.model.lora import LoraSettings
 from utils.model.vision import image_size
@@ -100,7 +100,9 @@ def _training(
         config=config,
         dtype=args.dtype,
         batches=tuple(batches),
-        sharding=Sharding.of(args.hf_deepspeed_config.config, args.world_size),
+        sharding=Sharding.of(
+            args.hf_deepspeed_config.config, args.world_size, args.shard_within, local_world_size()
+        ),
         lora=LoraSettings(**config.lora) if config.lora else None,
         gradient_checkpointing=args.gradient_checkpointing,
         accumulation=args.gradient_accumulation_steps,

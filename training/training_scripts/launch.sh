@@ -69,6 +69,7 @@ esac
 : "${DRY_RUN:=0}"
 : "${GPU_MEMORY:=}"  # GB of one GPU, for the plan of DRY_RUN; otherwise that of the GPU here, or 80
 # Sharding
+: "${SHARD_WITHIN:=all}"  # node or none: where frozen weights are split under ZeRO-3
 : "${OFFLOAD_OPTIMIZER:=none}"  # or cpu
 : "${OFFLOAD_PARAM:=none}"  # or cpu, nvme
 : "${NVME_PATH:=}"
@@ -170,6 +171,7 @@ set -- \
     --stall_timeout "$STALL_TIMEOUT" --output_dir "$OUTPUT_DIR" \
     "$@"
 
+[ "$SHARD_WITHIN" = all ] || set -- --shard_within "$SHARD_WITHIN" "$@"
 [ -z "$INIT_FROM" ] || set -- --init_from "$(local_or_name "$INIT_FROM")" "$@"
 [ -z "$IMAGE_FOLDER" ] || set -- --image_folder "$(local_or_name "$IMAGE_FOLDER")" "$@"
 if [ -n "$DEEPSPEED_CONFIG" ]; then
@@ -213,7 +215,7 @@ if [ "$DRY_RUN" = 1 ]; then
     printf '%q ' "${START[@]}" "$@"
     echo
     modules_from "$ROOT"
-    exec "$PYTHON" -m helper.dry_run --gpus "$PROCESSES" ${GPU_MEMORY:+--gpu_memory "$GPU_MEMORY"} "$@"
+    exec "$PYTHON" -m helper.dry_run --gpus "$PROCESSES" --gpus_per_node "$((PROCESSES / NNODES))" ${GPU_MEMORY:+--gpu_memory "$GPU_MEMORY"} "$@"
 fi
 modules_from "$ROOT"
 [ -z "$HOSTFILE" ] || cd "$ROOT"  # DeepSpeed starts the other nodes' processes in the same folder, which they have

@@ -73,6 +73,8 @@ def test_a_file_decides_the_stage(tmp_path):
     [
         (3, {"offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}, {}, "cannot be resumed"),
         (2, {}, {"zero_stage": 3}, "contradicts --deepspeed_config"),
+        (2, {}, {"shard_within": "node"}, "--shard_within node needs --zero_stage 3"),
+        (3, {"zero_hpz_partition_size": 2}, {"shard_within": "node"}, "give one of the two"),
         (2, {}, {"offload_param": "cpu"}, "set it in the file"),
         (None, {}, {}, "no such file"),
     ],

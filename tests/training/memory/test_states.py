@@ -7,7 +7,9 @@ import torch
 from training.ds_configs import Offload, zero_config
 from training.memory.states import Sharding, Weights, copied_for_saving, states
 
-WEIGHTS = Weights(tensors=(60, 40, 1000), groups=((60,), (40,)), returning=(60, 40, 1000))
+WEIGHTS = Weights(
+    tensors=(60, 40, 1000), groups=((60,), (40,)), returning=((60, True), (40, True), (1000, False))
+)
 
 
 def at(stage, dtype=torch.bfloat16, gpus=4, offload=Offload(), **sizes):  # noqa: B008 (frozen)
@@ -33,7 +35,7 @@ def test_stages_1_and_2_split_the_optimizer():
 
 
 def test_stage_2_keeps_whole_the_gradients_of_which_it_owns_a_part():
-    weights = Weights(tensors=(80, 20), groups=((80, 20),), returning=(80, 20))
+    weights = Weights(tensors=(80, 20), groups=((80, 20),), returning=((80, True), (20, True)))
     sharding = Sharding(5, 2, reduce_bucket=10)
     assert states(weights, sharding, torch.float32).accumulated == 80 * 4  # 0-20, ..., 60-80 | 80-100
 
@@ -84,3 +86,14 @@ def test_deepspeed_s_configuration_is_read_with_its_defaults():
     assert sharding.offload == Offload("cpu", "none")
     assert sharding.max_reuse_distance == 10**9
     assert Sharding.of({}, 1).stage == 0
+
+
+def test_frozen_weights_within_a_node_are_split_over_it_and_what_learns_stays_whole():
+    """2 nodes of 4: of the 1000 that are frozen each holds 250, of 60 and 40 that learn 8 and 5 beside the whole."""
+    held = at(3, gpus=8, within="node", node=4)
+    assert held.resting["weights"] == (250 + 8 + 5 + 60 + 40) * 2
+    assert held.passing == {"gathered": 2000}
+    assert held.resting["optimizer"] == 12 * 13
+    held = at(3, gpus=8, within="none", node=4)
+    assert held.resting["weights"] == (1000 + 8 + 5 + 60 + 40) * 2
+    assert held.passing == {"gathered": 0}

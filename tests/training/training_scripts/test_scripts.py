@@ -118,7 +118,8 @@ def test_every_value_comes_from_the_environment(dry_run, tmp_path):
     assert (flags.vis_lora_dim, flags.stall_timeout, flags.epoch_checkpoint_form) == (8, 60, "full")
     assert flags.packing and flags.offload_optimizer == "cpu" and flags.offload_param == "nvme"
     assert flags.nvme_path == str(tmp_path / "fast")
-    printed = dry_run("run_7b.sh", **TINY, **values, DEEPSPEED_CONFIG="own.json")
+    printed = dry_run("run_7b.sh", **TINY, **values, DEEPSPEED_CONFIG="own.json", SHARD_WITHIN="none")
+    assert printed.flags.shard_within == "none"
     assert printed.flags.deepspeed_config == str(own) and printed.flags.zero_stage == 0
     assert "ZeRO-2" in printed.text
 

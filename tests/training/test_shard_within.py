@@ -1,0 +1,74 @@
+"""`--shard_within`: wherever frozen weights are, training is the same, between two nodes of two processes each."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+@pytest.mark.parametrize(
+    "steps", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)]
+)
+def test_losses_are_those_of_plain_zero_3_and_checkpoints_do_not_depend_on_it(trainings, tmp_path, steps):
+    """And a run that goes on with its frozen weights elsewhere is the same bit for bit."""
+    saved = steps * 4 // 5
+    flags = {
+        "zero_stage": 3,
+        "max_steps": steps,
+        "per_device_train_batch_size": 1,
+        "lang_lora_dim": 4,
+        "eval_strategy": "steps",
+        "eval_steps": saved,
+        "save_strategy": "steps",
+        "save_steps": saved,
+        "checkpoint_form": "trained",
+        "learning_rate": 1e-3,
+    }
+    runs = ("all", "node", "none")
+    plan = [{"train": trainings.arguments(tmp_path / each, **flags, shard_within=each)} for each in runs]
+    for source, within in (("node", "none"), ("none", "node")):
+        output = tmp_path / f"{source}-{within}"
+        plan.append({"copy": str(tmp_path / source), "to": str(output), "until": saved})
+        more = {"shard_within": within, "resume_from_checkpoint": True}
+        plan.append({"train": trainings.arguments(output, **flags, **more)})
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    two_nodes(trainings, [str(tmp_path / "plan.json")])
+
+    plain = losses_of(trainings, tmp_path / "all")
+    assert len(plain) == steps + 3 and plain[-1] != plain[0]
+    for each in runs[1:]:
+        losses = losses_of(trainings, tmp_path / each)
+        print(f"{each}: losses differ by {np.abs(losses - plain).max():.1e} at most")
+        assert losses[0] == plain[0] and np.allclose(losses, plain, rtol=0, atol=1e-5)
+    for source, within in (("node", "none"), ("none", "node")):
+        resumed = tmp_path / f"{source}-{within}"
+        assert trainings.losses(resumed) == trainings.losses(tmp_path / source)
+        one, two = (
+            load_file(each / "final" / "trained.safetensors") for each in (tmp_path / source, resumed)
+        )
+        assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def losses_of(trainings, output):
+    """Those of evaluations and of steps, in their order; the first is of the evaluation before the first step."""
+    lines = trainings.history(output)
+    return np.array([line[name] for line in lines for name in ("loss", "eval_loss") if name in line])
+
+
+def two_nodes(trainings, command):
+    """Two launchers of two processes each, as on two machines."""
+    port = str(20000 + random.randrange(20000))
+    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    nodes = [
+        trainings.start(
+            command,
+            launcher=[*launcher, f"--master-port={port}", f"--node-rank={number}", "-m"],
+            module="tests.training.checkpointing.many_runs",
+        )
+        for number in range(2)
+    ]
+    said = [node.communicate(timeout=280)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said[0][-3000:] + said[1][-3000:]
