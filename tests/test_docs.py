@@ -82,7 +82,7 @@ STAND_INS = {
     "--gigabytes 3": "--gigabytes 0.01",
     "benchmarks.attention": "benchmarks.attention --rounds 1 --sizes 64+1 --heads 2x16",
     "benchmarks.layer": "benchmarks.layer --rounds 1 --sizes 16+1",
-    "benchmarks.saving": "benchmarks.saving --rounds 1 --size tiny",
+    "benchmarks.saving --size tiny --layers 1 --rounds 5": "benchmarks.saving --size tiny --rounds 1",
     "benchmarks.train_step": "benchmarks.train_step --rounds 1 --size tiny --text 64 --images 1",
     "--size 120m --rounds 5": "--size tiny --rounds 1 --images 2",
     "--size 1b": "--size tiny --rounds 1 --images 2",
