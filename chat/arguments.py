@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN, Limits
+from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN, StoreLimits
 from utils.commands import GIB, UsageError, writable_folder
 from utils.hub import checkpoint_folder, read_config, require_model
 from utils.plugins import add_plugin_argument
@@ -178,9 +178,9 @@ def add_image_store_arguments(parser: argparse.ArgumentParser) -> None:
         "--image_store_folder", type=Path, help="folder that keeps them for later runs too (default: none)"
     )
     for flag, place, size in (
-        ("--image_store_gpu_gb", "on the GPUs", Limits.device),
-        ("--image_store_gb", "in main memory", Limits.memory),
-        ("--image_store_folder_gb", "in that folder", Limits.disk),
+        ("--image_store_gpu_gb", "on the GPUs", StoreLimits.device),
+        ("--image_store_gb", "in main memory", StoreLimits.memory),
+        ("--image_store_folder_gb", "in that folder", StoreLimits.disk),
     ):
         group.add_argument(
             flag, type=_size, default=size / GIB, help=f"limit {place} in GiB (default: %(default)g)"
@@ -207,7 +207,7 @@ def store_settings(
 
     if parsed.image_store_folder:
         writable_folder(parsed.image_store_folder, "--image_store_folder")
-    limits = Limits(
+    limits = StoreLimits(
         device=int(parsed.image_store_gpu_gb * GIB),
         memory=int(parsed.image_store_gb * GIB),
         folder=parsed.image_store_folder,

@@ -11,7 +11,7 @@ MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Limits:
+class StoreLimits:
     """How many bytes of images' keys and values each place may hold; an image of 256 tokens takes 134 MB with a 7B
     decoder in bfloat16.
 

@@ -73,8 +73,7 @@ def outcome_of(cell: Cell, rate: float, plan: Plan, parts: Path) -> Row:
 
 def write_page(results: Results, docs: Path) -> None:
     """The page and its chart, of all that is known."""
-    from helper.comparison.chart import draw
-    from helper.comparison.page import page
+    from helper.comparison.page import draw, page
     from utils.atomic import atomic_write
 
     rows = results.compared()

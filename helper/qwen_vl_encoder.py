@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
 from transformers import CLIPImageProcessor
 from transformers.utils import cached_file
 
-from helper.sharded_weights import ShardedWeights
 from utils.atomic import atomic_directory
 from utils.model import QwenVisionConfig
 from utils.model.qwen_vit import QwenVisionModel
 
 PREFIX = "transformer.visual."
 NOT_TAKEN = "proj"
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
 _HEAD_WIDTH = 128  # of the resampler, in all published sizes
 _NAMES = (
     (r"conv1\.", "embeddings.patches."),
@@ -52,7 +55,7 @@ def extract(model: str, output: Path, center_crop: bool = False) -> QwenVisionCo
         raise FileExistsError(f"{output} exists already: remove it, or name another folder")
     shape = _published_shape(model)
     state: dict[str, torch.Tensor] = {}
-    for name, tensor in ShardedWeights.of(model).read(lambda name: name.startswith(PREFIX)):
+    for name, tensor in _read_tensors(model, PREFIX):
         if name != PREFIX + NOT_TAKEN:
             state |= _renamed(name.removeprefix(PREFIX), tensor, int(shape["heads"]))
     config = _config(shape, state)
@@ -136,3 +139,56 @@ def _refuse_misfits(model: str, config: QwenVisionConfig, state: dict[str, torch
     told = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in found.items() if names]
     if told:
         raise ExtractionError(f"the visual tensors of {model} are not Qwen-VL's: {'; '.join(told)}")
+
+
+def _read_tensors(model: str, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's tensors whose names begin with `prefix`, one at a time, in their own types.
+
+    Safetensors are preferred to pickled files; files without such a tensor are not even fetched. Raises
+    `FileNotFoundError` if a file that is needed is missing, `ValueError` if a tensor is.
+    """
+    needed: dict[str, list[str]] = {}
+    for name, filename in _file_of_each(model).items():
+        if name.startswith(prefix):
+            needed.setdefault(filename, []).append(name)
+    for filename, names in sorted(needed.items()):
+        path = _fetch(model, filename)
+        if path is None:
+            raise FileNotFoundError(f"{model} has no {filename}, which holds {names[0]}: fetch it")
+        with _opened(path) as (held, get):
+            if missing := set(names) - set(held):
+                raise ValueError(f"{filename} of {model} lacks {sorted(missing)[0]}: fetch it again")
+            for name in names:
+                yield name, get(name)
+
+
+def _file_of_each(model: str) -> dict[str, str]:
+    """The file of each tensor, by a model's index or, if its weights are one file, by what that holds."""
+    for whole in _WHOLE:
+        if index := _fetch(model, f"{whole}.index.json"):
+            return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        if path := _fetch(model, whole):
+            with _opened(path) as (names, _):
+                return dict.fromkeys(names, whole)
+    wanted = " or ".join(f"{whole}(.index.json)" for whole in _WHOLE)
+    raise FileNotFoundError(f"{model} has no {wanted}: give the folder or hub name of a whole model")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[list[str], Callable[[str], torch.Tensor]]]:
+    """A file of weights as its names and a way to read one; mapped into memory, not loaded."""
+    if path.endswith(".safetensors"):
+        with safe_open(path, "pt") as held:
+            yield list(held.keys()), held.get_tensor
+    else:
+        pickled = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        yield list(pickled), lambda name: pickled[name].clone()
+
+
+def _fetch(model: str, filename: str) -> str | None:
+    return cached_file(
+        model,
+        filename,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )

@@ -4,7 +4,6 @@ A session generates a batch of one, an evaluation a batch of many, the server a 
 leave between steps. Each answer is what it would be alone: rows see only themselves, and choose by themselves.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,7 @@ from chat.generation.prefix_cache import PrefixCache, shared_start
 from chat.generation.reading import ImageKVStore, Prompt, Reading, WholeDialogues, Work
 from chat.generation.sampling import Sampling, TokenChooser
 from chat.generation.text_stream import TextStream
-from chat.limits import Limits
-from utils.context_length import longest_dialogue
-
-logger = logging.getLogger(__name__)
+from chat.limits import StoreLimits
 
 End = Literal["eos", "length", "interrupted"]
 
@@ -261,29 +257,15 @@ def store_if_possible(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     tokens: int,
-    limits: Limits | None = None,
+    limits: StoreLimits | None = None,
     shared: ImageKVStore | None = None,
 ) -> ImageKVStore | None:
-    """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
+    """A store of images' keys and values for dialogues of up to `tokens`: the `shared` one, or a new one.
 
-    None, with the reason in the log, if there cannot be one. Raises `ValueError` if the shared one is another model's.
+    None if there cannot be one for this model, or if its code is deleted. Raises `ValueError` if the shared one is
+    another model's.
     """
-    from chat.image_kv import store as image_kv  # a wing: whole dialogues are read without it
+    from utils.plugins import found
 
-    try:
-        store = shared or image_kv.ImageStore(model, processor, limits)
-    except image_kv.CannotReuseKV as reason:
-        logger.info("images are read anew in each dialogue: %s", reason)
-        return None
-    if not store.serves(model):
-        raise ValueError("the image store is another model's; make one with this model and this processor")
-    tokens = longest_dialogue(model.config, tokens)
-    if store.reach < tokens:
-        logger.info(
-            "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"
-            " tokens, and up to %d are allowed",
-            store.reach,
-            tokens,
-        )
-        return None
-    return store
+    make = found("chat.image_kv.store.store_if_possible")
+    return make and make(model, processor, tokens, limits, shared)

@@ -213,11 +213,6 @@ class WholeDialogues(Reading):
 
 
 class ImageKVStore(Protocol):
-    """Keeps the keys and values of images for one model, within `reach` tokens: `chat.image_kv.store.ImageStore`."""
-
-    @property
-    def reach(self) -> int: ...
-
-    def serves(self, model: PreTrainedModel) -> bool: ...
+    """Keeps the keys and values of images for one model: `chat.image_kv.store.ImageStore`."""
 
     def reading(self, size: int = 1) -> Reading: ...

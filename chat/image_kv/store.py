@@ -19,8 +19,12 @@ from chat.image_kv.encoder import CannotReuseKV, ImageKV, ImageKVEncoder
 from chat.image_kv.fingerprint import image_fingerprint
 from chat.image_kv.reading import CachedImageReading, Found
 from chat.image_kv.tiers import ImageKVFiles, ImageKVTiers
-from chat.limits import Limits
+from chat.limits import StoreLimits
 from chat.loaded_images import LoadedImage
+from utils.context_length import longest_dialogue
+from utils.distributed import get_logger
+
+logger = get_logger(__name__)
 
 _AT_ONCE = 8  # images that go through encoder and decoder together
 
@@ -52,7 +56,7 @@ class ImageStore:
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits | None = None
+        self, model: PreTrainedModel, processor: ProcessorMixin, limits: StoreLimits | None = None
     ) -> None:
         if model.config.attention != "mmca":
             raise CannotReuseKV(
@@ -60,7 +64,7 @@ class ImageStore:
             )
         self._model, self._processor = model.eval(), processor
         self.encoder = ImageKVEncoder(model.model.language_model, model.config.image_layers)
-        limits = limits or Limits()
+        limits = limits or StoreLimits()
         self._fingerprint = image_fingerprint(model, processor) if limits.folder else ""
         self._tiers = ImageKVTiers(limits, self.encoder.devices)
         self._files = ImageKVFiles(limits.folder, limits.disk) if limits.folder else None
@@ -165,3 +169,33 @@ class ImageStore:
         return self.encoder.compute(
             self._model.get_image_features(pixels).pooler_output.to(self._model.dtype)
         )
+
+
+def store_if_possible(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    tokens: int,
+    limits: StoreLimits | None = None,
+    shared: ImageStore | None = None,
+) -> ImageStore | None:
+    """A store for dialogues of up to `tokens`: the `shared` one, or a new one within `limits`.
+
+    None, with the reason in the log, if there cannot be one. Raises `ValueError` if the shared one is another model's.
+    """
+    try:
+        store = shared or ImageStore(model, processor, limits)
+    except CannotReuseKV as reason:
+        logger.info("images are read anew in each dialogue: %s", reason)
+        return None
+    if not store.serves(model):
+        raise ValueError("the image store is another model's; make one with this model and this processor")
+    tokens = longest_dialogue(model.config, tokens)
+    if store.reach < tokens:
+        logger.info(
+            "images are read anew in each dialogue: this decoder's can be kept in dialogues of at most %d"
+            " tokens, and up to %d are allowed",
+            store.reach,
+            tokens,
+        )
+        return None
+    return store

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from chat.image_kv.encoder import ImageKV
-from chat.limits import Limits
+from chat.limits import StoreLimits
 from utils.atomic import atomic_write
 from utils.distributed import get_logger
 
@@ -29,7 +29,7 @@ class ImageKVTiers:
     Not for several threads at once: `ImageStore` sees to that.
     """
 
-    def __init__(self, limits: Limits, devices: Sequence[torch.device]) -> None:
+    def __init__(self, limits: StoreLimits, devices: Sequence[torch.device]) -> None:
         self._devices = tuple(devices)  # of each layer
         on_device = any(device.type != "cpu" for device in devices)
         self._allowed: dict[Tier, int] = {

@@ -52,6 +52,13 @@ FORMS = {
 }
 """Those that matter most first: an interrupted comparison has these of every seed."""
 
+PARTS = {
+    "singles": "single images",
+    "names": "what each of three images shows",
+    "dialogues": "dialogues of all kinds over three images",
+}
+"""Of a training, in their order."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from helper.comparison.cells import Form, Plan, Row
-from helper.comparison.chart import PARTS
+from helper.comparison.cells import PARTS, Form, Plan, Row
 from helper.comparison.task import Sample, Task, commonest
 from training.metrics.mfu import StepFlops, visible_pairs
 from training.parameter_groups import parameter_groups

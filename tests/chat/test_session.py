@@ -1,5 +1,6 @@
 """Rounds of a session against fresh computations of the dialogue, what they cost, and what goes wrong."""
 
+import sys
 from itertools import chain
 
 import PIL.Image
@@ -231,3 +232,12 @@ def test_a_session_from_a_checkpoint_folder(checkpoint, session, pictures):
     answer = "".join(loaded.ask("What?", pictures[:1]))
     assert loaded.conversation.system == "Be brief."
     assert answer and answer != "".join(session.ask("What?", pictures[:1]))
+
+
+def test_dialogues_are_read_whole_where_the_image_kv_cache_is_deleted(
+    model_and_processor, pictures, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "chat.image_kv.store", None)
+    session = ChatSession(*model_and_processor, max_new_tokens=12)
+    expected = fresh_answer(session, "What?", pictures[:2])
+    assert "".join(session.ask("What?", pictures[:2])) == expected and session.image_store is None

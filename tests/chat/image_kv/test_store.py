@@ -13,7 +13,7 @@ from chat.image_kv.encoder import CannotReuseKV, ImageKV
 from chat.image_kv.fingerprint import image_fingerprint
 from chat.image_kv.store import ImageStore
 from chat.image_kv.tiers import ImageKVTiers
-from chat.limits import Limits
+from chat.limits import StoreLimits
 from chat.loaded_images import LoadedImage, open_image
 from chat.session import ChatSession
 from utils.model.checkpoint import load_checkpoint, save_full
@@ -59,18 +59,18 @@ def test_equal_images_are_computed_once_whatever_they_are_called(model_and_proce
 
 
 def test_the_least_recently_used_leaves_first(model_and_processor, images):
-    store = ImageStore(*model_and_processor, Limits(memory=2 * SIZE + 1))
+    store = ImageStore(*model_and_processor, StoreLimits(memory=2 * SIZE + 1))
     for number in (0, 1, 0, 2):  # 1 was used longest ago
         store.states([images[number]])
     assert store.statistics.memory_bytes == 2 * SIZE
     assert store.states([images[0], images[2]]).computed == 0
     assert store.states([images[1]]).computed == 1
-    assert ImageStore(*model_and_processor, Limits(memory=SIZE - 1)).states(images[:3]).computed == 3
+    assert ImageStore(*model_and_processor, StoreLimits(memory=SIZE - 1)).states(images[:3]).computed == 3
 
 
 def test_from_the_device_to_memory_and_back():
     """With the device's tier in use, as where layers stand on GPUs; here it is the same memory."""
-    tiers = ImageKVTiers(Limits(memory=20), [torch.device("cpu")])
+    tiers = ImageKVTiers(StoreLimits(memory=20), [torch.device("cpu")])
     tiers._allowed["device"] = 20
     states = {
         name: ImageKV((torch.ones(1),), (torch.ones(0),), torch.ones(1)) for name in "abcde"
@@ -89,8 +89,8 @@ def test_the_disk_outlives_the_process_and_keeps_its_limit(
     model_and_processor, images, encoder_runs, tmp_path, caplog
 ):
     folder = tmp_path / "images"
-    computed = ImageStore(*model_and_processor, Limits(folder=folder)).states(images[:2])
-    limits = Limits(folder=folder, disk=3 * next(folder.iterdir()).stat().st_size)
+    computed = ImageStore(*model_and_processor, StoreLimits(folder=folder)).states(images[:2])
+    limits = StoreLimits(folder=folder, disk=3 * next(folder.iterdir()).stat().st_size)
     other = ImageStore(*model_and_processor, limits)
     encoder_runs.clear()
     found = other.states(images[:2])
