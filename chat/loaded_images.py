@@ -4,10 +4,25 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import PIL.Image
 
 from utils.conversation import Image, ImageError
+
+
+class View(Protocol):
+    """What the encoder is shown: an image that was read, or a tile of one, as the processor's `views` makes them."""
+
+    @property
+    def digest(self) -> str:
+        """The same for views that are the same."""
+
+    def open(self) -> PIL.Image.Image: ...
+
+    def pixels(self, least_side: int) -> tuple[np.ndarray, tuple[int, int]]: ...
+
 
 ImageSource = str | Path | bytes | PIL.Image.Image | Image
 

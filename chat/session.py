@@ -199,9 +199,8 @@ class ChatSession:
                 f"the dialogue with this question has {len(encoded.input_ids)} tokens and leaves no room for"
                 f" an answer within {self.max_seq_len}; clear it, or ask with less text or fewer images"
             )
-        prompt = Prompt(
-            encoded.input_ids, encoded.mm_token_type_ids == 1, tuple(map(open_image, conversation.images))
-        )
+        views = self.processor.views(list(map(open_image, conversation.images)))
+        prompt = Prompt(encoded.input_ids, encoded.mm_token_type_ids == 1, tuple(views))
         return turn, Request(prompt, min(self.max_new_tokens, room), self._chooser)
 
     def open_images(self, images: ImageSource | Sequence[ImageSource]) -> tuple[LoadedImage, ...]:

@@ -138,7 +138,7 @@ class DialogueRunner:
         return _Asked(number, conversation, ids, is_image, room)
 
     def _request(self, asked: _Asked) -> Request:
-        images = tuple(self._open(image) for image in asked.conversation.images)
+        images = tuple(self._processor.views([self._open(image) for image in asked.conversation.images]))
         chooser = self._generator.chooser(
             self._settings.sampling
         )  # of its own: no answer depends on the others

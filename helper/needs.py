@@ -137,6 +137,7 @@ def steps_of(flags: argparse.Namespace, gpus: int, models: Sequence[Model], has_
             model_arguments.vision_model_name_or_path,
             model_arguments.projector,
             model_arguments.summary,
+            data.tiles,
         )
         longest = longest_conversation(data, decoder_config(flags.lm_model_name_or_path))
         packed = make_rows(part, processor, data, flags.seed, longest=longest)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from chat.generation.sampling import Sampling
@@ -99,18 +100,26 @@ def evaluation(parts, image: Path, tmp_path: Path) -> None:
     DialogueRunner(*parts, settings).run(load_dialogues(file))
 
 
-@pytest.mark.parametrize("system", [None, "", "Be brief.\nAlways."])
+@pytest.mark.parametrize("system, tiles", [(None, 1), ("", 1), ("Be brief.\nAlways.", 1), (None, 4)], ids=str)
 def test_what_is_learnt_is_what_every_entrance_asks(
     model_and_processor,  # noqa: F811
     pictures: list[Path],  # noqa: F811
     server: Server,
     asked: list[Ids],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     system: str | None,
+    tiles: int,
 ) -> None:
+    _, processor = model_and_processor
+    monkeypatch.setattr(processor, "tiles", tiles)
     image, fields = pictures[0], record(pictures[0], system)
-    expected = learnt(tmp_path, fields, model_and_processor[1])
+    if tiles > 1:  # the encoder takes 16 x 16
+        PIL.Image.effect_noise((40, 40), 60).save(image)
+    expected = learnt(tmp_path, fields, processor)
     assert len(expected) == len(QUESTIONS)
+    views = 1 if tiles == 1 else 1 + 4
+    assert expected[0].count(processor.image_token_id) == views * processor.image_seq_length
 
     terminal(model_and_processor, image, system)
     assert asked == expected

@@ -22,12 +22,15 @@ logger = get_logger(__name__)
 
 
 def load_model(
-    model_arguments: ModelArguments, arguments: VisualChatTrainingArguments, resumed: Path | None = None
+    model_arguments: ModelArguments,
+    arguments: VisualChatTrainingArguments,
+    resumed: Path | None = None,
+    tiles: int = 1,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Encoder, projector and decoder as one model with its processor; logs what learns.
 
     resumed: the run's own checkpoint. What it holds is taken from there, whatever the run began with; DeepSpeed's
-    state, which is read later, has only what learns.
+    state, which is read later, has only what learns. tiles: of an image at most, 1 for none.
     """
     logger.info(
         "attention: %s, image layers: %s, image gate: %s, image summary: %s, projector: %s",
@@ -50,6 +53,7 @@ def load_model(
             dtype=arguments.dtype,
             train=model_arguments.train or PUBLISHED,
             frozen_bits=model_arguments.frozen_bits,
+            tiles=tiles,
         )
         if resumed is None:
             _begin(model, model_arguments)

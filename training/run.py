@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from training import recipe
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import parse_flags, training_arguments
+from training.arguments.model_and_data import views_per_image
 from training.arguments.parser import VisualChatTrainingArguments
 from training.batches.datasets import bad_records, longest_conversation, make_rows, read_parts
 from training.checkpointing.folders import ResumeError, remove_results, require_free, resume_folder
@@ -152,7 +153,7 @@ def train(
     run = run.with_data(training_part)
     if resumed:
         decided_by_main(lambda: run.check_data(resumed))
-    model, processor = load_model(model_arguments, arguments, resumed)
+    model, processor = load_model(model_arguments, arguments, resumed, data_arguments.tiles)
     features = None
     if data_arguments.cache_vision_features:
         parts, workers = (training_part, evaluation_part), arguments.dataloader_num_workers
@@ -167,6 +168,7 @@ def train(
     if arguments.dataloader_num_workers and features is None:
         side = image_size(model.config.vision_config)
         images = arguments.per_device_train_batch_size * training_part.num_images / max(len(learned), 1)
+        images *= views_per_image(data_arguments.tiles)
         batches = arguments.dataloader_num_workers * local_world_size()  # each worker has made one
         require_shared_memory(int(batches * images * 3 * side * side * 4))  # bytes of a float
     held_out = rows(evaluation_part) if len(evaluation_part) else None

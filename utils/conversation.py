@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 
 from utils.image_bytes import shortened
-from utils.pictures import EncodedPicture, ImageError, Source, read_picture, read_pixels
+from utils.pictures import EncodedPicture, ImageError, Source, read_picture, read_pixels, read_size
 
 __all__ = ["Conversation", "ConversationError", "EncodedPicture", "Image", "ImageError", "Turn", "join"]
 
@@ -44,6 +44,11 @@ class Image:
 
     def __hash__(self) -> int:  # PIL images compare but do not hash
         return hash(self.name)
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright; of a file the header alone is read. Raises as `open` does."""
+        return read_size(self.source, self.name)
 
     def open(self) -> PIL.Image.Image:
         """Decode the image: upright (EXIF orientation applied), mode RGB, transparency put on white.

@@ -121,6 +121,28 @@ def read_pixels(source: Source, name: str, least_side: int) -> tuple[np.ndarray,
         return np.array(upright), size or upright.size
 
 
+def read_size(source: Source, name: str) -> tuple[int, int]:
+    """The picture's width and height, upright, from the file's header alone; raises as `read_picture` does.
+
+    What is damaged behind the header is not found.
+    """
+    with _named_errors(name):
+        if isinstance(source, PIL.Image.Image):
+            return _upright_size(_accepted(source, name))
+        file = source if isinstance(source, str | Path) else io.BytesIO(_encoded(source))
+        try:
+            with PIL.Image.open(file) as opened:
+                return _upright_size(_accepted(opened, name))
+        except PIL.UnidentifiedImageError:
+            return _upright_size(_opened(_encoded(source), name))  # says what it is instead
+
+
+def _upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
+    if picture.format == "TIFF":
+        picture.load()  # by which it is turned
+    return picture.size[::-1] if _orientation(picture) in _ON_ITS_SIDE else picture.size
+
+
 def encoded_bytes(source: str | Path | bytes | EncodedPicture, name: str) -> bytes:
     """A picture's bytes as they are kept, not decoded; raises `ImageError` where they cannot be read."""
     with _named_errors(name):

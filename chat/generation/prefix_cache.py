@@ -6,7 +6,7 @@ from itertools import takewhile
 import numpy as np
 
 from chat.generation.reading import Prompt, Reading
-from chat.loaded_images import LoadedImage
+from chat.loaded_images import View
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def shared_start(known: Prompt, other: Prompt) -> int:
     return tokens
 
 
-def _same(pair: tuple[LoadedImage, LoadedImage]) -> bool:
+def _same(pair: tuple[View, View]) -> bool:
     return pair[0] is pair[1] or pair[0].digest == pair[1].digest
 
 

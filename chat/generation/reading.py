@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from chat.generation.growing_cache import growing_cache
-from chat.loaded_images import LoadedImage
+from chat.loaded_images import View
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A dialogue to read: `is_image` [S] marks the tokens of the `images` among the `ids` [S]."""
+    """A dialogue to read: `is_image` [S] marks the tokens of the `images` among the `ids` [S]; a tile counts as one."""
 
     ids: np.ndarray
     is_image: np.ndarray
-    images: tuple[LoadedImage, ...] = ()
+    images: tuple[View, ...] = ()
 
     def until(self, tokens: int) -> "Prompt":
         """The first `tokens`, and the images among them."""
@@ -190,7 +190,7 @@ class WholeDialogues(Reading):
         work = Work(int(real.sum()), int(is_image[:, -most:].sum()), encoded)
         return output.logits[:, -1], real, [RowImages(len(prompt.images)) for prompt in prompts], work
 
-    def _encoder_inputs(self, images: Sequence[LoadedImage]) -> tuple[dict[str, Any], int]:
+    def _encoder_inputs(self, images: Sequence[View]) -> tuple[dict[str, Any], int]:
         """The model's arguments for images: pixels, or, where an image comes twice, the features of each, so that it
         goes through the encoder once. And how many do."""
         number = {digest: place for place, digest in enumerate(dict.fromkeys(each.digest for each in images))}

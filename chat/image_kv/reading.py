@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from chat.generation.reading import Prompt, Reading, RowImages, Work
 from chat.image_kv.attention import CachedImageKV, SharedImages, causal_mask
 from chat.image_kv.encoder import ImageKV, ImageKVEncoder
-from chat.loaded_images import LoadedImage
+from chat.loaded_images import View
 from utils.model.computed_rows import ROWS, ComputedRows, picks_rows
 from utils.model.generation_visual_chat import CACHE
 from utils.model.mmca_layout import NO_MASK
@@ -30,7 +30,7 @@ class Store(Protocol):
 
     encoder: ImageKVEncoder
 
-    def states(self, images: Sequence[LoadedImage]) -> Found: ...
+    def states(self, images: Sequence[View]) -> Found: ...
 
 
 class CachedImageReading(Reading):

@@ -20,7 +20,7 @@ from chat.image_kv.fingerprint import image_fingerprint
 from chat.image_kv.reading import CachedImageReading, Found
 from chat.image_kv.tiers import ImageKVFiles, ImageKVTiers
 from chat.limits import StoreLimits
-from chat.loaded_images import LoadedImage
+from chat.loaded_images import View
 from utils.context_length import longest_dialogue
 from utils.distributed import get_logger
 
@@ -102,13 +102,13 @@ class ImageStore:
         with self._lock:
             self._tiers.clear()
 
-    def states(self, images: Sequence[LoadedImage]) -> Found:
+    def states(self, images: Sequence[View]) -> Found:
         """The states of images, in their order; equal images, in other threads too, are computed once.
 
         Raises what preprocessing and model raise; then nothing of that call is kept.
         """
         keys = [self._key(image) for image in images]
-        mine: dict[str, LoadedImage] = {}
+        mine: dict[str, View] = {}
         others: dict[str, Future[ImageKV | None]] = {}
         with self._lock:
             held = {key: self._tiers.get(key) for key in dict.fromkeys(keys)}
@@ -129,10 +129,10 @@ class ImageStore:
             found[key] = states
         return Found(tuple(found[key] for key in keys), computed)
 
-    def _key(self, image: LoadedImage) -> str:
+    def _key(self, image: View) -> str:
         return sha256(f"{self._fingerprint} {image.digest}".encode()).hexdigest()
 
-    def _make(self, wanted: dict[str, LoadedImage]) -> tuple[dict[str, ImageKV], int]:
+    def _make(self, wanted: dict[str, View]) -> tuple[dict[str, ImageKV], int]:
         """Read from the disk or compute, and keep, what this thread has announced as under way."""
         try:
             made = self._from_disk(wanted)
@@ -164,7 +164,7 @@ class ImageStore:
         return {key: states for key, states in read.items() if states is not None}
 
     @torch.inference_mode()
-    def _compute(self, images: Sequence[LoadedImage]) -> list[ImageKV]:
+    def _compute(self, images: Sequence[View]) -> list[ImageKV]:
         pixels = self._processor.pixel_values(images).to(self.encoder.device, self._model.dtype)
         return self.encoder.compute(
             self._model.get_image_features(pixels).pooler_output.to(self._model.dtype)

@@ -65,6 +65,15 @@ def test_adapters_and_packing_are_planned(capsys):
     assert "This fits." in text
 
 
+@pytest.mark.parametrize(
+    "words, images", [([], 2), (["--tiles", "4"], 2 * 5), (["--tiles", "4", "--packing", "true"], 2 * 2 * 5)]
+)
+def test_tiles_are_planned_as_images(words, images):
+    words = [*TINY, "--max_seq_len", "1024", "--max_num_image_per_sample", "2", *words]
+    flags = read_flags(words, "python -m helper.plan_memory", add_flags=add_flags)
+    assert training_of(flags, flags.gpus).batches[0].images == images
+
+
 def test_the_newer_name_of_gradient_checkpointing_counts(capsys):
     if not hasattr(TrainingArguments, "activation_checkpointing"):
         pytest.skip("transformers has one name for it")

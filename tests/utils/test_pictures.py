@@ -1,12 +1,13 @@
 """Pixels are those of the whole decode, or of a stated fraction of it, whatever the file."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from utils.pictures import read_picture, read_pixels
+from utils.pictures import ImageError, read_picture, read_pixels, read_size
 
 
 def photograph(width: int, height: int) -> PIL.Image.Image:
@@ -45,6 +46,29 @@ def test_a_jpeg_is_decoded_at_the_smallest_fraction_that_is_large_enough(
     pillows = PIL.Image.open(io.BytesIO(encoded))
     pillows.draft(None, (least_side, least_side))
     assert np.array_equal(pixels, np.array(pillows.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_size_is_read_from_the_header_upright(kind: str, orientation: int, tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"picture.{kind}"
+    photograph(40, 24).save(path, kind, exif=exif)
+    for source in (path, str(path), path.read_bytes(), PIL.Image.open(path)):
+        assert read_size(source, "a") == read_picture(source, "a").size
+
+
+def test_a_size_that_is_not_there_is_named_as_the_picture_would_be(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("<html>")
+    for path in (tmp_path / "a.png", tmp_path / "nowhere.png"):
+        with pytest.raises(ImageError) as said:
+            read_picture(path, path.name)
+        with pytest.raises(ImageError) as again:
+            read_size(path, path.name)
+        assert str(again.value) == str(said.value)
+    with pytest.raises(ImageError, match="one side more than 200 times the other"):
+        read_size(PIL.Image.new("L", (1000, 2)), "a")
 
 
 def test_what_the_quick_decoder_finds_fault_with_is_left_to_pillow() -> None:

@@ -230,6 +230,11 @@ class DataArguments:
         None, "Folder that image paths in your own data start from (default: the folder of each file)."
     )
     max_num_image_per_sample: int = flag(8, "Maximum number of images in a conversation.")
+    tiles: int = flag(
+        1,
+        "Show each large image also in up to this many parts at the encoder's size, each with tokens of its own; 1: as"
+        " a whole alone.",
+    )
     max_seq_len: int = flag(
         4096,
         "Maximum length in tokens, image tokens included: of a conversation or, with --packing, of a row.",
@@ -239,7 +244,9 @@ class DataArguments:
         "Pack whole conversations into rows; they do not attend to each other. Batch sizes then count rows.",
     )
     max_images_per_row: int = flag(
-        0, "Maximum number of images in a packed row; 0: twice --max_num_image_per_sample."
+        0,
+        "Maximum number of images in a packed row, tiles included; 0: those of two conversations with"
+        " --max_num_image_per_sample.",
     )
     max_bad_fraction: float = flag(
         0.001,
@@ -270,15 +277,16 @@ class DataArguments:
         for value in self.dataset_samples:
             if value != "all" and not (value.isdigit() and int(value) > 0):
                 raise UsageError(f"--dataset_samples {value}: give a positive number, or all")
-        for name in ("max_num_image_per_sample", "max_seq_len"):
+        for name in ("max_num_image_per_sample", "max_seq_len", "tiles"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: give a positive number")
         if self.max_images_per_row and not self.packing:
             raise UsageError("--max_images_per_row is for packed rows: add --packing")
-        if 0 != self.max_images_per_row < self.max_num_image_per_sample:
+        if 0 != self.max_images_per_row < self.most_views:
+            tiles = f", each with {self.tiles} tiles: {self.most_views}" if self.tiles > 1 else ""
             raise UsageError(
                 f"--max_images_per_row {self.max_images_per_row} is less than one conversation may have: give at"
-                f" least --max_num_image_per_sample {self.max_num_image_per_sample}"
+                f" least --max_num_image_per_sample {self.max_num_image_per_sample}{tiles}"
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise UsageError(f"--max_bad_fraction {self.max_bad_fraction}: give a share from 0 to 1")
@@ -288,14 +296,24 @@ class DataArguments:
             raise UsageError("--dataset_weights: give positive numbers")
 
     @property
+    def most_views(self) -> int:
+        """Images of a conversation at most, tiles included."""
+        return self.max_num_image_per_sample * views_per_image(self.tiles)
+
+    @property
     def image_budget(self) -> int:
-        """Images in a packed row at most."""
-        return self.max_images_per_row or 2 * self.max_num_image_per_sample
+        """Images in a packed row at most, tiles included."""
+        return self.max_images_per_row or 2 * self.most_views
 
     @property
     def samples(self) -> list[int | str]:
         """`dataset_samples` with its numbers as numbers."""
         return [value if value == "all" else int(value) for value in self.dataset_samples]
+
+
+def views_per_image(tiles: int) -> int:
+    """What the encoder is shown of an image at most: the whole, and its tiles."""
+    return 1 + tiles if tiles > 1 else 1
 
 
 def _check_model(flag: str, name: str) -> None:

@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from utils.plugins import code_of
 
 logger = get_logger(__name__)
 
-_BATCH = 32  # pictures that go through the encoder together
+_BATCH = 32  # pictures, tiles among them, that go through the encoder together
 _FORM = 2  # of what is stored, and of the preprocessing's own code
 
 
@@ -62,10 +62,11 @@ def store_features(
         folder = cache_folder() / "vision_features" / _fingerprint(tower, processor)
         folder.mkdir(parents=True, exist_ok=True)
         store = FeatureStore(folder)
-        missing = [picture for picture in _pictures(parts) if picture.key not in store]
-        _foretell(model.config.vision_config, tower.dtype, folder, len(store), len(missing))
+        missing = [each for picture in _pictures(parts, processor) if (each := picture.missing(store)).keys]
+        count = sum(len(each.keys) for each in missing)
+        _foretell(model.config.vision_config, tower.dtype, folder, len(store), count)
         sharers = _sharers(folder)
-        mine = [each for each in missing if sharers[each.key[0] % len(sharers)] == rank()]
+        mine = [each for each in missing if sharers[each.keys[0][0] % len(sharers)] == rank()]
         _compute(tower, processor, parts, mine, folder, device, workers)
     barrier()
     return FeatureStore(folder)
@@ -73,39 +74,45 @@ def store_features(
 
 @dataclass(frozen=True)
 class _Picture:
-    """Where a picture is: the part, its record there, and its number among the record's pictures."""
+    """Where a picture is: the part, its record there, and its number among the record's pictures; which of its `views`
+    are meant (0: the whole; from 1: its tiles), and their keys."""
 
     part: int
     record: int
     number: int
-    key: bytes
+    views: tuple[int, ...]
+    keys: tuple[bytes, ...]
+
+    def missing(self, store: FeatureStore) -> "_Picture":
+        """The same with those views alone that are not in the store."""
+        pairs = [(view, key) for view, key in zip(self.views, self.keys, strict=True) if key not in store]
+        return replace(self, views=tuple(view for view, _ in pairs), keys=tuple(key for _, key in pairs))
 
 
 class _Keys(Dataset):
-    """The keys of each record's pictures; None for one that cannot be read."""
+    """The keys of each record's pictures, of all their views; none for one that cannot be read."""
 
-    def __init__(self, part: Mixture) -> None:
-        self.part = part
+    def __init__(self, part: Mixture, processor: ProcessorMixin) -> None:
+        self.part, self.processor = part, processor
 
     def __len__(self) -> int:
         return self.part.num_sources
 
-    def __getitem__(self, record: int) -> list[bytes | None]:
+    def __getitem__(self, record: int) -> list[list[bytes]]:
         try:
-            return [self._key(image) for image in self.part.source(record).images]
+            return [self._keys(image) for image in self.part.source(record).images]
         except ConversationError:
             return []
 
-    @staticmethod
-    def _key(image: Any) -> bytes | None:
+    def _keys(self, image: Any) -> list[bytes]:
         try:
-            return image_key(image)
+            return [image_key(view) for view in self.processor.views([image])]
         except ImageError:
-            return None
+            return []
 
 
 class _Pixels(Dataset):
-    """Pictures as the encoder takes them, with their keys; None for one that cannot be decoded."""
+    """Views of each picture as the encoder takes them, with their keys; none of one that cannot be decoded."""
 
     def __init__(
         self, parts: Sequence[Mixture], pictures: Sequence[_Picture], processor: ProcessorMixin
@@ -115,31 +122,35 @@ class _Pixels(Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[bytes, torch.Tensor] | None:
+    def __getitem__(self, index: int) -> list[tuple[bytes, torch.Tensor]]:
         picture = self.pictures[index]
         image = self.parts[picture.part].source(picture.record).images[picture.number]
         try:
-            return picture.key, self.processor.pixel_values([image])[0]
+            views = self.processor.views([image])
+            pixels = self.processor.pixel_values([views[view] for view in picture.views])
         except ImageError:
-            return None
+            return []
+        return list(zip(picture.keys, pixels, strict=True))
 
 
-def _pictures(parts: Sequence[Mixture]) -> list[_Picture]:
+def _pictures(parts: Sequence[Mixture], processor: ProcessorMixin) -> list[_Picture]:
     """All distinct pictures, the same list in all processes, each of which reads its share of the records."""
     found: dict[bytes, _Picture] = {}
     for number, part in enumerate(parts):
         records = range(rank(), part.num_sources, world_size())
-        keys: Iterator[list[bytes | None]] = parallel_map(
-            Subset(_Keys(part), records), "looking for pictures"
+        keys: Iterator[list[list[bytes]]] = parallel_map(
+            Subset(_Keys(part, processor), records), "looking for pictures"
         )
         for record, of_record in zip(records, keys, strict=True):
-            for place, key in enumerate(of_record):
-                if key is not None:
-                    found.setdefault(key, _Picture(number, record, place, key))
+            for place, of_views in enumerate(of_record):
+                if of_views:
+                    views = tuple(range(len(of_views)))
+                    picture = _Picture(number, record, place, views, tuple(of_views))
+                    found.setdefault(of_views[0], picture)
     together: dict[bytes, _Picture] = {}
     for pictures in everyone(list(found.values())):
         for picture in pictures:
-            together.setdefault(picture.key, picture)
+            together.setdefault(picture.keys[0], picture)
     return list(together.values())
 
 
@@ -191,8 +202,10 @@ def _compute(
         return
     tower.to(device).eval()
     writer = FeatureWriter(folder)
-    batches, start = math.ceil(len(mine) / _BATCH), time.perf_counter()
-    for number, (keys, pixels) in enumerate(_batches(_Pixels(parts, mine, processor), workers), start=1):
+    at_once = max(1, _BATCH // max(len(picture.keys) for picture in mine))
+    batches, start = math.ceil(len(mine) / at_once), time.perf_counter()
+    read = _batches(_Pixels(parts, mine, processor), at_once, workers)
+    for number, (keys, pixels) in enumerate(read, start=1):
         writer.add(keys, encode_images(tower, pixels.to(device)))
         if number * 10 // batches > (number - 1) * 10 // batches:  # each tenth
             seconds = time.perf_counter() - start
@@ -200,10 +213,10 @@ def _compute(
     writer.close()
 
 
-def _batches(pictures: _Pixels, workers: int) -> Iterator[tuple[list[bytes], torch.Tensor]]:
+def _batches(pictures: _Pixels, at_once: int, workers: int) -> Iterator[tuple[list[bytes], torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)  # the global one stays in step with other processes
-    for batch in DataLoader(pictures, _BATCH, generator=generator, **signal_safe(workers, list)):
-        if read := [pair for pair in batch if pair is not None]:
+    for batch in DataLoader(pictures, at_once, generator=generator, **signal_safe(workers, list)):
+        if read := [pair for of_picture in batch for pair in of_picture]:
             keys, pixels = zip(*read, strict=True)
             yield list(keys), torch.stack(pixels)
 

@@ -45,6 +45,7 @@ FIXED = {
     "data_train_split_ratio",
     "max_num_image_per_sample",
     "max_seq_len",
+    "tiles",
     "packing",
     "max_images_per_row",
     "seed",
@@ -92,6 +93,7 @@ BEFORE = {
     "image_summary": "none",
     "lora_learning_rate": 0.0,
     "frozen_bits": 0,
+    "tiles": 1,
 }
 """What runs did that do not record a flag, because there was none."""
 

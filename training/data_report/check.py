@@ -40,7 +40,7 @@ def check(flags: argparse.Namespace) -> int:
     writable_folder(path.parent, "--report" if flags.report else "--output_dir")
     workers = cores() if flags.check_workers is None else flags.check_workers
     model_arguments.look_up()
-    processor, decoder = _processor_and_decoder(model_arguments)
+    processor, decoder = _processor_and_decoder(model_arguments, data_arguments.tiles)
     bad = BadRecords(max_fraction=1, path=path.with_name(BAD_SAMPLES))
     # Weights say how often a record comes; here each comes once.
     once = dataclasses.replace(data_arguments, dataset_weights=[1.0])
@@ -77,12 +77,12 @@ def check(flags: argparse.Namespace) -> int:
     return 1 if verdict else 0
 
 
-def _processor_and_decoder(arguments: ModelArguments) -> tuple[ProcessorMixin, PreTrainedConfig]:
+def _processor_and_decoder(arguments: ModelArguments, tiles: int) -> tuple[ProcessorMixin, PreTrainedConfig]:
     """The processor, and the decoder's configuration; no weights are read."""
     language_model = arguments.lm_model_name_or_path
     try:
         processor = build_processor(
-            language_model, arguments.vision_model_name_or_path, arguments.projector, arguments.summary
+            language_model, arguments.vision_model_name_or_path, arguments.projector, arguments.summary, tiles
         )
         return processor, AutoConfig.from_pretrained(language_model)
     except (OSError, ValueError) as error:  # as in training: not found, no network, not such a model

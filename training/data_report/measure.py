@@ -66,7 +66,7 @@ class _Measured(Dataset):
             dataset,
             tokens=len(encoded.input_ids),
             learned=int((encoded.labels >= 0).sum()),
-            images=sum(len(turn.images) for turn in kept),
+            images=int(encoded.mm_token_type_ids.sum()) // self._encoded.tokens_per_image,  # tiles count
             turns=len(kept),
             cut_turns=len(conversation.turns) - len(kept),
             records=records,

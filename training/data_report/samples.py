@@ -162,13 +162,18 @@ def _pieces(encoded: EncodedDataset, conversation: Conversation) -> list[Piece]:
     kept = len(encoded.encode_text(conversation).input_ids)
     text, spans = _text_and_spans(processor, conversation)
     special = {*processor.tokenizer.all_special_ids}
-    pictures = [_picture(number, image) for number, image in enumerate(conversation.images, start=1)]
+    pictures = [
+        _picture(number, view)
+        for number, image in enumerate(conversation.images, start=1)
+        for view in processor.views([image])
+    ]
 
     pieces: list[Piece] = []
+    of_image = processor.image_seq_length + (processor.image_summary_token_id is not None)
     position = shown = 0  # in the ids, where an image takes many; among the pictures
     for first, last, count in spans:
         is_image = bool(whole.mm_token_type_ids[position])
-        width = processor.image_seq_length if is_image else count
+        width = of_image if is_image else count
         ids = tuple(whole.input_ids[position : position + width].tolist())
         pieces.append(
             Piece(
@@ -195,6 +200,7 @@ def _text_and_spans(
     that start at the same character (the bytes of one, mostly) are one piece.
     """
     text = processor.apply_chat_template(conversation.messages(load_images=False), tokenize=False)
+    text = processor.marked(text, conversation.images)
     encoding = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts = [start for start, _ in encoding["offset_mapping"]]
     borders = [number for number, start in enumerate(starts) if number == 0 or start != starts[number - 1]]

@@ -6,6 +6,7 @@ import torch
 
 from training.arguments import ModelArguments
 from training.arguments.command_line import arguments_of
+from training.arguments.model_and_data import views_per_image
 from training.arguments.sharding import check_shard_within
 from training.ds_configs import AUTO, Offload, zero_config
 from training.ds_configs.user_config import read_user_config
@@ -72,7 +73,7 @@ def batches_of(
     flags: argparse.Namespace, tokens_per_image: int, supervised: float = 1.0
 ) -> tuple[BatchShape, ...]:
     """The largest batches that the data's flags allow (`largest_batches`)."""
-    most = flags.max_num_image_per_sample
+    most = flags.max_num_image_per_sample * views_per_image(flags.tiles)
     if flags.packing:
         most = flags.max_images_per_row or 2 * most
     if tokens_per_image >= flags.max_seq_len:

@@ -38,7 +38,7 @@ class WorstBatch(Extension):
 
     def prepare(self, parts: Prepared) -> None:
         data = parts.data_arguments
-        most = data.image_budget if data.packing else data.max_num_image_per_sample
+        most = data.image_budget if data.packing else data.most_views
         rows, length = parts.arguments.per_device_train_batch_size, data.max_seq_len
         self.batches = largest_batches(
             rows, length, most, parts.processor.image_seq_length, packed=data.packing

@@ -54,16 +54,17 @@ def build_visual_chat(
     dtype: torch.dtype | str | None = None,
     train: Sequence[str] = PUBLISHED,
     frozen_bits: int = 0,
+    tiles: int = 1,
 ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
     Adds the image token (with `image_summary` "mean" that of summaries too, and a padding token where there is none),
     unties the head, freezes everything but what `train` names (see `freezing`). frozen_bits: 4 or 8
-    for a decoder whose layers are quantised; 0 for none. Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig`
-    alive): each process then holds its part of the weights.
+    for a decoder whose layers are quantised; 0 for none. tiles: of an image at most, for the processor; 1 for none.
+    Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
-    processor = build_processor(language_model, vision_model, projector_type, image_summary)
+    processor = build_processor(language_model, vision_model, projector_type, image_summary, tiles)
     if attention != "causal":
         check_computes_mmca(AutoConfig.from_pretrained(language_model), attention, image_layers)
     decoder = _load_decoder(language_model, dtype, frozen_bits)
@@ -101,7 +102,11 @@ def build_visual_chat(
 
 
 def build_processor(
-    language_model: str, vision_model: str, projector_type: str = "linear", image_summary: str = "none"
+    language_model: str,
+    vision_model: str,
+    projector_type: str = "linear",
+    image_summary: str = "none",
+    tiles: int = 1,
 ) -> VisualChatProcessor:
     """The processor that `build_visual_chat` makes for the same folders; no weights are read."""
     for path in (language_model, vision_model):
@@ -115,6 +120,7 @@ def build_processor(
         image_seq_length=tokens_per_image(projector_type, vision_config_of(vision_model)),
         image_token=IMAGE_TOKEN,
         image_summary_token=summary,
+        tiles=tiles,
     )
 
 

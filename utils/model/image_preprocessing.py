@@ -12,11 +12,11 @@ make as much of a difference.) The nearer the fraction's size is to what is show
 that size it is a third. `tests/utils/model/test_image_preprocessing.py` measures it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
@@ -42,12 +42,33 @@ _STEPS = (
 class OpensToPicture(Protocol):
     """An image that is decoded when it is needed."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, upright; asked for only where there are tiles."""
+
     def open(self) -> PIL.Image.Image:
         """The whole picture, mode RGB."""
 
     def pixels(self, least_side: int) -> tuple[np.ndarray, tuple[int, int]]:
         """RGB [H, W, 3] uint8, perhaps decoded at a fraction of its size 1/2^k, rounded up, at which no side
         is shorter than `least_side`; and its full size, width and height."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image that is decoded already."""
+
+    picture: PIL.Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.picture.size
+
+    def open(self) -> PIL.Image.Image:
+        return self.picture
+
+    def pixels(self, least_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        return np.array(self.picture.convert("RGB")), self.picture.size
 
 
 def preprocess(processor: BaseImageProcessor, images: Sequence[OpensToPicture]) -> torch.Tensor:
@@ -57,7 +78,7 @@ def preprocess(processor: BaseImageProcessor, images: Sequence[OpensToPicture]) 
     """
     framing = Framing.of(processor)
     if framing is not None:
-        frames = (framing.frame(*image.pixels(framing.least_side)) for image in images)
+        frames = (framing.frame(*pixels) for pixels in _decoded(images, framing.least_side))
         return normalised(processor, frames, len(images))
     pixels = processor([image.open() for image in images], return_tensors="pt")["pixel_values"]
     if pixels.ndim != 4:
@@ -88,6 +109,21 @@ def normalised(processor: BaseImageProcessor, frames: Iterable[torch.Tensor], co
 @lru_cache(maxsize=16)
 def _by_channel(values: tuple[float, ...], scale: float) -> torch.Tensor:
     return torch.tensor(values)[:, None, None] * (1.0 / scale)
+
+
+def _decoded(
+    images: Iterable[OpensToPicture], least_side: int
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """The pixels of images as `Framing.frame` takes them; tiles of one image that follow each other from one
+    decoding of it."""
+    before: Tile | None = None
+    for image in images:
+        if not isinstance(image, Tile):
+            yield image.pixels(least_side)
+            continue
+        if before is None or before.whole is not image.whole or before.grid != image.grid:
+            before, sheet = image, image.sheet()
+        yield image.cut(sheet), image.size
 
 
 @dataclass(frozen=True)
@@ -135,6 +171,28 @@ class Framing:
         uint8 [3, H, W].
         """
         height, width = self._scaled(*full_size)
+        pixels = self.resized(picture, full_size, height, width)
+        if self.crop is None:
+            return pixels[0]
+        top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+        return pixels[0, :, top : top + self.crop[0], left : left + self.crop[1]]
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Height and width of what the encoder takes."""
+        found = self.crop or self.size
+        assert found is not None, "a framing that scales to the shortest edge crops"
+        return found
+
+    @property
+    def uncropped(self) -> tuple[int, int]:
+        """Height and width of a picture of which the middle alone is shown, as it is."""
+        return self._scaled(*self.shown[::-1])
+
+    def resized(
+        self, picture: np.ndarray, full_size: tuple[int, int], height: int, width: int
+    ) -> torch.Tensor:
+        """Scale pixels [H, W, 3], perhaps decoded at a fraction of `full_size`, to uint8 [1, 3, height, width]."""
         pixels = _as_torch_likes(picture)
         if picture.shape[:2] != full_size[::-1]:
             # The last column or row of a fraction may stand for less than a whole one: what is scaled is exact.
@@ -146,10 +204,7 @@ class Framing:
             pixels = F.interpolate(pixels, scale_factor=scale, mode=self.mode, antialias=True)
         elif picture.shape[:2] != (height, width):
             pixels = F.interpolate(pixels, size=(height, width), mode=self.mode, antialias=True)
-        if self.crop is None:
-            return pixels[0]
-        top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
-        return pixels[0, :, top : top + self.crop[0], left : left + self.crop[1]]
+        return pixels
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
         """Height and width after scaling; those of the full size, so that a fraction shifts nothing."""
@@ -159,6 +214,104 @@ class Framing:
         short, long = sorted((width, height))
         long = int(self.shortest_edge * long / short)
         return (long, self.shortest_edge) if width <= height else (self.shortest_edge, long)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of an image at the encoder's size: the image is scaled to a `grid` (columns, rows) of such parts, and
+    this is the one at `column` and `row`, counted from 0.
+    """
+
+    whole: OpensToPicture
+    framing: Framing
+    grid: tuple[int, int]
+    column: int
+    row: int
+
+    @property
+    def name(self) -> str:
+        return f"{getattr(self.whole, 'name', 'image')}, tile {self.row + 1},{self.column + 1}"
+
+    @property
+    def place(self) -> str:
+        """Which part of its image it is: equal images have equal tiles at equal places."""
+        height, width = self.framing.shown
+        return f"tile {self.column},{self.row} of {self.grid[0]}x{self.grid[1]}, {width}x{height}"
+
+    @property
+    def digest(self) -> str:
+        """The same for tiles that are the same; of an image that has a `digest`."""
+        whole: Any = self.whole
+        return f"{whole.digest} {self.place}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.framing.uncropped
+        return width, height
+
+    def open(self) -> PIL.Image.Image:
+        return PIL.Image.fromarray(self.cut(self.sheet()))
+
+    def pixels(self, least_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        return self.cut(self.sheet()), self.size
+
+    def sheet(self) -> np.ndarray:
+        """All tiles of the image side by side: RGB [rows * height, columns * width, 3] uint8."""
+        (columns, rows), (height, width) = self.grid, self.framing.shown
+        height, width = rows * height, columns * width
+        pixels = self.framing.resized(*self.whole.pixels(max(height, width)), height, width)
+        return pixels[0].permute(1, 2, 0).contiguous().numpy()
+
+    def cut(self, sheet: np.ndarray) -> np.ndarray:
+        """This tile out of the `sheet`, with a border where the encoder's processor cuts one off."""
+        height, width = self.framing.shown
+        tile = sheet[self.row * height :, self.column * width :][:height, :width]
+        more = [whole - part for whole, part in zip(self.framing.uncropped, (height, width), strict=True)]
+        borders = [(each // 2, each - each // 2) for each in more]
+        return np.ascontiguousarray(np.pad(tile, [*borders, (0, 0)], mode="edge"))
+
+
+def require_framing(processor: BaseImageProcessor) -> Framing:
+    """What a processor does to an image; `ValueError` where it is not known, so that there can be no tiles."""
+    framing = Framing.of(processor)
+    if framing is None:
+        raise ValueError(
+            f"{type(processor).__name__} does more to an image than to scale, crop and normalise it, so there can be"
+            " no tiles; leave out --tiles"
+        )
+    return framing
+
+
+def tiles_of(processor: BaseImageProcessor, image: OpensToPicture, most: int) -> list[Tile]:
+    """The tiles of an image, row by row: at most so many, none where they would show no more than the whole does.
+
+    Raises what `require_framing` and `image.size` raise.
+    """
+    framing = require_framing(processor)
+    grid = columns, rows = choose_grid(image.size, framing.shown, most)
+    if columns * rows == 1:
+        return []
+    return [Tile(image, framing, grid, column, row) for row in range(rows) for column in range(columns)]
+
+
+@lru_cache(maxsize=4096)
+def choose_grid(size: tuple[int, int], shown: tuple[int, int], most: int) -> tuple[int, int]:
+    """Columns and rows of the tiles of an image of `size` (width, height), each `shown` (height, width): at most
+    `most`, and in each direction no more than fit into the image, rounded. (1, 1): the image as a whole.
+
+    Of these grids the one to which the image is scaled down least, in the direction where it is scaled down more; of
+    equal ones the smallest. That is LLaVA-NeXT's rule, but for images that are less than half a tile larger than the
+    encoder's size, and that an image is stretched to its grid, not padded.
+    """
+    (width, height), (tall, wide) = size, shown
+
+    def order(grid: tuple[int, int]) -> tuple[float, int]:
+        scale = min(1.0, grid[0] * wide / width, grid[1] * tall / height)
+        return scale, -grid[0] * grid[1]
+
+    columns, rows = (max(1, int(side / part + 0.5)) for side, part in ((width, wide), (height, tall)))
+    grids = [(c, r) for c in range(1, columns + 1) for r in range(1, rows + 1) if c * r <= most]
+    return max(grids, key=order)
 
 
 def _does_nothing_else(kind: type[TorchvisionBackend]) -> bool:

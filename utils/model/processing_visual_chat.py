@@ -8,18 +8,21 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
+import PIL.Image
 import torch
 from tokenizers import Encoding
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .configuration_visual_chat import IGNORED_LABEL
-from .image_preprocessing import OpensToPicture, preprocess
+from .image_preprocessing import Opened, OpensToPicture, Tile, preprocess, require_framing, tiles_of
 from .rendering import DEFAULT_CHAT_TEMPLATE, Messages, Rendered, Renderer, TemplateError
 
 
@@ -49,7 +52,9 @@ class VisualChatProcessor(ProcessorMixin):
     """An image processor and a fast tokenizer behind one chat template.
 
     Each image takes `image_seq_length` tokens, and with an `image_summary_token` that one behind them, which counts as
-    text; `image_token` marks its place in the text. The chat template
+    text; `image_token` marks its place in the text. With `tiles` above 1 a large image is followed by up to so many
+    parts of itself at the encoder's size, each behind a few words that say which it is, and each an image like any
+    other for the model: see `views`. The chat template
     is saved with the processor and may be replaced by any that starts every answer where its generation
     prompt ends and closes it with EOS; `encode` says so where one does not.
     """
@@ -64,6 +69,7 @@ class VisualChatProcessor(ProcessorMixin):
         chat_template: str | None = None,
         image_token: str = "<image>",
         image_summary_token: str | None = None,
+        tiles: int = 1,
     ) -> None:
         if tokenizer is None or not getattr(tokenizer, "is_fast", False):
             raise ValueError(
@@ -73,7 +79,12 @@ class VisualChatProcessor(ProcessorMixin):
             raise ValueError(
                 "the tokenizer has no EOS token, so an answer could never end; set tokenizer.eos_token"
             )
+        if tiles < 1:
+            raise ValueError(f"tiles is {tiles}; give a positive number, 1 for none")
+        if tiles > 1 and image_processor is not None:
+            require_framing(image_processor)
         self.image_seq_length = image_seq_length
+        self.tiles = tiles
         self.image_token = image_token
         self.image_summary_token = image_summary_token
         known = tokenizer.get_vocab()
@@ -114,7 +125,47 @@ class VisualChatProcessor(ProcessorMixin):
         state |= {"padding": None, "truncation": None}  # left by earlier calls; `encode` does neither
         known = [state, self.chat_template, self.image_token, self.image_seq_length]
         known += [self.image_summary_token] if self.image_summary_token else []
+        known += [self.tiles, require_framing(self.image_processor).shown] if self.tiles > 1 else []
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """transformers' own call: texts that mark images, and those images, in any form that transformers takes."""
+        if self.tiles > 1 and images is not None:
+            images, text = self._in_tiles(images, text)
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def views(self, images: Sequence[OpensToPicture]) -> list[OpensToPicture]:
+        """What the encoder is shown of images, in order: each as a whole, and behind it its tiles."""
+        if self.tiles == 1:
+            return list(images)
+        return [view for image in images for view in (image, *self._tiles_of(image))]
+
+    def marked(self, text: str, images: Sequence[OpensToPicture]) -> str:
+        """A rendered text with a mark for each view of its images, where it has one for each image."""
+        return Rendered(text, (), ()).expanded(self.image_token, [self._marks(each) for each in images]).text
+
+    def _tiles_of(self, image: OpensToPicture) -> list[Tile]:
+        return tiles_of(self.image_processor, image, self.tiles)
+
+    def _marks(self, image: OpensToPicture) -> str:
+        """The text that stands for an image: a mark, and one for each of its tiles."""
+        tiles = self._tiles_of(image) if self.tiles > 1 else []
+        return self.image_token + "".join(
+            f"\nTile {tile.row + 1},{tile.column + 1}: {self.image_token}" for tile in tiles
+        )
+
+    def _in_tiles(self, images: Any, text: Any) -> tuple[list[PIL.Image.Image], Any]:
+        """Images and texts of a call, with each view an image of its own."""
+        given = make_flat_list_of_images(self.image_processor.fetch_images(images))
+        opened = [Opened(each if isinstance(each, PIL.Image.Image) else to_pil_image(each)) for each in given]
+        shown = [view.open() for view in self.views(opened)]
+        if text is None:
+            return shown, None
+        texts = [text] if isinstance(text, str) else list(text)
+        self.validate_inputs(images=given, text=texts)
+        waiting = iter(opened)
+        texts = [self.marked(each, list(islice(waiting, each.count(self.image_token)))) for each in texts]
+        return shown, texts[0] if isinstance(text, str) else texts
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """The text that stands for one image: transformers' own hook, called for each image of a call."""
@@ -137,7 +188,7 @@ class VisualChatProcessor(ProcessorMixin):
         Returns arrays of its S tokens [S] int64: `input_ids`, `labels` (the ids of answers and of the EOS that closes
         each, -100 elsewhere), `mm_token_type_ids` (0 text, 1 image); `turn_ends` [T], of each turn the number of
         tokens up to its end: cut there, the ids are those of the conversation of so many turns; and `pixel_values`
-        [n, 3, H, W] of its images in order, None without any or where they were not asked for.
+        [n, 3, H, W] of its images in order, each with its tiles, None without any or where they were not asked for.
 
         Raises the conversation's own error where a text contains a special token, and `ValueError` where the
         chat template or the tokenizer would make a training prefix differ from the inference prompt.
@@ -146,6 +197,14 @@ class VisualChatProcessor(ProcessorMixin):
         self._refuse_reserved(conversation, messages)
         try:
             rendered = self._renderer().render(messages, self._apply_template)
+            if (marks := rendered.text.count(self.image_token)) != len(conversation.images):
+                raise conversation.error(
+                    f"it has {len(conversation.images)} images, but the chat template wrote {marks}"
+                    f" {self.image_token}"
+                )
+            if self.tiles > 1:
+                texts = [self._marks(image) for image in conversation.images]
+                rendered = rendered.expanded(self.image_token, texts)
             ids, starts, ends = self._tokens(rendered)
         except TemplateError as error:
             raise ValueError(f"{conversation.source or 'conversation'}: {error}") from error
@@ -156,11 +215,6 @@ class VisualChatProcessor(ProcessorMixin):
         labels = np.where(supervised[:-1].cumsum() > 0, ids, IGNORED_LABEL)
 
         is_image = ids == self.image_token_id
-        if is_image.sum() != len(conversation.images):
-            raise conversation.error(
-                f"it has {len(conversation.images)} images, but the chat template wrote {is_image.sum()}"
-                f" {self.image_token}"
-            )
         behind = self.image_summary_token_id is not None
         repeats = np.where(is_image, self.image_seq_length + behind, 1)  # one id per image token
         lengths = np.concatenate([[0], repeats.cumsum()])
@@ -175,12 +229,12 @@ class VisualChatProcessor(ProcessorMixin):
                 "labels": labels.repeat(repeats),
                 "mm_token_type_ids": kinds,
                 "turn_ends": lengths[ends if answered else np.append(ends, len(ids))],
-                "pixel_values": self.pixel_values(conversation.images) if load_images else None,
+                "pixel_values": self.pixel_values(self.views(conversation.images)) if load_images else None,
             }
         )
 
     def pixel_values(self, images: Sequence[OpensToPicture]) -> torch.Tensor | None:
-        """Open and preprocess images; returns [n, 3, H, W], or None for none."""
+        """Open and preprocess images, or views of them; returns [n, 3, H, W], or None for none."""
         return preprocess(self.image_processor, images) if images else None
 
     def _refuse_reserved(self, conversation: RendersToMessages, messages: list[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ images numbered from a conversation's beginning to its end, one BOS, and an EOS 
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -93,6 +94,18 @@ class Rendered:
     text: str
     starts: tuple[int, ...]
     ends: tuple[int, ...]
+
+    def expanded(self, mark: str, texts: Sequence[str]) -> "Rendered":
+        """The same with other texts in the places of a mark, which no answer holds: one for each."""
+        pieces = self.text.split(mark)
+        borders = list(accumulate(len(piece) + len(mark) for piece in pieces[:-1]))  # behind each mark
+        grown = list(accumulate((len(text) - len(mark) for text in texts), initial=0))
+        starts, ends = (
+            tuple(place + grown[bisect_right(borders, place)] for place in places)
+            for places in (self.starts, self.ends)
+        )
+        whole = "".join(text for pair in zip(pieces, [*texts, ""], strict=True) for text in pair)
+        return Rendered(whole, starts, ends)
 
 
 class Renderer:

@@ -152,6 +152,11 @@ def test_every_stage_has_a_configuration(parse, stage):
         ({"data_train_split_ratio": 0}, "give a share in"),
         ({"max_images_per_row": 9}, "--max_images_per_row is for packed rows: add --packing"),
         ({"packing": True, "max_images_per_row": 7}, "give at least --max_num_image_per_sample 8"),
+        (
+            {"packing": True, "max_images_per_row": 39, "tiles": 4},
+            "give at least --max_num_image_per_sample 8, each with 4 tiles: 40",
+        ),
+        ({"tiles": 0}, "--tiles 0: give a positive number"),
         ({"packing": True, "group_by_length": True}, "leave out one of them"),
         ({"train_sampling_strategy": "batch_rebalance"}, "use --packing"),
     ],
@@ -180,6 +185,7 @@ def test_pictures_are_decoded_beside_training_where_there_are_cores(
 def test_a_packed_row_has_room_for_the_images_of_two_conversations(parse):
     assert parse(packing=True, max_num_image_per_sample=5)[1].image_budget == 10
     assert parse(packing=True, max_images_per_row=30)[1].image_budget == 30
+    assert parse(packing=True, max_num_image_per_sample=5, tiles=4)[1].image_budget == 2 * 5 * (1 + 4)
 
 
 def test_group_by_length_is_the_strategy_of_transformers(parse):

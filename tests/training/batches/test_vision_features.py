@@ -1,8 +1,10 @@
 """`--cache_vision_features`: the same training, in which the encoder is entered once a picture."""
 
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from utils.commands import UsageError
 from utils.data import Collator, build_dataset, split_dataset
 from utils.data.readers.conversion_cache import in_units
 from utils.model import LoraSettings, build_visual_chat
+from utils.model.vision import encode_images
 
 CPU = torch.device("cpu")
 PICTURES = 30  # the world's
@@ -64,6 +67,21 @@ def test_trains_on_the_same_numbers_without_the_encoder(world, parts, packing):
         for each, theirs in zip(ours, gradients, strict=True):
             torch.testing.assert_close(each, theirs, atol=1e-6, rtol=1e-4)
         del model.model.vision_tower.forward
+
+
+def test_tiles_are_pictures_of_their_own(world, features_folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    for path in data.rglob("*.jpg"):
+        PIL.Image.open(path).resize((40, 40)).save(path)
+    part, _ = split_dataset(build_dataset(["llava_dial"], data), 1, seed=1)
+    model, processor = build(world, tiles=4)
+    arguments = Arguments(max_seq_len=256, packing=False, image_budget=8)
+    features = store_features(model, processor, [part], CPU)
+    assert len(features) == 5 * PICTURES
+    pixels = make_rows(part, processor, arguments, seed=1)[0].pixel_values
+    read = make_rows(part, processor, arguments, seed=1, features=features)[0].image_features
+    torch.testing.assert_close(read, encode_images(model.model.vision_tower, pixels))
 
 
 def test_each_picture_is_computed_once_and_its_size_foretold(world, parts, features_folder, caplog):

@@ -37,6 +37,7 @@ MUST_STAY = {
     "data_train_split_ratio",
     "max_num_image_per_sample",
     "max_seq_len",
+    "tiles",
     "packing",
     "max_images_per_row",
     "seed",
@@ -127,6 +128,7 @@ DIFFERENT = {
     "dataset_names": {"dataset_names": ["llava"]},
     "dataset_samples": {"dataset_samples": [5, "all"]},
     "max_seq_len": {"max_seq_len": 128},
+    "tiles": {"tiles": 4},
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import PIL.Image
 import pytest
 
 from training.data_report.measure import measure
@@ -89,6 +90,29 @@ def test_samples_show_each_token_and_what_is_learned(mixture, processor, packed,
         assert sample.text.count("<image>") == len(sample.conversation.images)
     if packed:
         assert all(row.tokens <= max_seq_len for row in drawn)
+
+
+@pytest.mark.parametrize("summary", ["none", "mean"])
+def test_tiles_are_counted_and_shown(world, tmp_path, monkeypatch, summary) -> None:
+    monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "cache"))
+    PIL.Image.effect_noise((40, 40), 60).save(tmp_path / "large.png")  # 2 x 2 tiles of 16 x 16
+    record = {"image": "large.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}]}
+    record["conversations"].append({"from": "gpt", "value": "red"})
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps([record]))
+    mixture = build_dataset([str(file)], tmp_path, bad=BadRecords())
+    processor = build_processor(
+        str(world.language_model), str(world.vision_model), image_summary=summary, tiles=4
+    )
+    encoded = EncodedDataset(mixture, processor, 512, on_bad="skip")
+    measured = measure([mixture], processor, 512, workers=0)
+    assert (measured.images.tolist(), measured.tokens.tolist()) == ([1 + 4], [len(encoded[0].input_ids)])
+    [row] = draw_samples(encoded, 1, seed=0)
+    [sample] = row.samples
+    assert [each for piece in sample.pieces for each in piece.ids] == encoded[0].input_ids.tolist()
+    shown = [piece.picture for piece in sample.pieces if piece.picture]
+    assert [(each.number, each.width, each.height) for each in shown] == [(1, 40, 40), *[(1, 16, 16)] * 4]
+    assert sample.text.count("<image>") == 5 and "\nTile 2,1: <image>" in sample.text
 
 
 def test_bytes_of_one_character_are_one_piece(processor, world, mixture) -> None:

@@ -1,7 +1,8 @@
 """Conversations to token ids, labels and pixels, within a maximal length."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from utils.conversation import Conversation, Image, ImageError, Turn, join
+from utils.conversation import Conversation, ConversationError, Image, ImageError, Turn, join
 from utils.data.bad_records import BadRecord, RecordPlace, SourceRecord
 from utils.data.batching.sample import IGNORED_LABEL, Sample
 from utils.data.spec import DataError
+from utils.data.workers import parallel_map
 
 _MAX_WORKERS = 256
 _FEW = 8  # tokens
@@ -23,7 +25,7 @@ _FEW = 8  # tokens
 class ImageFeatures(Protocol):
     """Features of images, computed earlier; see `picture_features.FeatureStore`."""
 
-    def of(self, images: Sequence[Image]) -> torch.Tensor: ...
+    def of(self, images: Sequence[Any]) -> torch.Tensor: ...
 
 
 @runtime_checkable
@@ -38,18 +40,26 @@ class KnowsRecords(Protocol):
 
     def set_epoch(self, epoch: int) -> None: ...
 
+    @property
+    def num_sources(self) -> int: ...
+
+    def source(self, number: int) -> Conversation: ...
+
 
 class ConversationEncoder(Protocol):
     """What is asked of the processor, which is handed in: data does not know the model."""
 
     image_seq_length: int
+    tiles: int
 
     @property
     def text_fingerprint(self) -> str: ...
 
     def encode(self, conversation: Conversation, load_images: bool = True) -> Mapping[str, Any]: ...
 
-    def pixel_values(self, images: Sequence[Image]) -> torch.Tensor | None: ...
+    def views(self, images: Sequence[Image]) -> Sequence[Any]: ...
+
+    def pixel_values(self, images: Sequence[Any]) -> torch.Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -124,20 +134,20 @@ class EncodedDataset(Dataset):
             return sample
         turns = len(sample.turn_ends)
         images = [image for turn in conversation.turns[:turns] for image in turn.images]
-        try:
+        with _naming(conversation):
             sample = self._with_images(sample, images)
-        except ImageError as error:
-            raise ImageError(f"{conversation.source}: {error}") from error
         if count_cut:
             self._count(len(conversation.turns) - turns)
         return sample
 
     def encode_text(self, conversation: Conversation) -> Sample:
-        """The same without pixels: no image is read. Raises `ConversationError` that names the record.
+        """The same without pixels: no image is read, but its size where it has tiles. Raises what `encode` does.
 
-        So for a conversation with no answer, or whose first turn alone is too long: both would teach nothing.
+        `ConversationError` for a conversation with no answer, or whose first turn alone is too long: both would teach
+        nothing.
         """
-        whole = Sample(**self.processor.encode(conversation, load_images=False))
+        with _naming(conversation):
+            whole = Sample(**self.processor.encode(conversation, load_images=False))
         turns = int((whole.turn_ends <= self.max_seq_len).sum())
         if turns == 0:
             raise conversation.error(
@@ -172,6 +182,7 @@ class EncodedDataset(Dataset):
         conversations = copy(self.conversations)
         dataset = EncodedDataset(conversations, self.processor, self.max_seq_len, False, on_bad=self.on_bad)
         dataset.set_epoch(epoch)
+        dataset._image_sizes = self._image_sizes  # those of all epochs
         return dataset
 
     @property
@@ -179,8 +190,19 @@ class EncodedDataset(Dataset):
         """The same where the token ids of all samples are; None where they are of no mixture."""
         if not isinstance(self.conversations, KnowsRecords):
             return None
-        parts = (self.conversations.fingerprint, self.processor.text_fingerprint, str(self.max_seq_len))
+        parts = [self.conversations.fingerprint, self.processor.text_fingerprint, str(self.max_seq_len)]
+        parts += [self._image_sizes] if self._image_sizes else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def _image_sizes(self) -> str:
+        """A digest of the images' sizes where tiles depend on them; "" where there are none, and no image is read."""
+        if self.processor.tiles == 1 or not isinstance(self.conversations, KnowsRecords):
+            return ""
+        digest = hashlib.sha256()
+        for sizes in parallel_map(_ImageSizes(self.conversations), "reading the sizes of images"):
+            digest.update(f"{sizes} ".encode())
+        return digest.hexdigest()
 
     @property
     def tokens_per_image(self) -> int:
@@ -194,9 +216,10 @@ class EncodedDataset(Dataset):
         return CutCount(conversations, turns)
 
     def _with_images(self, sample: Sample, images: Sequence[Image]) -> Sample:
+        views = self.processor.views(images)
         if self.features is not None:
-            return replace(sample, image_features=self.features.of(images))
-        return replace(sample, pixel_values=self.processor.pixel_values(images))
+            return replace(sample, image_features=self.features.of(views))
+        return replace(sample, pixel_values=self.processor.pixel_values(views))
 
     def _without_bad(self, members: Sequence[SourceRecord], error: ValueError) -> Sample:
         """Try the records one by one, and join those that are sound."""
@@ -231,3 +254,28 @@ class EncodedDataset(Dataset):
         if cut_turns:
             worker = get_worker_info()
             self._cut[worker.id + 1 if worker else 0] += torch.tensor([1, cut_turns])
+
+
+class _ImageSizes(Dataset):
+    """Width and height of the images of each record; None of one that cannot be read."""
+
+    def __init__(self, part: KnowsRecords) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return self.part.num_sources
+
+    def __getitem__(self, record: int) -> list[tuple[int, int]] | None:
+        try:
+            return [image.size for image in self.part.source(record).images]
+        except (ConversationError, ImageError):
+            return None
+
+
+@contextmanager
+def _naming(conversation: Conversation) -> Iterator[None]:
+    """Errors about images name the record."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{conversation.source}: {error}") from error

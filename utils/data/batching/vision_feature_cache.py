@@ -27,14 +27,17 @@ _PART_BYTES = 256 * 2**20
 
 
 def image_key(image: Image) -> bytes:
-    """The same for the same encoded bytes, wherever they lie; raises `ImageError` where they cannot be read."""
+    """The same for the same encoded bytes, wherever they lie, and of a tile for the same place in them; raises
+    `ImageError` where they cannot be read."""
+    place = getattr(image, "place", "").encode()  # a tile's, as the processor makes them
+    image = getattr(image, "whole", image)
     source = image.source
     if isinstance(source, PIL.Image.Image):
         upright = image.open()  # in its own mode, a palette and an orientation would be missing
         content = f"{upright.size}".encode() + upright.tobytes()
     else:
         content = encoded_bytes(source, image.name)
-    return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b(content + place, digest_size=KEY_BYTES).digest()
 
 
 class FeatureStore:
