@@ -5,8 +5,8 @@
 
 Runs the model on shapes alone (PyTorch's meta device): no weights, no downloads, no data, no GPU; no network for the
 usual models, whose names are built in, nor for a folder with a config.json. Prints the peak memory of each GPU by what
-it holds, the largest batch that fits, and the cheapest setting that fits. Flags that do not concern memory are accepted
-and have no effect.
+it holds, the largest batch that fits, and the cheapest setting that fits; for several GPUs also what a step sends under
+each `--shard_within`. Flags that do not concern memory are accepted and have no effect.
 
 Exit codes: 0 if the training fits, 1 if it does not, 2 for a wrong flag.
 """
@@ -40,7 +40,7 @@ def add_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("memory plan")
     group.add_argument("--gpus", type=_count, default=1, help="GPUs of the whole training (default: 1).")
     group.add_argument(
-        "--gpus_per_node", type=_count, default=8, help="GPUs of a node, if there are more (default: 8)."
+        "--gpus_per_node", type=_count, default=8, help="GPUs of a node (default: 8, or all if fewer)."
     )
     group.add_argument(
         "--bandwidths",
@@ -71,7 +71,7 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def bandwidths_of(flags: Namespace) -> tuple[float, float]:
-    """Bytes a second into a node, and into a GPU; raises `UsageError` for what is none."""
+    """Bytes a second into a node, and into a GPU; raises `UsageError` for a number that is not positive."""
     network, inside = flags.bandwidths
     if not (network > 0 and inside > 0):
         raise UsageError(f"--bandwidths {network:g} {inside:g}: give two positive numbers, in GB/s")

@@ -34,8 +34,8 @@ class ZeroArguments:
     )
     shard_within: Literal["all", "node", "none"] = flag(
         "all",
-        "Where ZeRO-3 splits the frozen weights: over all processes; over those of a node, so that they never cross"
-        " between nodes; or none: whole on each device. What learns is put together once a step, not once a pass.",
+        "Over which processes ZeRO-3 splits a frozen weight. all: over all of them. node: over those of one node, so"
+        " that frozen weights never cross between nodes. none: not at all, each device has it whole.",
     )
     offload_optimizer: Literal["none", "cpu"] = flag(
         "none", "Keep the optimizer's states in main memory and update them on the CPU."
@@ -75,7 +75,7 @@ class ZeroArguments:
             )
         check_shard_within(self.shard_within, config)
         if self.shard_within == "node" and len(set(everyone(local_world_size()))) > 1:
-            raise UsageError("--shard_within node needs as many processes on every node")
+            raise UsageError("--shard_within node needs as many processes on every node as on the others")
         return config
 
     @property

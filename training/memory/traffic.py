@@ -3,7 +3,7 @@
 Collectives are counted as rings, which is how NCCL and gloo do large ones: of a gather or a scatter of so many bytes
 over n processes each takes in (n - 1) / n from its neighbour, of a reduction to all twice that. The neighbours of two
 nodes are joined by the network, others by what joins the GPUs of a node. What DeepSpeed does was counted on real
-steps (`benchmarks.traffic`, docs/scaling.md).
+steps (`benchmarks.memory --gpus_per_node`).
 """
 
 from dataclasses import dataclass
