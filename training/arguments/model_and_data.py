@@ -232,8 +232,8 @@ class DataArguments:
     max_num_image_per_sample: int = flag(8, "Maximum number of images in a conversation.")
     tiles: int = flag(
         1,
-        "Show each large image also in up to this many parts at the encoder's size, each with tokens of its own; 1: as"
-        " a whole alone.",
+        "Show a large image whole and in up to this many tiles at the encoder's size, each with tokens of its own; 1:"
+        " whole only.",
     )
     max_seq_len: int = flag(
         4096,

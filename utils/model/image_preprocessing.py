@@ -276,8 +276,8 @@ def require_framing(processor: BaseImageProcessor) -> Framing:
     framing = Framing.of(processor)
     if framing is None:
         raise ValueError(
-            f"{type(processor).__name__} does more to an image than to scale, crop and normalise it, so there can be"
-            " no tiles; leave out --tiles"
+            f"{type(processor).__name__} does not scale, crop and normalise images in transformers' usual way, so they"
+            " cannot be cut into tiles: leave out --tiles, or choose another encoder"
         )
     return framing
 
