@@ -129,5 +129,5 @@ def wing(name: str, flag: str) -> Any:
     """What a flag needs, by its dotted name; `UsageError` where its module is deleted."""
     needed = found(name)
     if needed is None:
-        raise UsageError(f"{flag} needs {name}, which is not there: leave it out")
+        raise UsageError(f"{flag} needs {name}, which this copy of the code lacks: leave out {flag}")
     return needed
