@@ -39,7 +39,6 @@ class RunArguments(ZeroArguments, Others):
         deepspeed: Any = None
         activation_checkpointing: bool | None = None
         metric_for_best_model: str | None = None
-        torch_compile: bool = False
         use_liger_kernel: bool = False
 
     output_dir: str = flag("./output", "Folder for checkpoint-N, best and final.")
@@ -81,6 +80,10 @@ class RunArguments(ZeroArguments, Others):
         },
     )
     gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass to save memory.")
+    torch_compile: bool = flag(
+        False,
+        "Compile norms and MLPs of the decoder's layers, under ZeRO 0 to 2; on a CPU it takes a C++ compiler.",
+    )
     precision: Literal["auto", "fp16", "bf16", "fp32"] = flag(
         "auto", "Number type; auto: bf16 if the GPU supports it, else fp16; fp32 on a CPU."
     )

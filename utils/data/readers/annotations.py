@@ -54,7 +54,10 @@ def reader(kind: str, path: Path) -> Callable[..., Any]:
         if find_spec(f"{__package__}.{name}"):
             import_module(f"{__package__}.{name}")
     if kind not in _READERS:
-        raise DataError(f"{path}: there is no reader for files of the kind {kind} in this copy of the code")
+        raise DataError(
+            f"{path}: no reader for files of the kind {kind} is installed with this code; clone the repository"
+            " again, or give JSON"
+        )
     return _READERS[kind]
 
 
