@@ -77,3 +77,9 @@ def test_killed_while_saving(trainings, tmp_path, way):
     """kill -9 at random moments, of a run alone and of two ranks at ZeRO-3; KILLS=300 for more."""
     count = int(os.environ.get("KILLS", "30"))
     run(trainings, tmp_path, "kill", count=count, timeout=60 * count, **NO_EVALUATION, **way)
+
+
+@pytest.mark.long
+def test_killed_three_hundred_times_with_a_save_in_flight(trainings, tmp_path):
+    """As above, a run alone whose forks begin where its data are read and its model is made."""
+    run(trainings, tmp_path, "kill_prepared", count=300, timeout=3600, **NO_EVALUATION, **BACKGROUND)
