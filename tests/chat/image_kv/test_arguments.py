@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+import chat.image_kv.store  # noqa: F401 (whose flags these are)
 from chat.arguments import add_image_store_arguments, store_settings
 from chat.session import ChatSession
 
