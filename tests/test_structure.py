@@ -36,7 +36,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 33_325,
-    "tests: lines": 28_950,
+    "tests: lines": 28_960,
     "core: lines": 18_780,
     "core: files": 129,
     "core: imports of wings": 0,
