@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from utils.atomic import atomic_directory
 from utils.model import QwenVisionConfig
+from utils.model.pretrained_encoders import file_of
 from utils.model.qwen_vit import QwenVisionModel
 
 PREFIX = "transformer.visual."
@@ -152,7 +153,7 @@ def _read_tensors(model: str, prefix: str) -> Iterator[tuple[str, torch.Tensor]]
         if name.startswith(prefix):
             needed.setdefault(filename, []).append(name)
     for filename, names in sorted(needed.items()):
-        path = _fetch(model, filename)
+        path = file_of(model, filename)
         if path is None:
             raise FileNotFoundError(f"{model} has no {filename}, which holds {names[0]}: fetch it")
         with _opened(path) as (held, get):
@@ -165,9 +166,9 @@ def _read_tensors(model: str, prefix: str) -> Iterator[tuple[str, torch.Tensor]]
 def _file_of_each(model: str) -> dict[str, str]:
     """The file of each tensor, by a model's index or, if its weights are one file, by what that holds."""
     for whole in _WHOLE:
-        if index := _fetch(model, f"{whole}.index.json"):
+        if index := file_of(model, f"{whole}.index.json"):
             return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        if path := _fetch(model, whole):
+        if path := file_of(model, whole):
             with _opened(path) as (names, _):
                 return dict.fromkeys(names, whole)
     wanted = " or ".join(f"{whole}(.index.json)" for whole in _WHOLE)
@@ -183,12 +184,3 @@ def _opened(path: str) -> Iterator[tuple[list[str], Callable[[str], torch.Tensor
     else:
         pickled = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         yield list(pickled), lambda name: pickled[name].clone()
-
-
-def _fetch(model: str, filename: str) -> str | None:
-    return cached_file(
-        model,
-        filename,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
