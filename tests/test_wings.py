@@ -28,7 +28,7 @@ def left_behind(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name == "__pycache__" or (at_top and (name[0] == "." or name in MADE))}
 
 
-def tests_of_the_core() -> list[Path]:
+def files_of_the_core() -> list[Path]:
     """Test files that need none of those wings, nor does a conftest.py above them."""
     gone = {name for name in house.modules() if house.wing(name) in house.deletable()}
 
@@ -49,7 +49,7 @@ def test_the_core_s_unit_tests_pass_without_the_wings(tmp_path: Path) -> None:
     for place in PLACES:
         shutil.rmtree(copy / place, ignore_errors=True)
         (copy / f"{place}.py").unlink(missing_ok=True)
-    files = [str(file.relative_to(house.ROOT)) for file in tests_of_the_core()]
+    files = [str(file.relative_to(house.ROOT)) for file in files_of_the_core()]
     assert len(files) > 40
     command = [sys.executable, "-c", PYTEST, "-q", "-x", "-m", "unit", "-p", "no:cacheprovider", *files]
     done = subprocess.run(
