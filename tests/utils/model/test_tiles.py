@@ -210,7 +210,7 @@ def test_a_processor_that_does_something_else_has_no_tiles(tiled: Callable) -> N
         def resize(self, image, size, **kwargs):
             return super().resize(image.flip(-2), size, **kwargs)
 
-    with pytest.raises(ValueError, match="Upside does more to an image than to scale"):
+    with pytest.raises(ValueError, match="Upside does not scale, crop and normalise images"):
         tiled(2, image_processor=Upside())
     with pytest.raises(ValueError, match="tiles is 0; give a positive number"):
         tiled(0)
