@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from benchmarks.turns import take_turns, timed
-from training.batches.loaders import GlobalBatchSampler
+from training.loaders import GlobalBatchSampler
 from utils.commands import ROOT
 from utils.conversation import Conversation, Image
 from utils.data import Collator, EncodedDataset, Mixture, build_dataset

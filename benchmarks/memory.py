@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from training.ds_configs import Offload, place_frozen, zero_config
 from training.memory.plan import Training, predict_in_subprocess
 from training.memory.shapes import LiveMemory, tensors_alive
 from training.memory.states import Sharding
 from training.memory.trace import BatchShape, enable_checkpointing, make_batch
 from training.memory.traffic import traffic
 from training.parameter_groups import parameter_groups
+from training.sharding import Offload, place_frozen, zero_config
 from utils.distributed import initialise, is_main_process, shut_down, world_size
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.building import freeze

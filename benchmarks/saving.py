@@ -22,11 +22,10 @@ from transformers import TrainerState
 from benchmarks.random_models import DECODERS, described, random_model
 from benchmarks.train_step import Step
 from benchmarks.turns import peak_memory, print_machine, print_ratios, take_turns
-from training.checkpointing.folders import checkpoint_name
+from training.checkpointing.folders import checkpoint_name, damage, read_manifest
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import CheckpointWriter
 from utils.distributed import initialise, shut_down
-from utils.manifest import damage, read_manifest
 from utils.model import freeze
 
 

@@ -15,7 +15,7 @@ import PIL.Image
 from chat.loaded_images import LoadedImage, open_image
 from utils.atomic import atomic_write
 from utils.conversation import Conversation, Image, ImageError, Turn
-from utils.image_bytes import image_bytes, is_data_url
+from utils.images import image_bytes, is_data_url
 
 
 class DialogueFileError(ValueError):

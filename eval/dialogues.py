@@ -32,7 +32,7 @@ from utils.data.readers.file_signatures import REWRITE
 from utils.data.readers.json_stream import JsonStream
 from utils.data.registry import find_specs
 from utils.data.spec import DataError, PictureStore
-from utils.image_bytes import shortened
+from utils.images import shortened
 
 EVAL_DATA = ROOT / "eval" / "eval_data"
 IMAGE_FOLDERS = ("", "image", "images")

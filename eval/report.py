@@ -18,7 +18,7 @@ from eval.results import ResultsError, Row, picture_url, read_results, scores_of
 from eval.scores import Score, Scores
 from utils.atomic import atomic_write
 from utils.commands import Parser, command, end_process, writable_folder
-from utils.image_bytes import is_data_url
+from utils.images import is_data_url
 
 _PAGE = Path(__file__).parent / "report_page"
 

@@ -19,7 +19,7 @@ from utils.answers import is_correct
 from utils.atomic import atomic_write
 from utils.commands import UsageError
 from utils.conversation import Image, ImageError
-from utils.image_bytes import is_data_url
+from utils.images import is_data_url
 
 if TYPE_CHECKING:
     from eval.dialogues import EvalDialogue

@@ -9,10 +9,9 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from helper.adapter_folders import check_adapters, write_adapters
-from training.checkpointing.folders import RUN, TRAINER_STATE
+from training.checkpointing.folders import MANIFEST, RUN, TRAINER_STATE, damage, write_manifest
 from training.checkpointing.run_record import Run
 from utils.atomic import atomic_directory
-from utils.manifest import MANIFEST, damage, write_manifest
 from utils.model import (
     CheckpointError,
     VisualChatForConditionalGeneration,

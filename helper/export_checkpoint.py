@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     from helper.checkpoint_forms import Export, export, push
-    from utils.model.model_card import readable_size
+    from utils.model.checkpoint import readable_size
 
     task = Export(source, given.output, given.form, bases, given.dtype, given.device_map)
     try:

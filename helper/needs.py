@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from training.arguments.command_line import model_and_data
-from training.batches.datasets import longest_conversation, make_rows, read_parts
+from training.datasets import longest_conversation, make_rows, read_parts
 from training.memory.named_models import decoder_config, decoder_size, encoder_size
 from training.memory.states import Weights
 from utils.data import BadRecords, PackedDataset

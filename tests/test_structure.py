@@ -16,13 +16,11 @@ FOUNDATION = {
     "utils.commands",
     "utils.context_length",
     "utils.conversation",
-    "utils.pictures",
+    "utils.images",
     "utils.plugins",
     "utils.distributed",
     "utils.hub",
     "utils.atomic",
-    "utils.manifest",
-    "utils.image_bytes",
 }
 
 # What each part may import of the project, itself and the foundation aside.
@@ -35,17 +33,17 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 33_325,
+    "library: lines": 33_230,
     "tests: lines": 28_960,
-    "core: lines": 18_780,
-    "core: files": 129,
+    "core: lines": 18_705,
+    "core: files": 117,
     "core: imports of wings": 0,
     "files above 400 lines": 0,
     "circles of imports": 0,
-    "a training step: modules loaded": 56,
+    "a training step: modules loaded": 45,
     "a chat turn: modules loaded": 18,
     "MMCA: files": 3,
-    "in checkpoints: files": 18,
+    "in checkpoints: files": 16,
     "in checkpoints: lines": 4_090,
 }
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

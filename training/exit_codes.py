@@ -6,8 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from training.checkpointing.folders import resumable_checkpoints
-from utils.manifest import ManifestError
+from training.checkpointing.folders import ManifestError, resumable_checkpoints
 
 FINISHED = 0
 MISTAKE = 2

@@ -1,27 +1,29 @@
 """How a training meets what is not its core: `Extension`s, loaded by the names below; one whose code is deleted is left
-out.
+out. What they and the writer of checkpoints know of a training is its `RunContext`.
 """
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
+from transformers.trainer_callback import CallbackHandler
 
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.exit_codes import StoppedBySignal
-from training.run_context import RunContext
 from utils.data import Batch, EncodedDataset, PackedDataset
 from utils.data.bad_records import BadRecords
 from utils.plugins import found, wing
 
 ALWAYS = (
-    "training.batches.bad_batches.BadBatches",
+    "training.fault_tolerance.bad_batches.BadBatches",
     "training.fault_tolerance.callback.RunGuard",
     "training.metrics.loss_by_dataset.DatasetLosses",
     "training.metrics.throughput.ThroughputMeter",
@@ -35,8 +37,8 @@ ON_REQUEST = {
     "eval_generate": "training.metrics.answer_check.AnswerAccuracy",
     "data_debug_path": "training.data_report.page.SamplePage",
     "dry_run_worst_batch": "training.memory.worst_batch.WorstBatch",
-    "deepspeed_config": "training.ds_configs.user_config.UserConfig",
-    "deepspeed": "training.ds_configs.user_config.UserConfig",
+    "deepspeed_config": "training.user_config.UserConfig",
+    "deepspeed": "training.user_config.UserConfig",
 }
 """Flag: the extension that it asks for; these come after the others."""
 
@@ -63,6 +65,47 @@ class Prepared:
     learned: EncodedDataset | PackedDataset
     held_out: EncodedDataset | PackedDataset | None
     bad: BadRecords  # found so far
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """All that writing checkpoints and extensions need of a trainer: its parts, and no way back to it."""
+
+    engine: Any  # DeepSpeed's
+    state: TrainerState
+    args: VisualChatTrainingArguments
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    schedule: Any  # of the learning rate: torch's, DeepSpeed's, or accelerate's wrapper of it
+    save_random_state: Callable[[str], None]  # this process's, into a folder, as transformers reads it
+    callbacks: CallbackHandler
+    enter: Callable[[Batch], dict[str, Any]]  # an evaluation's batch: its inputs, on the device
+    pausing: Callable[[], AbstractContextManager[None]]  # the block may take its time
+    finish_saving: Callable[[], None]  # waits for a checkpoint that is being written; all processes call
+
+
+@dataclass(frozen=True, eq=False)
+class RandomState:
+    """What Python's, numpy's and torch's generators will draw next, the device's included."""
+
+    python: Any
+    numpy: Any
+    torch: torch.Tensor
+    device: torch.Tensor | None
+
+    @classmethod
+    def now(cls) -> "RandomState":
+        """The state at this moment; the device is not waited for."""
+        device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), device)
+
+    def restore(self) -> None:
+        """Go back to it."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        if self.device is not None:
+            torch.cuda.set_rng_state(self.device)
 
 
 class Extension(TrainerCallback):

@@ -1,5 +1,6 @@
 """The model that a training's flags ask for: built, started from a checkpoint, with the parts that learn."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -9,16 +10,24 @@ from training.arguments import ModelArguments
 from training.arguments.parser import VisualChatTrainingArguments
 from utils.commands import UsageError
 from utils.distributed import get_logger
-from utils.hub import checkpoint_folder
+from utils.hub import CONFIG, checkpoint_folder, require_model
 from utils.model.building import Learning, build_visual_chat
-from utils.model.freezing import PUBLISHED, held_names, part_of_each
+from utils.model.checkpoint import readable_size
 from utils.model.init_from import init_from, is_merged
-from utils.model.liger import apply_liger
 from utils.model.loading import CheckpointError
-from utils.model.model_card import readable_size
+from utils.model.lora import PUBLISHED, held_names, part_of_each
+from utils.model.pretrained_encoders import HUB, LOCAL_FOLDER, OPEN_CLIP_CONFIG, is_architecture
 from utils.plugins import found
 
 logger = get_logger(__name__)
+
+
+def look_up(arguments: ModelArguments) -> None:
+    """Find both models, in their folders or on the hub; `UsageError` that names the flag where one is not there."""
+    require_model("--lm_model_name_or_path", arguments.lm_model_name_or_path)
+    if not is_architecture(arguments.vision_model_name_or_path):
+        vision = arguments.vision_model_name_or_path.removeprefix(LOCAL_FOLDER).removeprefix(HUB)
+        require_model("--vision_model_name_or_path", vision, (CONFIG, OPEN_CLIP_CONFIG))
 
 
 def load_model(
@@ -73,6 +82,25 @@ def load_model(
         raise UsageError(f"{'--resume_from_checkpoint' if resumed else '--init_from'}: {error}") from error
     except (OSError, ValueError) as error:  # not found, no network, not a model of the kind that is needed
         raise UsageError(f"the model cannot be built: {error}") from error
+
+
+def apply_liger(decoder: PreTrainedModel) -> None:
+    """Put Liger's fused kernels for rotary embedding, RMSNorm and SwiGLU into a decoder, in place; for NVIDIA's GPUs.
+
+    Not its loss: `utils.model.loss` computes losses chunk by chunk, at supervised rows only. Raises `ValueError` where
+    that is not possible.
+    """
+    if find_spec("liger_kernel") is None:
+        raise ValueError("--use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
+    if not torch.cuda.is_available():
+        raise ValueError("--use_liger_kernel needs a GPU, and there is none; leave it out")
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = decoder.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise ValueError(f"--use_liger_kernel: the package has no kernels for decoders of kind {kind!r}")
+    _apply_liger_kernel_to_instance(model=decoder, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def compile_layers(decoder: PreTrainedModel) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.model.freezing import part_of_each
+from utils.model.lora import part_of_each
 from utils.model.mmca import ImageGate
 
 

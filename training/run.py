@@ -19,10 +19,10 @@ from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import parse_flags, training_arguments
 from training.arguments.model_and_data import views_per_image
 from training.arguments.parser import VisualChatTrainingArguments
-from training.batches.datasets import bad_records, longest_conversation, make_rows, read_parts
 from training.checkpointing.folders import ResumeError, remove_results, require_free, resume_folder
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import SavingError
+from training.datasets import bad_records, longest_conversation, make_rows, read_parts
 from training.exit_codes import (
     FINISHED,
     INTERRUPTED,
@@ -33,7 +33,7 @@ from training.exit_codes import (
     last_checkpoint,
 )
 from training.extension import Extension, Prepared, always, on_request
-from training.model import load_model
+from training.model import load_model, look_up
 from training.trainer import VisualChatTrainer
 from utils.atomic import clear_leftovers
 from utils.commands import UsageError
@@ -148,7 +148,7 @@ def train(
         bad.restore()  # what was found before the run was interrupted
     for each in extensions:
         each.start(arguments, resumed)
-    decided_by_main(model_arguments.look_up)  # before data are read, which may take hours
+    decided_by_main(lambda: look_up(model_arguments))  # before data are read, which may take hours
     training_part, evaluation_part = load_data(data_arguments, arguments, bad)
     run = run.with_data(training_part)
     if resumed:
@@ -157,7 +157,7 @@ def train(
     features = None
     if data_arguments.cache_vision_features:
         parts, workers = (training_part, evaluation_part), arguments.dataloader_num_workers
-        store_features = wing("training.batches.vision_features.store_features", "--cache_vision_features")
+        store_features = wing("training.vision_features.store_features", "--cache_vision_features")
         features = store_features(model, processor, parts, arguments.device, workers)
     longest = longest_conversation(data_arguments, model.config)
 

@@ -23,13 +23,12 @@ from transformers import PreTrainedModel, ProcessorMixin, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from training.arguments.parser import VisualChatTrainingArguments
-from training.batches.loaders import EpochSetter, Loaders
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import CheckpointWriter
-from training.ds_configs import gather_by_layer, place_frozen
-from training.extension import Extension, Verdict
+from training.extension import Extension, RunContext, Verdict
+from training.loaders import EpochSetter, Loaders
 from training.parameter_groups import parameter_groups
-from training.run_context import RunContext
+from training.sharding import gather_by_layer, place_frozen
 from utils.commands import UsageError
 from utils.data import IGNORED_LABEL, Batch
 from utils.distributed import get_logger

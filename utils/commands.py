@@ -1,7 +1,8 @@
-"""How every command ends: with one line for the user, and with an exit code.
+"""What every command tells its user: how far long work has got (a bar on a terminal, else a line now and then), and how
+it ends, with one line and with an exit code.
 
 A command reads its flags before it imports anything that takes long, so that `--help` and a mistake are answered at
-once; this module itself imports nothing but the standard library.
+once; this module itself imports nothing that does.
 """
 
 import argparse
@@ -10,11 +11,14 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import NoReturn, ParamSpec
+
+from utils.distributed import get_logger
 
 P = ParamSpec("P")
 
@@ -118,3 +122,63 @@ def end_process(code: int) -> NoReturn:
 
 def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+logger = get_logger(__name__)
+
+LINE_EVERY = 30.0
+"""Seconds between two lines, where there is no terminal."""
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "", keep: bool = False) -> Iterator[Callable[..., None]]:
+    """Show how far work on `total` things has got; a bar stays when all is done where `keep` says so.
+
+    Yields what takes how many were just done, and counts to show beside them by their names (`bad=3`). The
+    unit "B" stands for bytes.
+    """
+    from tqdm.auto import tqdm
+
+    is_terminal = sys.stderr.isatty()
+    in_words = in_units if unit == "B" else "{:,}".format
+    start = said = time.perf_counter()
+    done = 0
+    with tqdm(
+        total=total,
+        desc=label,
+        unit=unit if unit == "B" else f" {unit or 'items'}",
+        unit_scale=unit == "B",
+        dynamic_ncols=True,
+        leave=keep,
+        disable=not is_terminal,
+    ) as bar:
+
+        def advance(count: int, **beside: int) -> None:
+            nonlocal done, said
+            done += count
+            if beside:
+                bar.set_postfix(beside, refresh=False)
+            bar.update(count)
+            now = time.perf_counter()
+            if not is_terminal and now - said >= LINE_EVERY:
+                said = now
+                things = f" {unit}" if unit and unit != "B" else ""
+                others = "".join(f", {number:,} {name}" for name, number in beside.items())
+                words = f"{in_words(done)} of {in_words(total)}{things}{others}"
+                logger.info("%s: %s in %.0f s", label, words, now - start)
+
+        yield advance
+
+
+def byte_bar(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """`progress` of reading, which is measured in bytes."""
+    return progress(label, total, "B")
+
+
+def in_units(count: float) -> str:
+    """Bytes as people write them: 3.2 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

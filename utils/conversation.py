@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from utils.image_bytes import shortened
-from utils.pictures import EncodedPicture, ImageError, Source, read_picture, read_pixels, read_size
+from utils.images import EncodedPicture, ImageError, Source, read_picture, read_pixels, read_size, shortened
 
 __all__ = ["Conversation", "ConversationError", "EncodedPicture", "Image", "ImageError", "Turn", "join"]
 

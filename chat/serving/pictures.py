@@ -14,7 +14,7 @@ from chat.remote_images import RemoteImageError, RemoteImages
 from chat.serving.errors import ApiError, invalid
 from chat.serving.limits import MAX_JPEG_SCANS, Limits
 from utils.conversation import Image, ImageError
-from utils.image_bytes import image_bytes, is_image_text
+from utils.images import image_bytes, is_image_text
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", *(["AVIF"] if "avif" in PIL.features.get_supported() else []))
 """Kinds of files that are decoded: those of the web. Pillow knows forty more, some of which start programs; before

@@ -23,7 +23,7 @@ dataset_kwargs: {{load_from_disk: True}}
 task: shapes
 test_split: test
 output_type: generate_until
-doc_to_visual: !function utils.pictures
+doc_to_visual: !function utils.images
 doc_to_text: !function utils.question
 doc_to_target: answer
 generation_kwargs: {{max_new_tokens: 5, temperature: 0}}

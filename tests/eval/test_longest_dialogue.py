@@ -19,7 +19,7 @@ from chat.session import ChatError, ChatSession
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from training.arguments import DataArguments
-from training.batches.datasets import bad_records, longest_conversation, make_rows, read_parts
+from training.datasets import bad_records, longest_conversation, make_rows, read_parts
 from utils.context_length import longest_dialogue
 from utils.conversation import Conversation, Turn
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helper.export_checkpoint import main
+from training.checkpointing.folders import damage, read_manifest, write_manifest
 from training.checkpointing.run_record import Run
-from utils.manifest import damage, read_manifest, write_manifest
 from utils.model import LoraSettings, build_visual_chat, load_checkpoint, save_trained_only
 
 pytestmark = pytest.mark.integration

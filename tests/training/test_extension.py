@@ -14,7 +14,7 @@ from utils.plugins import found, wing
 
 WITHOUT = """
 import sys
-for name in ("training.batches.bad_batches", "training.fault_tolerance", "training.metrics", "training.memory",
+for name in ("training.fault_tolerance.bad_batches", "training.fault_tolerance", "training.metrics", "training.memory",
              "training.data_report", "training.run_report"):
     sys.modules[name] = None  # importing it fails as where it is deleted
 import training.run

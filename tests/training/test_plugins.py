@@ -12,8 +12,8 @@ from chat.arguments import add_checkpoint_arguments, load_named_checkpoint
 from chat.image_kv.fingerprint import image_fingerprint
 from chat.session import ChatSession
 from tests.test_docs import python_blocks
-from training.batches.vision_features import _fingerprint as features_of
 from training.memory.named_models import encoder_config
+from training.vision_features import _fingerprint as features_of
 from utils.commands import ROOT, Parser, UsageError
 from utils.model import build_visual_chat
 from utils.model.vision import FAMILIES

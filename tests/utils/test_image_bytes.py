@@ -18,7 +18,7 @@ from utils.data.adapters.custom import custom
 from utils.data.bad_records import BadRecord, RecordPlace
 from utils.data.readers.image_archive import open_image_archive
 from utils.data.spec import RawRecord
-from utils.image_bytes import is_image_text, shortened
+from utils.images import is_image_text, shortened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 FORMS: dict[str, Callable[[bytes], str]] = {

@@ -15,7 +15,7 @@ from tests.damaged_images import (
     picture,
     png,
 )
-from utils.pictures import ImageError, read_picture, read_pixels
+from utils.images import ImageError, read_picture, read_pixels
 
 EVERY = FORMATS | MORE_FORMATS
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from training.arguments.sharding import flag
+from training.sharding import flag
 from utils.commands import UsageError
-from utils.hub import CONFIG, require_model
 
 if TYPE_CHECKING:
     from utils.model.lora import LoraSettings
@@ -120,7 +119,7 @@ class ModelArguments:
     def _check_train(self) -> None:
         if not self.train:
             return
-        from utils.model.freezing import check_parts  # seconds to import
+        from utils.model.lora import check_parts  # seconds to import
 
         try:
             check_parts(self.train)
@@ -145,15 +144,6 @@ class ModelArguments:
                 f"--frozen_bits {self.frozen_bits} needs --zero_stage 0, 1 or 2: ZeRO-3 cannot partition quantised"
                 " weights"
             )
-
-    def look_up(self) -> None:
-        """Find both models, in their folders or on the hub; `UsageError` that names the flag where one is not there."""
-        from utils.model.pretrained_encoders import HUB, LOCAL_FOLDER, OPEN_CLIP_CONFIG, is_architecture
-
-        require_model("--lm_model_name_or_path", self.lm_model_name_or_path)
-        if not is_architecture(self.vision_model_name_or_path):
-            vision = self.vision_model_name_or_path.removeprefix(LOCAL_FOLDER).removeprefix(HUB)
-            require_model("--vision_model_name_or_path", vision, (CONFIG, OPEN_CLIP_CONFIG))
 
     @property
     def lora(self) -> "LoraSettings | None":

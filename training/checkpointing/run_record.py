@@ -18,7 +18,7 @@ from training.checkpointing.folders import RUN, ResumeError
 from utils.atomic import atomic_write
 from utils.data.spec import one_for_each
 from utils.distributed import decided_by_main, get_logger
-from utils.model.freezing import PARTS, PUBLISHED
+from utils.model.lora import PARTS, PUBLISHED
 
 if TYPE_CHECKING:
     from utils.data import Mixture

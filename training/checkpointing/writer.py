@@ -23,16 +23,16 @@ from training.checkpointing.folders import (
     point_to,
     resumable_checkpoints,
     rotate,
+    write_manifest,
 )
 from training.checkpointing.run_record import Run
 from training.checkpointing.snapshot import Copies
-from training.run_context import RunContext
+from training.extension import RunContext
 from utils.atomic import atomic_write, begin_directory, clear_leftovers, commit_directory, staging_of, sync
 from utils.distributed import everyone, get_logger, is_main_process, rank, separate_group
-from utils.manifest import write_manifest
 from utils.model.checkpoint import full_form, trained_form, write_form
-from utils.model.freezing import held_names
 from utils.model.loading import HEAD, NEW_PARTS
+from utils.model.lora import held_names
 
 logger = get_logger(__name__)
 

@@ -13,10 +13,11 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, 
 
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import model_and_data
-from training.batches.datasets import longest_conversation, make_rows, read_parts
 from training.data_report.measure import Measurement, measure
 from training.data_report.page import Report, short_name, write_report
 from training.data_report.samples import draw_samples
+from training.datasets import longest_conversation, make_rows, read_parts
+from training.model import look_up
 from utils.commands import UsageError, writable_folder
 from utils.conversation import ConversationError
 from utils.data import BadDataError, BadRecords, DataError, Mixture, PackedDataset
@@ -39,7 +40,7 @@ def check(flags: argparse.Namespace) -> int:
     path = Path(flags.report or Path(flags.output_dir, _REPORT))
     writable_folder(path.parent, "--report" if flags.report else "--output_dir")
     workers = cores() if flags.check_workers is None else flags.check_workers
-    model_arguments.look_up()
+    look_up(model_arguments)
     processor, decoder = _processor_and_decoder(model_arguments, data_arguments.tiles)
     bad = BadRecords(max_fraction=1, path=path.with_name(BAD_SAMPLES))
     # Weights say how often a record comes; here each comes once.

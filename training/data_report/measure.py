@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from utils.commands import progress
 from utils.conversation import Conversation, ImageError, join
 from utils.data import DataError, EncodedDataset, Mixture
 from utils.data.bad_records import BadRecord
 from utils.data.batching.encode import ConversationEncoder
-from utils.data.progress import progress
 
 _COUNTS = ("tokens", "learned", "images", "turns", "cut_turns", "records")
 _CHUNK = 16  # conversations that a worker hands over at a time

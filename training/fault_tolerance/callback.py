@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from training.arguments.parser import VisualChatTrainingArguments
-from training.checkpointing.output_lock import reserved
 from training.exit_codes import (
     INTERRUPTED,
     MISTAKE,
@@ -24,12 +23,12 @@ from training.exit_codes import (
     end_now,
     last_checkpoint,
 )
-from training.extension import Extension, Verdict
+from training.extension import Extension, RandomState, RunContext, Verdict
 from training.fault_tolerance.nan_guard import SKIPPED_STEPS, NanGuard
+from training.fault_tolerance.output_lock import reserved
 from training.fault_tolerance.peers import PeerWatch, end_after
 from training.fault_tolerance.signals import CTRL_C, StopRequest
 from training.fault_tolerance.watchdog import STALLED_AT, Watchdog, last_stall, record_stall
-from training.run_context import RandomState, RunContext
 from utils.data import Batch
 from utils.distributed import decided_by_main, everyone, is_main_process, rank, world_size
 

@@ -7,16 +7,15 @@ import torch
 from training.arguments import ModelArguments
 from training.arguments.command_line import arguments_of
 from training.arguments.model_and_data import views_per_image
-from training.arguments.sharding import check_shard_within
-from training.ds_configs import AUTO, Offload, zero_config
-from training.ds_configs.user_config import read_user_config
 from training.memory.named_models import decoder_config, encoder_config
 from training.memory.plan import Training
 from training.memory.states import Sharding
 from training.memory.trace import BatchShape, largest_batches
+from training.sharding import AUTO, check_shard_within, config_of_flags
+from training.user_config import read_user_config
 from utils.commands import UsageError
 from utils.model import VisualChatConfig
-from utils.model.freezing import PUBLISHED, check_parts
+from utils.model.lora import PUBLISHED, check_parts
 from utils.model.projector import image_seq_length
 
 _DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -103,9 +102,4 @@ def _deepspeed(flags: argparse.Namespace, width: int) -> dict:
         automatic = {"reduce_bucket_size": width**2, "stage3_param_persistence_threshold": 10 * width}
         zero = {name: automatic.get(name) if value == AUTO else value for name, value in zero.items()}
         return {"zero_optimization": {name: value for name, value in zero.items() if value is not None}}
-    return zero_config(
-        flags.zero_stage,
-        flags.stage3_param_persistence_threshold,
-        flags.stage3_max_live_parameters,
-        Offload(flags.offload_optimizer, flags.offload_param, flags.nvme_path),
-    )
+    return config_of_flags(flags)

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from training.ds_configs import Offload
 from training.memory.states import Sharding, States, Weights, copied_for_saving, states
 from training.memory.trace import Activations, BatchShape, meta_model, trace
+from training.sharding import Offload
 from utils.commands import ROOT
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
-from utils.model.freezing import PUBLISHED
-from utils.model.lora import LoraSettings
+from utils.model.lora import PUBLISHED, LoraSettings
 
 GB = 1e9
 OUTSIDE = 1.5 * GB

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from training.arguments.parser import VisualChatTrainingArguments
-from training.ds_configs import Offload
 from training.parameter_groups import parameter_groups
+from training.sharding import Offload
 from utils.distributed import local_world_size
 from utils.model.building import elements
 

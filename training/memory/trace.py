@@ -18,8 +18,7 @@ from training.memory.shapes import ShapeRun
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.building import freeze
 from utils.model.configuration_visual_chat import IGNORED_LABEL
-from utils.model.freezing import PUBLISHED
-from utils.model.lora import LoraSettings, inject_lora
+from utils.model.lora import PUBLISHED, LoraSettings, inject_lora
 from utils.model.vision import image_size
 
 

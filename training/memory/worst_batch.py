@@ -14,16 +14,14 @@ from typing import Any
 
 import torch
 
-from training.extension import Extension, Prepared
+from training.extension import Extension, Prepared, RandomState, RunContext
 from training.memory.plan import MemoryPlan, Training, predict_in_subprocess
 from training.memory.shapes import LiveMemory, tensors_alive
 from training.memory.states import Sharding
 from training.memory.trace import BatchShape, largest_batches, make_batch
-from training.run_context import RandomState, RunContext
 from utils.commands import GIB, UsageError
 from utils.distributed import everyone, get_logger, is_main_process, local_world_size
-from utils.model.freezing import PUBLISHED
-from utils.model.lora import LoraSettings
+from utils.model.lora import PUBLISHED, LoraSettings
 from utils.model.vision import image_size
 
 logger = get_logger(__name__)
@@ -60,7 +58,7 @@ def dry_run(
 ) -> None:
     """Put the largest batches through a step that changes nothing, and log its peak of memory; all processes call.
 
-    train: the parts that learn (see `utils.model.freezing`). frozen_bits: of the decoder's matrices, or 0.
+    train: the parts that learn (see `utils.model.lora`). frozen_bits: of the decoder's matrices, or 0.
     """
     device = context.args.device
     training = _training(context, batches, train, frozen_bits)

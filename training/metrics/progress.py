@@ -8,8 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PrinterCallback, ProgressCallback, TrainerState
 
-from training.extension import Extension
-from training.run_context import RunContext
+from training.extension import Extension, RunContext
 from utils.distributed import is_main_process
 
 _WORTH_SAYING = 0.01  # a smaller share of time is not shown

@@ -13,8 +13,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from training.arguments.parser import VisualChatTrainingArguments
-from training.extension import Extension
-from training.run_context import RunContext
+from training.extension import Extension, RunContext
 from utils.atomic import BestEffort
 from utils.commands import UsageError
 from utils.distributed import decided_by_main

@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.atomic import atomic_write
 from utils.conversation import Conversation
 from utils.data.spec import DataError
-from utils.image_bytes import shortened
+from utils.images import shortened
 
 BAD_SAMPLES = "bad_samples.jsonl"
 """The list's name in the output folder."""

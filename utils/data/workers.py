@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.progress import in_units, progress
+from utils.commands import in_units, progress
 from utils.data.spec import DataError
 from utils.distributed import cores, get_logger
 

@@ -25,9 +25,8 @@ from transformers.integrations.deepspeed import deepspeed_config
 
 from .configuration_visual_chat import IMAGE_SUMMARIES, VisualChatConfig
 from .decoder_check import check_computes_mmca, outside_zero3
-from .freezing import PARTS, PUBLISHED, last_layers, names_of, part_of_each
 from .loading import grow_vocabulary, load_decoder
-from .lora import LoraSettings, inject_lora
+from .lora import PARTS, PUBLISHED, LoraSettings, inject_lora, last_layers, names_of, part_of_each
 from .loss import Head
 from .mmca import ImageGate
 from .modeling_visual_chat import VisualChatForConditionalGeneration
@@ -59,7 +58,7 @@ def build_visual_chat(
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
     Adds the image token (with `image_summary` "mean" that of summaries too, and a padding token where there is none),
-    unties the head, freezes everything but what `train` names (see `freezing`). frozen_bits: 4 or 8
+    unties the head, freezes everything but what `train` names (see `lora.PARTS`). frozen_bits: 4 or 8
     for a decoder whose layers are quantised; 0 for none. tiles: of an image at most, for the processor; 1 for none.
     Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
     """

@@ -109,7 +109,7 @@ class VisualChatConfig(PreTrainedConfig):
     lora: the settings of low-rank adapters whose weights are not merged (see `lora.LoraSettings`), or None.
     frozen_from: where the frozen weights came from: {"language_model": path or hub name, "vision_model": ...,
         "vocab_size": the decoder's before tokens were added}, or None where they are no longer the same.
-    trained_parts: parts of decoder and encoder (see `freezing`) that are no longer the base models', or None.
+    trained_parts: parts of decoder and encoder (see `lora`) that are no longer the base models', or None.
     checkpoint_form: "full", or "trained" where the checkpoint takes its frozen weights from `frozen_from`.
     """
 

@@ -8,9 +8,8 @@ from safetensors import SafetensorError, safe_open
 
 from .building import of_base_models
 from .configuration_visual_chat import VisualChatConfig
-from .freezing import GATE, PUBLISHED, names_of
 from .loading import TRAINED_WEIGHTS, CheckpointError, gathered
-from .lora import is_lora, plain_name
+from .lora import GATE, PUBLISHED, is_lora, names_of, plain_name
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 
 

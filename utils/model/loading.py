@@ -21,8 +21,17 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from .configuration_visual_chat import OWN, VisualChatConfig, attention_of_parts
-from .freezing import DECODER, ENCODER, GATE, PROJECTOR, held_names
-from .lora import LoraSettings, inject_lora, is_lora, merge_lora
+from .lora import (
+    DECODER,
+    ENCODER,
+    GATE,
+    PROJECTOR,
+    LoraSettings,
+    held_names,
+    inject_lora,
+    is_lora,
+    merge_lora,
+)
 from .pretrained_encoders import LOCAL_FOLDER, load_vision_tower
 
 logger = logging.getLogger(__name__)

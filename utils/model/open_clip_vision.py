@@ -30,7 +30,6 @@ from transformers import CLIPImageProcessor, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import BaseModelOutput
 
-from .attention_blocks import MultiHeadAttention, split_in_projections
 from .configuration_visual_chat import OpenClipVisionConfig
 from .pretrained_encoders import (
     LIBRARIES,
@@ -40,6 +39,7 @@ from .pretrained_encoders import (
     EncoderSource,
     file_of,
 )
+from .projector import MultiHeadAttention, split_in_projections
 from .vision import FAMILIES, VisionFamily
 
 WEIGHTS = (

@@ -1,4 +1,5 @@
-"""Projectors: from the encoder's hidden states [N, S, Dv] to the decoder's width [N, S', Dt].
+"""Projectors: from the encoder's hidden states [N, S, Dv] to the decoder's width [N, S', Dt]; and what encoders of this
+project share with them, multi-head attention and positions on a square grid.
 
 Each initialises itself when it is made, so a projector works the same alone, inside a new model, and under
 DeepSpeed's partitioned construction.
@@ -8,10 +9,10 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import CLIPVisionConfig, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from .attention_blocks import MultiHeadAttention, sine_cosine_grid
 from .vision import vision_family
 
 _NORM_EPS = 1e-12
@@ -98,3 +99,87 @@ def image_seq_length(projector_type: str, vision_config: PreTrainedConfig) -> in
     if projector_type == "perceiver":
         return _GRID**2
     return vision_family(vision_config).sequence_length(vision_config)
+
+
+_PARTS = ("q_proj", "k_proj", "v_proj")
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention of `heads` heads, all of one width in and out, made of four linear layers.
+
+    torch's own `nn.MultiheadAttention` uses the weights of its layers without calling them, where adapters would not
+    reach them. Nor can it be made in parts: it initialises again what ZeRO-3 has already shared out.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} cannot be shared by {heads} attention heads")
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        need_weights: bool = False,
+        attn_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        """Queries [N, Q, D], keys and values [N, K, D] -> ([N, Q, D], None): the call and the return of torch's
+        own class, of which this one takes the place; weights are never returned.
+        """
+        parts = (
+            projection(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, H, S, D / H]
+            for projection, states in zip(
+                (self.q_proj, self.k_proj, self.v_proj), (query, key, value), strict=True
+            )
+        )
+        out = F.scaled_dot_product_attention(*parts, attn_mask=attn_mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), None
+
+
+def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights named as in `nn.MultiheadAttention` (`in_proj_weight`, `in_proj_bias`) under our names.
+
+    The three parts are copies: views of one storage could not be saved apart.
+    """
+    split: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        for kind in ("weight", "bias"):
+            if name.endswith(f"in_proj_{kind}"):
+                layer = name.removesuffix(f"in_proj_{kind}")
+                chunks = zip(_PARTS, tensor.chunk(3), strict=True)
+                split |= {f"{layer}{part}.{kind}": chunk.clone() for part, chunk in chunks}
+                break
+        else:
+            split[name] = tensor
+    return split
+
+
+def sine_cosine_grid(side: int, width: int) -> torch.Tensor:
+    """Fixed positions of a square grid, [side * side, width]: half of the width for rows, half for columns.
+
+    Source: He et al., "Masked autoencoders are scalable vision learners", 2021, after Vaswani et al., 2017.
+    """
+    if width % 4:
+        raise ValueError(f"the encoder is {width} wide; 2-D sine-cosine positions need a multiple of 4")
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # [side, width / 4]
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
+    rows = axis[:, None, :].expand(side, side, -1)
+    columns = axis[None, :, :].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
+
+
+def interpolated(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Positions [s * s, D] stored for a square grid -> [rows * columns, D] for `grid`, bicubic in float32."""
+    side = math.isqrt(positions.shape[0])
+    if grid == (side, side):
+        return positions
+    stored = positions.float().view(1, side, side, -1).permute(0, 3, 1, 2)  # [1, D, s, s]
+    resized = F.interpolate(stored, size=grid, mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(positions.dtype)

@@ -12,8 +12,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
-from .attention_blocks import MultiHeadAttention, interpolated, sine_cosine_grid
 from .configuration_visual_chat import QwenVisionConfig
+from .projector import MultiHeadAttention, interpolated, sine_cosine_grid
 from .vision import FAMILIES, VisionFamily
 
 

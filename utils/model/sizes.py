@@ -9,9 +9,9 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from .building import freeze
+from .checkpoint import readable_size
 from .configuration_visual_chat import VisualChatConfig
 from .lora import LoraSettings, inject_lora
-from .model_card import readable_size
 from .modeling_visual_chat import VisualChatForConditionalGeneration
 
 CLIP_L = CLIPVisionConfig(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainingArguments
 
-from training.arguments.transformers_flags import REFUSED, refuse_what_is_not_offered
+from training.arguments.run import REFUSED, refuse_what_is_not_offered
 from training.run import FALSE_ALARMS, _silence_false_alarms
 from utils.commands import UsageError
 

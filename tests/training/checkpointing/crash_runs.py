@@ -31,13 +31,12 @@ from transformers.models.clip import modeling_clip  # noqa: F401
 from transformers.models.llama import modeling_llama  # noqa: F401
 
 from tests.training.checkpointing.syscalls import Change, ProcessEndedError, Tracer
-from training.checkpointing.folders import resumable_checkpoints, resume_folder
+from training.checkpointing.folders import damage, read_manifest, resumable_checkpoints, resume_folder
 from training.checkpointing.writer import CheckpointWriter
 from training.exit_codes import RANK_LOST
 from training.run import main as train
 from training.trainer import VisualChatTrainer
 from utils.atomic import clear_leftovers
-from utils.manifest import damage, read_manifest
 
 RESTING = "x"  # the folder's name for copies that a recovery is tried on
 

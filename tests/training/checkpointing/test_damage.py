@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpointing.folders import ResumeError, resume_folder
-from utils.manifest import read_manifest
+from training.checkpointing.folders import ResumeError, read_manifest, resume_folder
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from training.checkpointing.folders import (
     resumable_checkpoints,
     resume_folder,
     rotate,
+    write_manifest,
 )
 from training.checkpointing.run_record import Run
-from utils.manifest import write_manifest
 
 RUN = Run(processes=2, zero_stage=3, precision="bfloat16", global_batch=128)
 

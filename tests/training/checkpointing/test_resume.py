@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.arguments.sharding import has_async_io
 from training.checkpointing.folders import resumable_checkpoints
+from training.sharding import has_async_io
 
 STEPS_AN_EPOCH = 6  # 26 conversations, 23 to train on, 4 a step
 BASE = {

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from training.ds_configs import Offload
 from training.memory.plan import HEADROOM, OUTSIDE, Planner, Training, choices
 from training.memory.states import Sharding
 from training.memory.trace import BatchShape, largest_batches, make_batch
+from training.sharding import Offload
 from utils.model import VisualChatConfig
 
 pytestmark = pytest.mark.integration

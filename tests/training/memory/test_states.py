@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from training.ds_configs import Offload, zero_config
 from training.memory.states import Sharding, Weights, copied_for_saving, states
+from training.sharding import Offload, zero_config
 
 WEIGHTS = Weights(
     tensors=(60, 40, 1000), groups=((60,), (40,)), returning=((60, True), (40, True), (1000, False))

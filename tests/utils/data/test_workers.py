@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from utils.data import progress
+from utils import commands
 from utils.data import workers as workers_module
 from utils.data.workers import parallel_map
 
@@ -47,7 +47,7 @@ def test_a_log_file_tells_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(progress, "LINE_EVERY", 0)
+    monkeypatch.setattr(commands, "LINE_EVERY", 0)
     list(parallel_map(Squares(400), "squares"))
     lines = [re.sub(r"in \d+ s", "in 0 s", line) for line in caplog.messages]
     assert lines == ["squares: 256 of 400 in 0 s", "squares: 400 of 400 in 0 s"]

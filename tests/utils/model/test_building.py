@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from tests.tiny import write_llama
 from utils.model import LoraSettings, build_visual_chat
-from utils.model.model_card import readable_size
+from utils.model.checkpoint import readable_size
 from utils.model.sizes import checkpoint_sizes, llama_2_config
 
 

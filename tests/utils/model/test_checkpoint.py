@@ -288,9 +288,9 @@ def test_a_checkpoint_of_an_earlier_version_loads_to_the_same_logits():
 
 
 TRAVELS = """
-    attention_blocks computed_rows configuration_visual_chat freezing generation_visual_chat image_preprocessing
-    loading lora loss mmca mmca_layout mmca_masked modeling_visual_chat pretrained_encoders processing_visual_chat
-    projector rendering vision
+    computed_rows configuration_visual_chat generation_visual_chat image_preprocessing loading lora loss
+    mmca mmca_layout mmca_masked modeling_visual_chat pretrained_encoders processing_visual_chat projector
+    rendering vision
 """
 
 

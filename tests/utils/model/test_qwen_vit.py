@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from utils.model import QwenVisionConfig
-from utils.model.attention_blocks import MultiHeadAttention, interpolated, split_in_projections
-from utils.model.projector import image_seq_length
+from utils.model.projector import MultiHeadAttention, image_seq_length, interpolated, split_in_projections
 from utils.model.qwen_vit import QwenVisionModel
 from utils.model.vision import vision_family
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.tiny import visual_chat
-from utils.model import freeze, liger, vision
-from utils.model.liger import LigerError, apply_liger
+from training import model as training_model
+from training.model import apply_liger
+from utils.model import freeze, vision
 from utils.model.vision import encode
 
 IMAGE, TOKENS = 49, 5
@@ -98,10 +99,10 @@ def test_a_frozen_encoder_stays_in_evaluation_mode(model):
 
 
 def test_liger_is_asked_for_where_it_cannot_be_used(model, monkeypatch):
-    monkeypatch.setattr(liger, "find_spec", lambda name: None)
-    with pytest.raises(LigerError, match="pip install liger-kernel"):
+    monkeypatch.setattr(training_model, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install liger-kernel"):
         apply_liger(model.model.language_model)
-    monkeypatch.setattr(liger, "find_spec", lambda name: True)
+    monkeypatch.setattr(training_model, "find_spec", lambda name: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(LigerError, match="needs a GPU"):
+    with pytest.raises(ValueError, match="needs a GPU"):
         apply_liger(model.model.language_model)

@@ -48,7 +48,7 @@ import PIL.Image
 from utils.conversation import Conversation, Image, Turn
 from utils.data.adapters.cleaning import TAG, UNANSWERED, media_key
 from utils.data.spec import RawRecord
-from utils.image_bytes import image_bytes, is_image_text, shortened
+from utils.images import image_bytes, is_image_text, shortened
 
 _USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
 _ROLES = {

@@ -18,7 +18,7 @@ from utils.atomic import atomic_write
 from utils.conversation import Image
 from utils.data.spec import DataError
 from utils.distributed import get_logger
-from utils.pictures import encoded_bytes
+from utils.images import encoded_bytes
 
 logger = get_logger(__name__)
 

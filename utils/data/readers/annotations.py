@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from utils.data.progress import byte_bar
+from utils.commands import byte_bar
 from utils.data.readers.arrow_file import ArrowRows, RowWriter
 from utils.data.readers.conversion_cache import Source, cached, in_units
 from utils.data.readers.file_signatures import is_packed, is_parquet, parquet_files

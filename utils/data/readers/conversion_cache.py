@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.atomic import atomic_directory
-from utils.data.progress import LINE_EVERY, in_units
+from utils.commands import LINE_EVERY, in_units
 from utils.data.spec import DataError
 from utils.distributed import get_logger
 

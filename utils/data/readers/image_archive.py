@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from utils.commands import byte_bar
 from utils.conversation import ImageError
-from utils.data.progress import byte_bar
 from utils.data.readers.annotations import ARCHIVE, register_reader
 from utils.data.readers.arrow_file import ArrowRows, RowWriter
 from utils.data.readers.conversion_cache import Source, cached, in_units
@@ -28,7 +28,7 @@ from utils.data.readers.json_stream import JsonStream
 from utils.data.readers.parquet import PictureTable, TablePictures, table_entries
 from utils.data.spec import DataError
 from utils.distributed import get_logger
-from utils.image_bytes import image_bytes
+from utils.images import image_bytes
 
 logger = get_logger(__name__)
 

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from utils.data.progress import byte_bar
+from utils.commands import byte_bar
 from utils.data.readers.annotations import PARQUET, RECORDS, Records, register_reader
 from utils.data.readers.arrow_file import ArrowRows, RowWriter
 from utils.data.readers.conversion_cache import Source, cached
 from utils.data.readers.file_signatures import FETCH, REWRITE, parquet_files
 from utils.data.spec import DataError
-from utils.image_bytes import image_bytes
+from utils.images import image_bytes
 
 _BATCH_ROWS = 64  # rows with pictures in them are large
 _BUFFER = 1 << 20  # bytes of a column that are read at a time, rather than all of a row group's

@@ -20,7 +20,7 @@ from utils.conversation import Image, ImageError
 from utils.data.readers import image_archive
 from utils.data.readers.image_archive import ImageArchive, open_image_archive
 from utils.data.spec import DataError, PictureStore, RawRecord
-from utils.image_bytes import image_bytes
+from utils.images import image_bytes
 
 ROOT = Path(__file__).parents[4]
 

@@ -1,13 +1,22 @@
-"""The flags of sharding: ZeRO's stage and sizes, what is kept outside the GPU, a configuration of one's own."""
+"""Sharding: its flags (ZeRO's stage and sizes, what is kept outside the GPU), the DeepSpeed configuration that they
+make, and which weights ZeRO-3 gathers and splits together.
+
+`--deepspeed_config FILE` replaces the flags by a JSON file of one's own (`user_config`).
+"""
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from training.ds_configs import Offload, zero_config
 from utils.commands import UsageError
 from utils.distributed import everyone, local_world_size
 from utils.plugins import wing
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
 
 
 def flag(default: object, text: str) -> Any:
@@ -67,12 +76,7 @@ class ZeroArguments:
             config = self._own(path, "--deepspeed_config" if self.deepspeed_config else "--deepspeed")
         else:
             self._check_offload()
-            config = zero_config(
-                self.zero_stage,
-                self.stage3_param_persistence_threshold,
-                self.stage3_max_live_parameters,
-                Offload(self.offload_optimizer, self.offload_param, self.nvme_path),
-            )
+            config = config_of_flags(self)
         check_shard_within(self.shard_within, config)
         if self.shard_within == "node" and len(set(everyone(local_world_size()))) > 1:
             raise UsageError("--shard_within node needs as many processes on every node as on the others")
@@ -86,7 +90,7 @@ class ZeroArguments:
         return {"all": None, "node": local_world_size(), "none": 1}[self.shard_within]
 
     def _own(self, path: str, flag: str) -> dict[str, Any]:
-        config = wing("training.ds_configs.user_config.read_user_config", flag)(path, flag)
+        config = wing("training.user_config.read_user_config", flag)(path, flag)
         for name in ("offload_optimizer", "offload_param"):
             if getattr(self, name) != "none":
                 raise UsageError(f"--{name} has no effect beside {flag} {path}: set it in the file")
@@ -100,7 +104,7 @@ class ZeroArguments:
                 ' is there out of its checkpoints: set the device of offload_optimizer to "cpu"'
             )
         if weights == "nvme":
-            _share_nvme_store()
+            share_nvme_store()
         stage = zero.get("stage", 0)
         if self.zero_stage not in (0, stage):
             raise UsageError(
@@ -127,7 +131,7 @@ class ZeroArguments:
                 "offloading to nvme needs DeepSpeed's async_io, which needs libaio and a compiler: apt install"
                 " libaio-dev, or offload to cpu"
             )
-        _share_nvme_store()
+        share_nvme_store()
 
 
 def check_shard_within(where: str, config: dict[str, Any]) -> None:
@@ -143,14 +147,128 @@ def check_shard_within(where: str, config: dict[str, Any]) -> None:
         raise UsageError(f"--shard_within {where} and zero_hpz_partition_size: give one of the two")
 
 
-def _share_nvme_store() -> None:
-    from training.ds_configs.nvme_store import share_nvme_store  # here: it imports torch
-
-    share_nvme_store()
-
-
 def has_async_io() -> bool:
     """Whether DeepSpeed's library for files on NVMe is built already, or can be built here."""
     from deepspeed.ops.op_builder import AsyncIOBuilder  # here: importing it chooses the device
 
     return AsyncIOBuilder().is_compatible(verbose=False)
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What is kept outside the GPU: optimizer states and their step, and stage 3's partitions of the weights.
+
+    `nvme_path` is a folder on a fast local disk, for weights that go to "nvme". Optimizer states do not go there:
+    DeepSpeed does not put into its checkpoints, nor take out of them, what it has moved to a disk.
+    """
+
+    optimizer: Literal["none", "cpu"] = "none"
+    weights: Literal["none", "cpu", "nvme"] = "none"
+    nvme_path: str | None = None
+
+
+def zero_config(
+    stage: int,
+    param_persistence_threshold: int = 10_000,
+    max_live_parameters: int = 30_000_000,
+    offload: Offload = Offload(),
+) -> dict[str, Any]:
+    """The configuration of a ZeRO stage: 0 replicates everything, 1 splits optimizer states, 2 gradients too,
+    3 weights too.
+
+    The two numbers, in elements, are stage 3's: tensors below the threshold stay whole on every rank, and no
+    more than so many elements of gathered weights are kept for reuse. Their defaults are those of the
+    published runs.
+    """
+    zero: dict[str, Any] = {"stage": stage}
+    if stage >= 1:
+        zero["reduce_bucket_size"] = 50_000_000
+        zero["contiguous_gradients"] = True
+    if stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": param_persistence_threshold,
+            "stage3_max_live_parameters": max_live_parameters,
+            "stage3_prefetch_bucket_size": 30_000_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "memory_efficient_linear": False,
+        }
+    for name, device in (("offload_optimizer", offload.optimizer), ("offload_param", offload.weights)):
+        if device != "none":
+            zero[name] = {"device": device, "pin_memory": True}
+            if device == "nvme":
+                zero[name]["nvme_path"] = offload.nvme_path
+    return {
+        "zero_optimization": zero,
+        "train_batch_size": AUTO,
+        "train_micro_batch_size_per_gpu": AUTO,
+        "gradient_accumulation_steps": AUTO,
+        "gradient_clipping": AUTO,
+        "bf16": {"enabled": AUTO},
+        "fp16": {"enabled": AUTO, "loss_scale_window": 100},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW has a fused step on CPUs, and needs no compiler
+        "steps_per_print": 10**9,  # the Trainer reports
+    }
+
+
+def config_of_flags(flags: Any) -> dict[str, Any]:
+    """The configuration that the flags of `ZeroArguments` make."""
+    return zero_config(
+        flags.zero_stage,
+        flags.stage3_param_persistence_threshold,
+        flags.stage3_max_live_parameters,
+        Offload(flags.offload_optimizer, flags.offload_param, flags.nvme_path),
+    )
+
+
+def gather_by_layer(model: "PreTrainedModel") -> None:
+    """Make layers of encoder and decoder (what transformers never splits) the units that ZeRO-3 gathers."""
+    from deepspeed.utils import set_z3_leaf_modules  # here: importing it chooses the device
+
+    for part in (model.model.vision_tower, model.model.language_model):
+        layers = {
+            type(module) for module in part.modules() if type(module).__name__ in part._no_split_modules
+        }
+        set_z3_leaf_modules(part, list(layers))
+
+
+def place_frozen(model: "nn.Module", processes: int) -> None:
+    """Split the frozen weights of a ZeRO-3 engine's model over every `processes` neighbours instead of all; all call.
+
+    1 keeps them whole. What learns stays split over all, and is put together once a step instead of once a pass.
+    DeepSpeed gathers each parameter from the group that it names (`ds_process_group`).
+    """
+    import torch.distributed as dist
+
+    group, _ = dist.new_subgroups(processes)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.ds_persist = True  # until the optimizer's step
+            continue
+        parameter.all_gather()
+        parameter.ds_process_group = group
+        parameter.ds_zero_partition_rank = dist.get_rank(group)
+        parameter.ds_zero_partition_world_size = processes
+        parameter.ds_tensor = None  # so that the part is made anew
+        parameter.partition()
+
+
+def share_nvme_store() -> None:
+    """Have DeepSpeed open its folder of offloaded weights once in this process, and not for every block.
+
+    Encoder, decoder, projector and engine each make such a store, which begins by emptying the folder that they share:
+    weights that went there before could not be read back.
+    """
+    from deepspeed.runtime.zero import partition_parameters  # here: importing it chooses the device
+
+    make, made = partition_parameters.AsyncPartitionedParameterSwapper, {}
+    if getattr(make, "is_shared", False):
+        return
+
+    def shared(config: Any, dtype: Any) -> Any:
+        if dtype not in made:
+            made[dtype] = make(config, dtype)
+        return made[dtype]
+
+    shared.is_shared = True
+    partition_parameters.AsyncPartitionedParameterSwapper = shared

@@ -14,9 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from training.extension import Extension
+from training.sharding import AUTO
 from utils.commands import UsageError
-
-AUTO = "auto"  # filled in from the training arguments by transformers' DeepSpeed integration
 
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _FREE = (

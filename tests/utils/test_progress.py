@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from utils.data import progress as progress_module
-from utils.data.progress import byte_bar, progress
+from utils import commands
+from utils.commands import byte_bar, progress
 
 
 def put_up(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> io.StringIO:
@@ -34,7 +34,7 @@ def test_only_a_log_file_gets_a_line_now_and_then(
     caplog.set_level("INFO")
     put_up(monkeypatch, is_terminal)
     seconds = iter([0, 10, 29, 31, 60, 62])
-    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(commands.time, "perf_counter", lambda: next(seconds))
     with progress("checking", 5000, "conversations") as advance:
         for bad in (0, 0, 1, 1, 2):
             advance(1000, bad=bad)
@@ -48,7 +48,7 @@ def test_lines_count_bytes_in_their_units(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(progress_module, "LINE_EVERY", 0)
+    monkeypatch.setattr(commands, "LINE_EVERY", 0)
     with byte_bar("SN.json", 3_000_000_000) as advance:
         advance(1_500_000_000)
     assert caplog.messages == ["SN.json: 1.5 GB of 3.0 GB in 0 s"]

@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 import torch
 
-from training.batches.datasets import make_rows
-from training.batches.vision_features import store_features
+from training.datasets import make_rows
+from training.vision_features import store_features
 from utils.commands import UsageError
 from utils.data import Collator, build_dataset, split_dataset
 from utils.data.readers.conversion_cache import in_units
@@ -139,7 +139,7 @@ def test_an_encoder_that_learns_is_refused(world, parts):
 def test_a_full_disk_is_refused_before_anything_is_computed(world, parts, features_folder, monkeypatch):
     model, processor = build(world)
     usage = namedtuple("Usage", "free")(free=1000)
-    monkeypatch.setattr("training.batches.vision_features.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("training.vision_features.shutil.disk_usage", lambda _: usage)
     with pytest.raises(
         UsageError, match=r"would take 19\.2 kB in .*, where 1 kB are free: name a larger disk"
     ):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.batches.loaders import GlobalBatchSampler
+from training.loaders import GlobalBatchSampler
 from training.metrics.throughput import ThroughputMeter
 from utils.data import Batch, Collator, EncodedDataset, build_dataset
 from utils.data.batching.lengths import measure

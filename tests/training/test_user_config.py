@@ -8,9 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from training.arguments.sharding import ZeroArguments
-from training.ds_configs import zero_config
-from training.ds_configs.user_config import mismatches_named, read_user_config, unknown_keys
+from training.sharding import ZeroArguments, zero_config
+from training.user_config import mismatches_named, read_user_config, unknown_keys
 from utils.commands import UsageError
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.data_loader import skip_first_batches
 from torch.utils.data import DataLoader, Dataset
 
-from training.batches.loaders import GlobalBatchSampler, PaddedDataset
+from training.loaders import GlobalBatchSampler, PaddedDataset
 from utils.data import Mixture, build_dataset
 
 SEED = 7

@@ -1,4 +1,5 @@
-"""Reading images: upright and in RGB whatever the file holds, damage found and named, JPEGs at a fraction.
+"""Reading images: upright and in RGB whatever the file holds, damage found and named, JPEGs at a fraction; and the
+forms in which data files and requests hold their encoded bytes (`image_bytes`): raw, base64, data URLs.
 
 All that training, chat, server and evaluation show the model is read here, and looks as an image processor of
 transformers would see the file: transparency is put on white. Two things are better than that: EXIF's orientation
@@ -13,6 +14,7 @@ where it has to make up pixels. GIF, WebP, BMP and TIFF have no check sums: byte
 pixels show only where decoding fails.
 """
 
+import base64
 import io
 import re
 import struct
@@ -21,7 +23,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 import numpy as np
 import PIL.ExifTags
@@ -34,12 +37,10 @@ except ImportError:  # optional: without it, a hole inside a JPEG goes unnoticed
     simplejpeg = None
 
 MAX_PIXELS = 100_000_000
-"""Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the
-memory."""
+"""Images with more pixels are refused: they are mistakes or decompression bombs, and would fill the memory."""
 
 MAX_ASPECT = 200
-"""Images with a side so many times longer than the other are refused: scaled to an encoder's height, a line of
-60,000 x 1 pixels would fill the memory."""
+"""Images with a side so many times longer than the other are refused: scaled up, a line of pixels would fill memory."""
 
 _FRACTIONS = (8, 4, 2)  # those that the inverse cosine transform does quickly
 _ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation
@@ -265,9 +266,8 @@ def _refuse_lost_data(encoded: bytes, format: str | None) -> None:
     """Raise `ValueError` where a file of Pillow's `format` has lost some of its picture."""
     if format in ("JPEG", "MPO") and simplejpeg is not None:
         try:
-            simplejpeg.decode_jpeg(
-                encoded, min_height=1, min_width=1, min_factor=8
-            )  # mostly entropy decoding
+            # Mostly entropy decoding.
+            simplejpeg.decode_jpeg(encoded, min_height=1, min_width=1, min_factor=8)
         except ValueError as error:
             _refuse_lost_pixels(str(error))
     elif format == "PNG":
@@ -321,3 +321,79 @@ def _named_errors(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: the image cannot be read ({error.strerror})") from error
     except Exception as error:  # Pillow's forty decoders report damage in as many ways
         raise ImageError(f"{name}: the image is damaged ({error})") from error
+
+
+_DATA_URL = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
+_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
+_SHORTEST_IMAGE = 32  # characters of base64: no format has a smaller header
+_SIGNATURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*|.{4}ftyp", re.DOTALL
+)
+"""How files begin: JPEG, PNG, GIF, WebP, BMP, TIFF of both byte orders, AVIF and HEIF."""
+
+
+def image_bytes(value: Any) -> bytes:
+    """The bytes of an image's file; whether they are an image is not looked at.
+
+    Args:
+        value: base64 text, in the usual or the URL-safe alphabet, with or without padding, line breaks or a
+            data URL's beginning (`data:image/jpeg;base64,`); the bytes themselves; or the object
+            `{"bytes": ...}` in which `datasets` keeps images.
+
+    Raises `ValueError` with the reason where it is none of these.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        encoded = value
+    elif isinstance(value, str):
+        encoded = _from_base64(value)
+    else:
+        raise ValueError(f"it is {_KINDS.get(type(value), type(value).__name__)}, not base64 text")
+    if not encoded:
+        raise ValueError("it is empty")
+    return encoded
+
+
+def is_image_text(text: str) -> bool:
+    """Whether a text that may also be a path is an image itself: a data URL, or base64 of an image's file."""
+    if is_data_url(text):
+        return True
+    if len(text) < _SHORTEST_IMAGE or not _BASE64.fullmatch(text):
+        return False
+    beginning = "".join(text[:64].split())[:24].rstrip("=")
+    return _SIGNATURES.match(_from_base64(beginning[: len(beginning) // 4 * 4])) is not None
+
+
+def is_data_url(text: str) -> bool:
+    """Whether a text is a data URL (RFC 2397), whatever it carries."""
+    return text[:5].lower() == "data:"
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A text that a message quotes, its middle left out where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    part = most // 3
+    return f"{text[:part]}...({len(text):,} characters)...{text[-part:]}"
+
+
+def _from_base64(text: str) -> bytes:
+    if is_data_url(text):
+        url = _DATA_URL.match(text)
+        if url is None or not url[1].rstrip().lower().endswith(";base64"):
+            raise ValueError("it is not base64: a data URL of an image starts data:image/png;base64,")
+        text = text[url.end() :]
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        pass  # the rarer forms, at some cost
+    text = unquote(text) if "%" in text else text
+    compact = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except ValueError as error:
+        raise ValueError(f"it is not valid base64 ({error})") from error

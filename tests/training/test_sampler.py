@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.batches.loaders import PADDING, GlobalBatchSampler, PaddedDataset, grouped_by_length
+from training.loaders import PADDING, GlobalBatchSampler, PaddedDataset, grouped_by_length
 
 
 def global_steps(length, batch_size, world_size, epoch=0, **options):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from utils.manifest import MANIFEST, ManifestError, damage, read_manifest, write_manifest
+from training.checkpointing.folders import MANIFEST, ManifestError, damage, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_changed_number_is_noticed(folder):
 
 
 def test_of_another_format(folder, monkeypatch):
-    monkeypatch.setattr("utils.manifest._FORMAT", 2)
+    monkeypatch.setattr("training.checkpointing.folders._FORMAT", 2)
     write_manifest(folder)
     monkeypatch.undo()
     assert damage(folder) == ["manifest.json has format 2, this program reads 1"]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from training.batches.bad_batches import BadBatches
+from training.fault_tolerance.bad_batches import BadBatches
 from utils.data import Batch
 from utils.data.bad_records import BadRecord, BadRecords, RecordPlace
 

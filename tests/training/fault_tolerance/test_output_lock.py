@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from training.checkpointing.output_lock import OutputInUseError, OutputLock, reserved
+from training.fault_tolerance.output_lock import OutputInUseError, OutputLock, reserved
 
 
 @contextmanager

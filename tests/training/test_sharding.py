@@ -1,11 +1,11 @@
 import pytest
 
-from training.arguments.sharding import ZeroArguments
+from training.sharding import ZeroArguments
 from utils.commands import UsageError
 
 
 def test_offloading_goes_into_the_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.arguments.sharding.has_async_io", lambda: True)
+    monkeypatch.setattr("training.sharding.has_async_io", lambda: True)
     flags = ZeroArguments(
         zero_stage=3, offload_optimizer="cpu", offload_param="nvme", nvme_path=str(tmp_path)
     )
@@ -33,7 +33,7 @@ def test_flags_that_contradict_each_other_get_one_line(flags, says):
 
 
 def test_nvme_without_libaio_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.arguments.sharding.has_async_io", lambda: False)
+    monkeypatch.setattr("training.sharding.has_async_io", lambda: False)
     flags = ZeroArguments(zero_stage=3, offload_param="nvme", nvme_path=str(tmp_path))
     with pytest.raises(UsageError, match="libaio-dev"):
         flags.deepspeed_settings(None)
@@ -56,6 +56,6 @@ def test_frozen_weights_are_split_over_a_node_or_nothing(monkeypatch, flags, pro
 
 
 def test_nodes_with_unlike_numbers_of_processes_cannot_split_within(monkeypatch):
-    monkeypatch.setattr("training.arguments.sharding.everyone", lambda mine: [mine, 8])
+    monkeypatch.setattr("training.sharding.everyone", lambda mine: [mine, 8])
     with pytest.raises(UsageError, match="as many processes on every node"):
         ZeroArguments(zero_stage=3, shard_within="node").deepspeed_settings(None)

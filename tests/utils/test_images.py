@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from utils.pictures import ImageError, read_picture, read_pixels, read_size
+from utils.images import ImageError, read_picture, read_pixels, read_size
 
 
 def photograph(width: int, height: int) -> PIL.Image.Image:
