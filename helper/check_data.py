@@ -14,14 +14,14 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from training.arguments.command_line import read_flags
+from training.arguments.command_line import parse_flags
 from utils.commands import command, end_process
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the data that a training's command line names; returns the exit code."""
-    flags = read_flags(argv, "python -m helper.check_data", __doc__, _add_flags)
+    flags = parse_flags(argv, "python -m helper.check_data", __doc__, _add_flags)[1]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are processes already
     from transformers.utils.logging import set_verbosity_error
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from helper.plan_memory import add_flags, bandwidths_of, gpu_memory
-from training.arguments.command_line import read_flags
+from training.arguments.command_line import parse_flags
 from utils.commands import GIB, UsageError, command, end_process
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _COLUMNS = ("dataset", "samples", "joined up to", "weight", "annotations", "imag
 def main(argv: Sequence[str] | None = None) -> int:
     """Print plan and datasets of a command line; returns the exit code."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's settings are read; no device is used
-    flags = read_flags(argv, "python -m helper.dry_run", __doc__, add_flags)
+    flags = parse_flags(argv, "python -m helper.dry_run", __doc__, add_flags)[1]
     from helper import needs
     from training.memory.from_flags import training_of
     from training.memory.plan import Planner

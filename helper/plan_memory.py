@@ -15,7 +15,7 @@ import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
-from training.arguments.command_line import read_flags
+from training.arguments.command_line import parse_flags
 from utils.commands import GIB, UsageError, command, end_process
 
 
@@ -23,7 +23,7 @@ from utils.commands import GIB, UsageError, command, end_process
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan the training that a command line names; returns the exit code."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's settings are read; no device is used
-    flags = read_flags(argv, "python -m helper.plan_memory", __doc__, add_flags)
+    flags = parse_flags(argv, "python -m helper.plan_memory", __doc__, add_flags)[1]
     from training.memory.from_flags import training_of
     from training.memory.plan import Planner
     from training.memory.report import print_report

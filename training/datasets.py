@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from training.arguments import DataArguments
+from training.arguments.model_and_data import images_per_row
 from utils.context_length import longest_dialogue
 from utils.data import BadRecords, EncodedDataset, Mixture, PackedDataset, build_dataset, split_dataset
 from utils.data.bad_records import BAD_SAMPLES
@@ -71,7 +72,7 @@ def make_rows(
     conversations = EncodedDataset(part, processor, longest, features=features, on_bad="skip")
     if not arguments.packing:
         return conversations
-    rows = PackedDataset(conversations, arguments.max_seq_len, arguments.image_budget, seed)
+    rows = PackedDataset(conversations, arguments.max_seq_len, images_per_row(arguments), seed)
     counts = f"{len(conversations):,} conversations into {len(rows):,} rows"
     logger.info("packed %s, %.1f %% of their tokens used", counts, 100 * rows.fill)
     return rows

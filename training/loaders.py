@@ -125,62 +125,66 @@ class PaddedDataset(Dataset):
         return self.encoded.empty_sample if index == PADDING else self.encoded[index]
 
 
-class Loaders:
-    """Makes the loaders of this process; which conversations are in which batch is the sampler's affair."""
+def training_loader(
+    args: VisualChatTrainingArguments,
+    collator: Any,
+    dataset: EncodedDataset | PackedDataset,
+    batch_size: int,
+) -> DataLoader:
+    """This process's training batches, shuffled unless `train_sampling_strategy` is sequential.
 
-    def __init__(self, args: VisualChatTrainingArguments, collator: Any) -> None:
-        self.args = args
-        self.collator = collator
+    Of packed rows every epoch of this training gets as many.
+    """
+    seed = None if args.train_sampling_strategy == "sequential" else args.seed
 
-    def training(self, dataset: EncodedDataset | PackedDataset, batch_size: int) -> DataLoader:
-        """Training batches, shuffled unless `train_sampling_strategy` is sequential.
+    def loader() -> DataLoader:
+        return _loader(args, collator, dataset, batch_size, seed, args.dataloader_drop_last)
 
-        Of packed rows every epoch of this training gets as many.
-        """
-        seed = None if self.args.train_sampling_strategy == "sequential" else self.args.seed
+    if isinstance(dataset, PackedDataset):
+        if args.max_steps <= 0:
+            dataset.reserve(math.ceil(args.num_train_epochs))
+        else:
+            epochs = 1
+            while (
+                epochs * max(math.ceil(len(loader()) / args.gradient_accumulation_steps), 1) < args.max_steps
+            ):
+                epochs += 1
+                dataset.reserve(epochs)
+    return loader()
 
-        def loader() -> DataLoader:
-            return self._loader(dataset, batch_size, seed, self.args.dataloader_drop_last)
 
-        if isinstance(dataset, PackedDataset):
-            if self.args.max_steps <= 0:
-                dataset.reserve(math.ceil(self.args.num_train_epochs))
-            else:
-                epochs = 1
-                while epochs * max(self._steps(loader()), 1) < self.args.max_steps:
-                    epochs += 1
-                    dataset.reserve(epochs)
-        return loader()
+def evaluation_loader(
+    args: VisualChatTrainingArguments, collator: Any, dataset: EncodedDataset | PackedDataset
+) -> DataLoader:
+    """This process's evaluation batches, in the order of the data."""
+    return _loader(args, collator, dataset, args.eval_batch_size)
 
-    def evaluation(self, dataset: EncodedDataset | PackedDataset) -> DataLoader:
-        """Evaluation batches, in the order of the data."""
-        return self._loader(dataset, self.args.eval_batch_size)
 
-    def _steps(self, loader: DataLoader) -> int:
-        return math.ceil(len(loader) / self.args.gradient_accumulation_steps)
-
-    def _loader(
-        self, dataset: Dataset, batch_size: int, seed: int | None = None, drop_last: bool = False
-    ) -> DataLoader:
-        lengths, workers = None, self.args.dataloader_num_workers
-        if self.args.train_sampling_strategy == "group_by_length":
-            lengths = partial(_tokens, dataset)
-        return DataLoader(
-            PaddedDataset(dataset),
-            batch_sampler=GlobalBatchSampler(
-                len(dataset),
-                batch_size,
-                self.args.process_index,
-                self.args.world_size,
-                seed,
-                drop_last,
-                lengths,
-                self.args.gradient_accumulation_steps,
-            ),
-            **signal_safe(workers, self.collator),  # never persistent: they would miss set_epoch
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
+def _loader(
+    args: VisualChatTrainingArguments,
+    collator: Any,
+    dataset: Any,
+    batch_size: int,
+    seed: int | None = None,
+    drop_last: bool = False,
+) -> DataLoader:
+    by_length = args.train_sampling_strategy == "group_by_length"
+    return DataLoader(
+        PaddedDataset(dataset),
+        batch_sampler=GlobalBatchSampler(
+            len(dataset),
+            batch_size,
+            args.process_index,
+            args.world_size,
+            seed,
+            drop_last,
+            partial(_tokens, dataset) if by_length else None,
+            args.gradient_accumulation_steps,
+        ),
+        **signal_safe(args.dataloader_num_workers, collator),  # never persistent: they would miss set_epoch
+        pin_memory=args.dataloader_pin_memory,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
 
 
 class EpochSetter(TrainerCallback):

@@ -6,6 +6,7 @@ make, and which weights ZeRO-3 gathers and splits together.
 
 import os
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 from utils.commands import UsageError
@@ -261,14 +262,15 @@ def share_nvme_store() -> None:
     """
     from deepspeed.runtime.zero import partition_parameters  # here: importing it chooses the device
 
-    make, made = partition_parameters.AsyncPartitionedParameterSwapper, {}
-    if getattr(make, "is_shared", False):
+    make = partition_parameters.AsyncPartitionedParameterSwapper
+    if hasattr(make, "__wrapped__"):  # done before
         return
+    made: dict[Any, Any] = {}  # by the type of number
 
+    @wraps(make)
     def shared(config: Any, dtype: Any) -> Any:
         if dtype not in made:
             made[dtype] = make(config, dtype)
         return made[dtype]
 
-    shared.is_shared = True
     partition_parameters.AsyncPartitionedParameterSwapper = shared

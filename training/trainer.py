@@ -26,7 +26,7 @@ from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.run_record import Run
 from training.checkpointing.writer import CheckpointWriter
 from training.extension import Extension, RunContext, Verdict
-from training.loaders import EpochSetter, Loaders
+from training.loaders import EpochSetter, evaluation_loader, training_loader
 from training.parameter_groups import parameter_groups
 from training.sharding import gather_by_layer, place_frozen
 from utils.commands import UsageError
@@ -64,7 +64,6 @@ class VisualChatTrainer(Trainer):
             processing_class=processor,
             callbacks=[EpochSetter(), *extensions],
         )
-        self.loaders = Loaders(args, collator)
         self.extensions = extensions
         if args.stage3_gather_layers and args.hf_deepspeed_config.is_zero3():
             gather_by_layer(model)
@@ -138,12 +137,12 @@ class VisualChatTrainer(Trainer):
     # A step
 
     def get_train_dataloader(self) -> DataLoader:
-        """The training batches of this process (`Loaders.training`)."""
-        return self.loaders.training(self.train_dataset, self._train_batch_size)
+        """The training batches of this process."""
+        return training_loader(self.args, self.data_collator, self.train_dataset, self._train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """The evaluation batches of this process, in the order of the data."""
-        return self.loaders.evaluation(eval_dataset or self.eval_dataset)
+        return evaluation_loader(self.args, self.data_collator, eval_dataset or self.eval_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device

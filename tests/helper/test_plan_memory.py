@@ -5,7 +5,7 @@ import pytest
 from transformers import TrainingArguments
 
 from helper.plan_memory import add_flags, main
-from training.arguments.command_line import read_flags
+from training.arguments.command_line import parse_flags
 from training.memory.from_flags import training_of
 
 pytestmark = pytest.mark.integration
@@ -70,7 +70,7 @@ def test_adapters_and_packing_are_planned(capsys):
 )
 def test_tiles_are_planned_as_images(words, images):
     words = [*TINY, "--max_seq_len", "1024", "--max_num_image_per_sample", "2", *words]
-    flags = read_flags(words, "python -m helper.plan_memory", add_flags=add_flags)
+    flags = parse_flags(words, "python -m helper.plan_memory", add_flags=add_flags)[1]
     assert training_of(flags, flags.gpus).batches[0].images == images
 
 
@@ -87,7 +87,7 @@ def test_automatic_values_of_a_configuration_are_those_of_transformers(tmp_path)
     names = ("reduce_bucket_size", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size")
     path.write_text(json.dumps({"zero_optimization": {"stage": 3, **dict.fromkeys(names, "auto")}}))
     words = [*TINY, "--gpus", "2", "--deepspeed_config", str(path)]
-    flags = read_flags(words, "python -m helper.plan_memory", add_flags=add_flags)
+    flags = parse_flags(words, "python -m helper.plan_memory", add_flags=add_flags)[1]
     training = training_of(flags, flags.gpus)
     width = training.config.text_config.hidden_size
     assert training.sharding.stage == 3 and training.sharding.reduce_bucket == width**2

@@ -18,7 +18,7 @@ from utils.model.vision import encode_images
 
 CPU = torch.device("cpu")
 PICTURES = 30  # the world's
-Arguments = namedtuple("Arguments", ["max_seq_len", "packing", "image_budget"])
+Arguments = namedtuple("Arguments", "max_seq_len packing max_images_per_row max_num_image_per_sample tiles")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def build(world, dtype=torch.float32, **how):
 @pytest.mark.parametrize("packing", [False, True])
 def test_trains_on_the_same_numbers_without_the_encoder(world, parts, packing):
     model, processor = build(world)
-    arguments = Arguments(max_seq_len=256, packing=packing, image_budget=8)
+    arguments = Arguments(256, packing, max_images_per_row=8, max_num_image_per_sample=8, tiles=1)
     collate = Collator(pad_token_id=processor.tokenizer.pad_token_id)
 
     def batch_of(rows):
@@ -76,7 +76,7 @@ def test_tiles_are_pictures_of_their_own(world, features_folder, tmp_path):
         PIL.Image.open(path).resize((40, 40)).save(path)
     part, _ = split_dataset(build_dataset(["llava_dial"], data), 1, seed=1)
     model, processor = build(world, tiles=4)
-    arguments = Arguments(max_seq_len=256, packing=False, image_budget=8)
+    arguments = Arguments(256, False, max_images_per_row=8, max_num_image_per_sample=8, tiles=1)
     features = store_features(model, processor, [part], CPU)
     assert len(features) == 5 * PICTURES
     pixels = make_rows(part, processor, arguments, seed=1)[0].pixel_values

@@ -23,6 +23,8 @@ _TRANSFORMERS_FLAGS = (
 )
 _GROUPS = {"model": ModelArguments, "data": DataArguments, "training": RunArguments}
 
+PROGRAM = "python -m training.main"
+
 T = TypeVar("T")
 AddFlags = Callable[[argparse.ArgumentParser], None]
 """Adds a program's own flags to those of training."""
@@ -30,7 +32,7 @@ AddFlags = Callable[[argparse.ArgumentParser], None]
 
 def answer_help(
     argv: Sequence[str] | None,
-    prog: str = "python -m training.main",
+    prog: str = PROGRAM,
     description: str | None = None,
     add_flags: AddFlags | None = None,
 ) -> None:
@@ -79,14 +81,22 @@ def _described(field: dataclasses.Field, kind: Any) -> str:
     return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})".replace("%", "%%")
 
 
-def parse_flags(argv: Sequence[str] | None) -> tuple["Parser", argparse.Namespace]:
-    """The values of training's command line as given, and the parser that knows their defaults.
+def parse_flags(
+    argv: Sequence[str] | None,
+    prog: str = PROGRAM,
+    description: str | None = None,
+    add_flags: AddFlags | None = None,
+) -> tuple["Parser", argparse.Namespace]:
+    """The values of a command line of training's flags and the program's own, and the parser that knows their defaults.
 
-    A mistake ends the program with code 2 and one line that says what to do.
+    `--help` ends the program, and so does a mistake, with code 2 and one line that says what to do.
     """
+    answer_help(argv, prog, description, add_flags)
     from training.arguments.parser import Parser
 
-    parser = Parser()
+    parser = Parser(prog, description)
+    if add_flags:
+        add_flags(parser)
     return parser, _parsed(parser, argv)
 
 
@@ -118,22 +128,6 @@ def training_arguments(
         return model, data, training
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
-
-
-def read_flags(
-    argv: Sequence[str] | None, prog: str, description: str | None = None, add_flags: AddFlags | None = None
-) -> argparse.Namespace:
-    """The values of a program that takes the flags of training and its own, without what training does about them.
-
-    `--help` and mistakes end the program, as above.
-    """
-    answer_help(argv, prog, description, add_flags)
-    from training.arguments.parser import Parser
-
-    parser = Parser(prog, description)
-    if add_flags:
-        add_flags(parser)
-    return _parsed(parser, argv)
 
 
 def arguments_of(kind: type[T], flags: argparse.Namespace) -> T:

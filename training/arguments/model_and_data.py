@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from training.sharding import flag
 from utils.commands import UsageError
@@ -272,8 +272,9 @@ class DataArguments:
                 raise UsageError(f"--{name} {getattr(self, name)}: give a positive number")
         if self.max_images_per_row and not self.packing:
             raise UsageError("--max_images_per_row is for packed rows: add --packing")
-        if 0 != self.max_images_per_row < self.most_views:
-            tiles = f", each with {self.tiles} tiles: {self.most_views}" if self.tiles > 1 else ""
+        most = self.max_num_image_per_sample * views_per_image(self.tiles)
+        if 0 != self.max_images_per_row < most:
+            tiles = f", each with {self.tiles} tiles: {most}" if self.tiles > 1 else ""
             raise UsageError(
                 f"--max_images_per_row {self.max_images_per_row} is less than one conversation may have: give at"
                 f" least --max_num_image_per_sample {self.max_num_image_per_sample}{tiles}"
@@ -286,16 +287,6 @@ class DataArguments:
             raise UsageError("--dataset_weights: give positive numbers")
 
     @property
-    def most_views(self) -> int:
-        """Images of a conversation at most, tiles included."""
-        return self.max_num_image_per_sample * views_per_image(self.tiles)
-
-    @property
-    def image_budget(self) -> int:
-        """Images in a packed row at most, tiles included."""
-        return self.max_images_per_row or 2 * self.most_views
-
-    @property
     def samples(self) -> list[int | str]:
         """`dataset_samples` with its numbers as numbers."""
         return [value if value == "all" else int(value) for value in self.dataset_samples]
@@ -304,6 +295,12 @@ class DataArguments:
 def views_per_image(tiles: int) -> int:
     """What the encoder is shown of an image at most: the whole, and its tiles."""
     return 1 + tiles if tiles > 1 else 1
+
+
+def images_per_row(flags: Any) -> int:
+    """Images in a row of a batch at most, tiles included, by the flags of `DataArguments`."""
+    most = flags.max_num_image_per_sample * views_per_image(flags.tiles)
+    return flags.max_images_per_row or 2 * most if flags.packing else most
 
 
 def _check_model(flag: str, name: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.arguments import DataArguments, ModelArguments
+from training.arguments.model_and_data import images_per_row
 from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.folders import RUN, ResumeError
 from utils.atomic import atomic_write
@@ -247,7 +248,7 @@ def _recorded(
             del values[f"{part}_lora_module_name"]
     for name in ("dataset_samples", "dataset_concatenate_samples", "dataset_weights"):
         values[name] = one_for_each(values[name], data.dataset_names, name)
-    values["max_images_per_row"] = data.image_budget if data.packing else 0
+    values["max_images_per_row"] = images_per_row(data) if data.packing else 0
     own = training.hf_deepspeed_config.config
     values["deepspeed_config"] = {
         key: found

@@ -6,7 +6,7 @@ import torch
 
 from training.arguments import ModelArguments
 from training.arguments.command_line import arguments_of
-from training.arguments.model_and_data import views_per_image
+from training.arguments.model_and_data import images_per_row
 from training.memory.named_models import decoder_config, encoder_config
 from training.memory.plan import Training
 from training.memory.states import Sharding
@@ -72,9 +72,6 @@ def batches_of(
     flags: argparse.Namespace, tokens_per_image: int, supervised: float = 1.0
 ) -> tuple[BatchShape, ...]:
     """The largest batches that the data's flags allow (`largest_batches`)."""
-    most = flags.max_num_image_per_sample * views_per_image(flags.tiles)
-    if flags.packing:
-        most = flags.max_images_per_row or 2 * most
     if tokens_per_image >= flags.max_seq_len:
         raise UsageError(
             f"--max_seq_len {flags.max_seq_len} has no room for an image of {tokens_per_image} tokens: raise it"
@@ -82,7 +79,7 @@ def batches_of(
     return largest_batches(
         flags.per_device_train_batch_size,
         flags.max_seq_len,
-        most,
+        images_per_row(flags),
         tokens_per_image,
         supervised,
         packed=bool(flags.packing),

@@ -36,18 +36,8 @@ class LiveMemory(TorchDispatchMode):
         self.label = "other"
         self.live: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
-        self._total = self._peak = 0
+        self.total = self.peak = 0  # bytes that are alive now, and the most that were at once
         self._known: dict[int, tuple[int, str]] = {}
-
-    @property
-    def total(self) -> int:
-        """Bytes that are alive now."""
-        return self._total
-
-    @property
-    def peak(self) -> int:
-        """The most bytes that were alive at once."""
-        return self._peak
 
     @contextmanager
     def labelled(self, label: str) -> Iterator[None]:
@@ -70,9 +60,9 @@ class LiveMemory(TorchDispatchMode):
         self._known[key] = (size, label)
         weakref.finalize(storage, self._leave, key).atexit = False
         self.live[label] += size
-        self._total += size
-        if self._total > self._peak:
-            self._peak, self.at_peak = self._total, self.live.copy()
+        self.total += size
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, self.live.copy()
 
     def __torch_dispatch__(
         self,
@@ -81,19 +71,19 @@ class LiveMemory(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._enter_all(result)
-        return result
-
-    def _enter_all(self, result: Any) -> None:
+        result = self._computed(func, args, dict(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
                 self.enter(value)
+        return result
+
+    def _computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
 
     def _leave(self, key: int) -> None:
         size, label = self._known.pop(key)
         self.live[label] -= size
-        self._total -= size
+        self.total -= size
 
 
 def tensors_alive(device: str) -> Iterator[torch.Tensor]:
@@ -114,35 +104,23 @@ class ShapeRun(LiveMemory):
         super().__init__("meta")
         _register_attention()
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = _on_shapes(func, args, dict(kwargs or {}))
-        self._enter_all(result)
-        return result
-
-
-def _on_shapes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)]
-    if not any(each.is_meta for each in tensors):
-        _keep_integers_real(func, tensors, args, kwargs)
-        return func(*args, **kwargs)
-    if func is _aten.index.Tensor:  # how many rows a mask picks is known only where it is real
-        args = (args[0], _places(args[1]))
-    elif func is _aten.masked_select.default:
-        return args[0].new_empty(int(args[1].expand(args[0].shape).sum()))
-    elif func is _aten.masked_scatter_backward.default:
-        return args[0].new_empty(args[2])
-    elif func is _aten._local_scalar_dense.default:
-        raise RuntimeError("the model decides by a number that is computed from its activations")
-    as_meta = tree_map_only(
-        torch.Tensor, lambda each: each if each.is_meta else each.to("meta"), (args, kwargs)
-    )
-    return func(*as_meta[0], **as_meta[1])
+    def _computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)]
+        if not any(each.is_meta for each in tensors):
+            _keep_integers_real(func, tensors, args, kwargs)
+            return func(*args, **kwargs)
+        if func is _aten.index.Tensor:  # how many rows a mask picks is known only where it is real
+            args = (args[0], _places(args[1]))
+        elif func is _aten.masked_select.default:
+            return args[0].new_empty(int(args[1].expand(args[0].shape).sum()))
+        elif func is _aten.masked_scatter_backward.default:
+            return args[0].new_empty(args[2])
+        elif func is _aten._local_scalar_dense.default:
+            raise RuntimeError("the model decides by a number that is computed from its activations")
+        as_meta = tree_map_only(
+            torch.Tensor, lambda each: each if each.is_meta else each.to("meta"), (args, kwargs)
+        )
+        return func(*as_meta[0], **as_meta[1])
 
 
 def _keep_integers_real(

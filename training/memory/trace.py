@@ -101,14 +101,12 @@ def make_batch(
     return batch
 
 
-PARTS = ("inputs", "encoder", "projector", "decoder", "head and loss", "backward", "other")
-
-
 @dataclass(frozen=True)
 class Activations:
     """Bytes that a pass over a batch holds beside the weights, at the moment when they are the most.
 
-    `parts` says what they belong to (`PARTS`); `kept` are those between the passes, for the backward pass.
+    `parts` says what they belong to: inputs, encoder, projector, decoder, head and loss, backward, other. `kept` are
+    those between the passes, for the backward pass.
     """
 
     peak: int

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from training.arguments.model_and_data import images_per_row
 from training.extension import Extension, Prepared, RandomState, RunContext
 from training.memory.plan import MemoryPlan, Training, predict_in_subprocess
 from training.memory.shapes import LiveMemory, tensors_alive
@@ -36,11 +37,9 @@ class WorstBatch(Extension):
 
     def prepare(self, parts: Prepared) -> None:
         data = parts.data_arguments
-        most = data.image_budget if data.packing else data.most_views
         rows, length = parts.arguments.per_device_train_batch_size, data.max_seq_len
-        self.batches = largest_batches(
-            rows, length, most, parts.processor.image_seq_length, packed=data.packing
-        )
+        images, tokens = images_per_row(data), parts.processor.image_seq_length
+        self.batches = largest_batches(rows, length, images, tokens, packed=data.packing)
         self.model_arguments = parts.model_arguments
 
     def begin(self, context: RunContext) -> None:

@@ -4,6 +4,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import utils.distributed
 from training.arguments.command_line import parse_flags, training_arguments
+from training.arguments.model_and_data import images_per_row
 
 
 @pytest.fixture
@@ -183,9 +184,9 @@ def test_pictures_are_decoded_beside_training_where_there_are_cores(
 
 
 def test_a_packed_row_has_room_for_the_images_of_two_conversations(parse):
-    assert parse(packing=True, max_num_image_per_sample=5)[1].image_budget == 10
-    assert parse(packing=True, max_images_per_row=30)[1].image_budget == 30
-    assert parse(packing=True, max_num_image_per_sample=5, tiles=4)[1].image_budget == 2 * 5 * (1 + 4)
+    assert images_per_row(parse(packing=True, max_num_image_per_sample=5)[1]) == 10
+    assert images_per_row(parse(packing=True, max_images_per_row=30)[1]) == 30
+    assert images_per_row(parse(packing=True, max_num_image_per_sample=5, tiles=4)[1]) == 2 * 5 * (1 + 4)
 
 
 def test_group_by_length_is_the_strategy_of_transformers(parse):
