@@ -40,6 +40,8 @@ logger = get_logger(__name__)
 class VisualChatTrainer(Trainer):
     """Trains a visual chat model on encoded conversations and writes checkpoint-N, best and final."""
 
+    optimizer: Any  # these two as transformers has them
+    control: Any
     context: RunContext  # these two since training is prepared
     checkpoints: CheckpointWriter
 

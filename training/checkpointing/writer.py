@@ -304,7 +304,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 def _restore_schedule(schedule: Any, state: dict[str, Any]) -> None:
     """Go to the step that `state` was saved at, on the curve that this run's flags give."""
-    peaks = getattr(schedule, "base_lrs", None)
+    peaks: Any = getattr(schedule, "base_lrs", None)
     schedule.load_state_dict(state)
     if isinstance(schedule, LambdaLR):
         schedule.base_lrs = peaks

@@ -141,7 +141,7 @@ def pieces_warning(part: Mixture, tokenizer: PreTrainedTokenizerBase) -> str | N
     answers, broken = 0, []
     for index in np.linspace(0, len(part) - 1, min(len(part), _LOOKED_AT)).astype(int).tolist():
         try:
-            said = [turn.answer for turn in part[index].turns]
+            said = [turn.answer or "" for turn in part[index].turns]
         except ConversationError:  # a bad record, which the report lists
             continue
         answers += len(said)

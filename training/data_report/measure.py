@@ -55,7 +55,7 @@ class _Measured(Dataset):
                 raise
             except ValueError as error:  # as in EncodedDataset
                 bad.append(BadRecord.of(member.place, error))
-        if not sound:
+        if not sound or encoded is None:
             return Facts(dataset, 0, 0, 0, 0, 0, 0, tuple(bad))
         conversation = sound[0]
         if len(members) > 1:

@@ -3,6 +3,7 @@
 import base64
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -120,8 +121,9 @@ def _packed_rows(rows: PackedDataset, order: list[int], count: int) -> list[Samp
 
 def _conversations(encoded: EncodedDataset, order: list[int], count: int) -> list[SampledRow]:
     waiting: dict[str, list[int]] = {}
+    conversations: Any = encoded.conversations  # a mixture
     for index in order:
-        waiting.setdefault(encoded.conversations.records_of(index)[0].place.dataset, []).append(index)
+        waiting.setdefault(conversations.records_of(index)[0].place.dataset, []).append(index)
     drawn: dict[str, list[SampledRow]] = {name: [] for name in sorted(waiting)}
     missing = count
     while missing and any(waiting.values()):
@@ -137,7 +139,8 @@ def _conversations(encoded: EncodedDataset, order: list[int], count: int) -> lis
 
 def _sample(encoded: EncodedDataset, index: int) -> Sample | None:
     """None where something in the conversation is bad: the list of bad records tells of it."""
-    members = encoded.conversations.records_of(index)
+    conversations: Any = encoded.conversations  # a mixture
+    members = conversations.records_of(index)
     try:
         conversation = join([member.read() for member in members])
         pieces = _pieces(encoded, conversation)
@@ -157,7 +160,7 @@ def _sample(encoded: EncodedDataset, index: int) -> Sample | None:
 
 
 def _pieces(encoded: EncodedDataset, conversation: Conversation) -> list[Piece]:
-    processor = encoded.processor
+    processor: Any = encoded.processor
     whole = processor.encode(conversation, load_images=False)
     kept = len(encoded.encode_text(conversation).input_ids)
     text, spans = _text_and_spans(processor, conversation)

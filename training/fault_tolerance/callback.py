@@ -70,10 +70,11 @@ class RunGuard(Extension):
     and where another process is gone.
     """
 
-    args: VisualChatTrainingArguments  # these four since the training has begun
+    args: VisualChatTrainingArguments  # these five since the training has begun
     flags: SharedFlags
     losses: NanGuard
     watchdog: Watchdog
+    _random_state: RandomState  # after the last step
 
     def __init__(self) -> None:
         self.request = StopRequest()
@@ -81,7 +82,6 @@ class RunGuard(Extension):
         self._step = 1  # that is being computed
         self._verdict: Verdict | None = None  # on its loss
         self._steps_since_log = self._skipped_since_log = 0
-        self._random_state: RandomState | None = None  # after the last step
         self._stalled_before: int | None = None  # at which step
 
     @contextmanager
@@ -105,7 +105,7 @@ class RunGuard(Extension):
         self.flags = SharedFlags(self.args.device)
         self.losses = NanGuard(self.args.output_dir, self.args.max_skipped_steps)
         self.watchdog = Watchdog(self.args.stall_timeout, self._stalled)
-        self._step = step + 1
+        self._step, self._random_state = step + 1, RandomState.now()
         self.losses.restore(step)
         self._stalled_before = decided_by_main(lambda: last_stall(self.args.output_dir))
         self.request.listen()

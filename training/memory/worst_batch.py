@@ -62,6 +62,7 @@ def dry_run(
     device = context.args.device
     training = _training(context, batches, train, frozen_bits)
     plan = everyone(predict_in_subprocess(training) if is_main_process() else None)[0]
+    assert plan is not None, "the main process has made it"
     meter = _Meter(device)  # before copies are made of what is to be put back
     with _as_before(context.engine):
         try:

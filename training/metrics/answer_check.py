@@ -138,14 +138,14 @@ def _questions_of(texts: EncodedDataset, index: int, seed: int) -> Iterator[Ques
     sample = texts[index]
     if sample.bad:
         return
-    conversations = texts.conversations
+    conversations: Any = texts.conversations  # a mixture
     turns = conversations[index].turns
     label = labels_of(list(conversations.records_per_dataset))[conversations.places_of(index)[0].dataset]
     found, start = [], 0
     for number, end in enumerate(sample.turn_ends.tolist()):
         answer = start + np.flatnonzero(sample.labels[start:end] != IGNORED_LABEL)  # places of its tokens
         if len(answer) <= LONGEST_ANSWER and answer[0] + LONGEST_ANSWER <= texts.max_seq_len:
-            kind, reference = turns[number].kind or label, turns[number].answer
+            kind, reference = turns[number].kind or label, turns[number].answer or ""
             found.append(Question(index, number, kind, reference, int(answer[0]), len(answer)))
         start = end
     np.random.default_rng([seed, index]).shuffle(found)
