@@ -39,7 +39,7 @@ from .pretrained_encoders import (
     EncoderSource,
     file_of,
 )
-from .projector import MultiHeadAttention, split_in_projections
+from .projector import MultiHeadAttention
 from .vision import FAMILIES, VisionFamily
 
 WEIGHTS = (
@@ -288,6 +288,24 @@ def read_weights(files: OpenClipFiles, model: nn.Module) -> dict[str, torch.Tens
             f" {', '.join(missing[:5])}"
         )
     return state
+
+
+def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights named as in `nn.MultiheadAttention` (`in_proj_weight`, `in_proj_bias`) under our names.
+
+    The three parts are copies: views of one storage could not be saved apart.
+    """
+    split: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        for kind in ("weight", "bias"):
+            if name.endswith(f"in_proj_{kind}"):
+                layer = name.removesuffix(f"in_proj_{kind}")
+                chunks = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
+                split |= {f"{layer}{part}.{kind}": chunk.clone() for part, chunk in chunks}
+                break
+        else:
+            split[name] = tensor
+    return split
 
 
 def image_processor(files: OpenClipFiles) -> CLIPImageProcessor:

@@ -101,9 +101,6 @@ def image_seq_length(projector_type: str, vision_config: PreTrainedConfig) -> in
     return vision_family(vision_config).sequence_length(vision_config)
 
 
-_PARTS = ("q_proj", "k_proj", "v_proj")
-
-
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention of `heads` heads, all of one width in and out, made of four linear layers.
 
@@ -142,24 +139,6 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
-def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights named as in `nn.MultiheadAttention` (`in_proj_weight`, `in_proj_bias`) under our names.
-
-    The three parts are copies: views of one storage could not be saved apart.
-    """
-    split: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        for kind in ("weight", "bias"):
-            if name.endswith(f"in_proj_{kind}"):
-                layer = name.removesuffix(f"in_proj_{kind}")
-                chunks = zip(_PARTS, tensor.chunk(3), strict=True)
-                split |= {f"{layer}{part}.{kind}": chunk.clone() for part, chunk in chunks}
-                break
-        else:
-            split[name] = tensor
-    return split
-
-
 def sine_cosine_grid(side: int, width: int) -> torch.Tensor:
     """Fixed positions of a square grid, [side * side, width]: half of the width for rows, half for columns.
 
@@ -173,13 +152,3 @@ def sine_cosine_grid(side: int, width: int) -> torch.Tensor:
     rows = axis[:, None, :].expand(side, side, -1)
     columns = axis[None, :, :].expand(side, side, -1)
     return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
-
-
-def interpolated(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Positions [s * s, D] stored for a square grid -> [rows * columns, D] for `grid`, bicubic in float32."""
-    side = math.isqrt(positions.shape[0])
-    if grid == (side, side):
-        return positions
-    stored = positions.float().view(1, side, side, -1).permute(0, 3, 1, 2)  # [1, D, s, s]
-    resized = F.interpolate(stored, size=grid, mode="bicubic", align_corners=False)
-    return resized[0].flatten(1).T.to(positions.dtype)

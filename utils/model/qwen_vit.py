@@ -5,15 +5,18 @@ Its layers are CLIP's, so transformers' own class serves; `helper/extract_qwen_v
 into a folder that this class loads.
 """
 
+import math
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
 from .configuration_visual_chat import QwenVisionConfig
-from .projector import MultiHeadAttention, interpolated, sine_cosine_grid
+from .projector import MultiHeadAttention, sine_cosine_grid
 from .vision import FAMILIES, VisionFamily
 
 
@@ -96,6 +99,16 @@ class QwenVisionModel(PreTrainedModel):
                 sine_cosine_grid(side, width).view(side, side, width).transpose(0, 1)
             )  # columns come first
             init.copy_(module.positions, fixed.reshape(side * side, width).to(module.positions.dtype))
+
+
+def interpolated(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Positions [s * s, D] stored for a square grid -> [rows * columns, D] for `grid`, bicubic in float32."""
+    side = math.isqrt(positions.shape[0])
+    if grid == (side, side):
+        return positions
+    stored = positions.float().view(1, side, side, -1).permute(0, 3, 1, 2)  # [1, D, s, s]
+    resized = F.interpolate(stored, size=grid, mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(positions.dtype)
 
 
 FAMILIES[QwenVisionConfig.model_type] = VisionFamily(

@@ -2,8 +2,8 @@
 
 An encoder is a `PreTrainedModel` that maps pixels [N, 3, H, W] to an output whose `last_hidden_state` is
 [N, S, D]: CLIP's class token included, DINO's class and register tokens left out. A family of encoders is one row of
-`FAMILIES`, found by the `model_type` of its configuration; `register_encoder` adds one. Image size, preprocessing and
-the number of tokens are the encoder's own.
+`FAMILIES`, found by the `model_type` of its configuration (`utils.model.register_encoder` adds one). Image size,
+preprocessing and the number of tokens are the encoder's own.
 """
 
 import math
@@ -15,9 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
     CLIPVisionModel,
     Dinov2Model,
     DINOv3ViTModel,
@@ -85,31 +82,6 @@ FAMILIES = {
     ),
 }
 """Those of transformers, to which this project's own, whose files are imported where they are needed, add theirs."""
-
-_OF_TRANSFORMERS = frozenset(FAMILIES)
-
-
-def register_encoder(
-    config: type[PreTrainedConfig],
-    model: type[PreTrainedModel],
-    sequence_length: Callable[[PreTrainedConfig], int],
-    width: Callable[[PreTrainedConfig], int] = lambda config: config.hidden_size,
-) -> None:
-    """Let folders and checkpoints hold one more kind of encoder; call it in a module that `--plugin` names.
-
-    config: has a `model_type` of its own, or is one of transformers' classes, and says `image_size`. model: maps pixels
-    [N, 3, H, W] to an output whose `last_hidden_state` is [N, sequence_length(config), width(config)].
-
-    Raises `ValueError` for a `model_type` of transformers' own or of this project's.
-    """
-    name = config.model_type
-    known = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else config  # noqa: SIM401 (its `get` loads nothing)
-    is_users_own = known.__module__.partition(".")[0] not in ("transformers", __name__.partition(".")[0])
-    if name in _OF_TRANSFORMERS or not (known is config or is_users_own):
-        raise ValueError(f"there is a model of type {name!r} already; give yours a model_type of its own")
-    FAMILIES[name] = VisionFamily(model, sequence_length, width)
-    AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModel.register(config, model, exist_ok=True)
 
 
 def vision_family(config: PreTrainedConfig) -> VisionFamily:

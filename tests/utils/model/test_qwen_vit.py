@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from utils.model import QwenVisionConfig
-from utils.model.projector import MultiHeadAttention, image_seq_length, interpolated, split_in_projections
-from utils.model.qwen_vit import QwenVisionModel
+from utils.model.open_clip_vision import split_in_projections
+from utils.model.projector import MultiHeadAttention, image_seq_length
+from utils.model.qwen_vit import QwenVisionModel, interpolated
 from utils.model.vision import vision_family
 
 TINY = dict(
