@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, SiglipImageProcessor
 from chat.loaded_images import open_image
 from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
-from utils import pictures
+from utils import images as images_module
 from utils.conversation import Image, ImageError
 from utils.model.image_preprocessing import preprocess
 
@@ -231,6 +231,6 @@ def test_what_is_no_image_is_named(content: bytes, reason: str, monkeypatch: pyt
     def unidentified(file: io.BytesIO) -> None:  # as Pillow without a decoder
         raise PIL.UnidentifiedImageError
 
-    monkeypatch.setattr(pictures.PIL.Image, "open", unidentified)
+    monkeypatch.setattr(images_module.PIL.Image, "open", unidentified)
     with pytest.raises(ImageError, match=rf"^a\.avif: not an image, or .*: .*{reason}"):
         Image(content, "a.avif").open()
