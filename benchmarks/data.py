@@ -29,8 +29,7 @@ from training.loaders import GlobalBatchSampler
 from utils.commands import ROOT
 from utils.conversation import Conversation, Image
 from utils.data import Collator, EncodedDataset, Mixture, build_dataset
-from utils.data.batching.lengths import Lengths, measure
-from utils.data.batching.packing import pack
+from utils.data.batching.packing import Lengths, measure, pack
 from utils.data.readers.conversion_cache import use_cache_folder
 from utils.model.image_preprocessing import Framing, normalised, preprocess
 from utils.model.processing_visual_chat import VisualChatProcessor

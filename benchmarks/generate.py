@@ -18,7 +18,7 @@ from benchmarks.random_models import IMAGE_TOKENS, add_model_flags, attention, d
 from benchmarks.turns import memory_bandwidth, peak_memory, print_machine, print_ratios, take_turns, timed
 from chat.generation import Prompt
 from chat.image_kv.store import ImageStore
-from chat.loaded_images import open_image
+from chat.images import open_image
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 

@@ -15,9 +15,9 @@ import torch
 from benchmarks.random_models import add_model_flags, described, model_of, noise, words
 from benchmarks.turns import clock, peak_memory, print_machine
 from chat.generation import RoundStatistics, Sampling
-from chat.loaded_images import open_image
-from chat.serving.dialogue import Dialogue
+from chat.images import open_image
 from chat.serving.engine import Engine, GenerationRequest, Job
+from chat.serving.schema import Dialogue
 from chat.session import ChatSession
 
 

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         repl.screen.complain(str(error))
         return 1
     if person:
-        from chat.terminal.prompt_input import PromptInput, default_history
+        from chat.terminal.repl import PromptInput, default_history
 
         lines = PromptInput(None if parsed.no_history else default_history())
         repl.screen.note(WELCOME)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
+from utils.commands import printable
 from utils.conversation import ImageError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -55,7 +56,7 @@ class RemoteImages:
 
     def fetch(self, url: str) -> bytes:
         """The body that `url` gives. Raises `RemoteImageError`."""
-        deadline, shown = time.monotonic() + self.seconds, _shown(url)
+        deadline, shown = time.monotonic() + self.seconds, printable(url, 100)
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 body, url = self._step(url, deadline)
@@ -166,8 +167,3 @@ def _left(deadline: float) -> float:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _shown(url: str) -> str:
-    text = url.encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= 100 else text[:97] + "..."

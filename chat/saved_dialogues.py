@@ -12,7 +12,7 @@ from typing import Any
 
 import PIL.Image
 
-from chat.loaded_images import LoadedImage, open_image
+from chat.images import LoadedImage, open_image
 from utils.atomic import atomic_write
 from utils.conversation import Conversation, Image, ImageError, Turn
 from utils.images import image_bytes, is_data_url

@@ -20,8 +20,8 @@ from chat.generation import (
     recordable,
     store_if_possible,
 )
+from chat.images import ImageSource, LoadedImage, open_image
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN
-from chat.loaded_images import ImageSource, LoadedImage, open_image
 from utils.context_length import longest_dialogue
 from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.hub import checkpoint_folder

@@ -25,16 +25,16 @@ from chat.arguments import (
 from chat.server_setup import (
     KEY_VARIABLE,
     LOOPBACK,
+    Limits,
     add_address_arguments,
     listening_socket,
     model_name,
 )
-from chat.serving.limits import Limits
 from utils.commands import Parser, command, end_process
 from utils.hub import checkpoint_folder
 
 if TYPE_CHECKING:
-    from chat.generation.sampling import Sampling
+    from chat.generation.decoding import Sampling
     from chat.session import ChatSession
 
 logger = logging.getLogger("chat.web")  # __name__ is __main__ where this file is the program

@@ -27,7 +27,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Locator, expect, sync_playwright
 
 from eval import report
-from eval.results import ResultsError, Row, read_results
+from eval.results import ResultsError, read_results
+from eval.scores import Row
 from utils.commands import ROOT
 
 ROUNDS = 3

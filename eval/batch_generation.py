@@ -65,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here, not above: they take seconds, which --help need not wait for.
     import torch.distributed as dist
 
-    from eval.checks import with_sound_images
     from eval.dialogues import read_set
-    from eval.generation import GenerationSettings
+    from eval.generation import GenerationSettings, with_sound_images
     from utils import distributed
     from utils.conversation import ConversationError, ImageError
 
@@ -118,8 +117,8 @@ def _runs(parsed: argparse.Namespace) -> list[tuple[Path, Path]]:
 
 def _checked(checkpoint: Path, output: Path, found: EvalSet, settings: GenerationSettings) -> EvalSet:
     """The dialogues that this checkpoint can be asked; the others are listed beside its results."""
-    from eval.checks import told, with_askable_texts, write_bad
     from eval.dialogues import EvalDataError
+    from eval.generation import told, with_askable_texts, write_bad
     from utils import distributed
     from utils.model import CheckpointError, VisualChatConfig
     from utils.model.checkpoint import load_processor
@@ -150,9 +149,9 @@ def _run(
     from rich.console import Console
     from tqdm import tqdm
 
-    from eval.generation import DialogueRunner
-    from eval.parts import Parts, key_of
-    from eval.results import rows_of, score_table, scores_of_rows, write_csv, write_results
+    from eval.generation import DialogueRunner, Parts, key_of
+    from eval.results import rows_of, score_table, write_csv, write_results
+    from eval.scores import scores_of
     from utils import distributed
 
     console = Console(highlight=False)
@@ -176,7 +175,7 @@ def _run(
     if answers is None:
         return
     rows = rows_of(dialogues, answers)
-    scores = scores_of_rows(rows)
+    scores = scores_of(rows)
     table_file, results_file = (output.with_name(f"{output.name}.{ending}") for ending in ("csv", "json"))
     write_csv(table_file, rows)
     left_out = {"left_out": len(found.bad)} if found.bad else {}

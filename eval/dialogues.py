@@ -22,14 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from chat.image_paths import ImagePathError, local_path, split_image_paths
+from chat.images import ImagePathError, local_path, split_image_paths
 from utils.commands import ROOT, UsageError
 from utils.conversation import Conversation, ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom
-from utils.data.bad_records import BadRecord
+from utils.data.bad_records import reason_of
 from utils.data.mixing.dataset import DatasetRecords
-from utils.data.readers.file_signatures import REWRITE
-from utils.data.readers.json_stream import JsonStream
+from utils.data.readers.json_stream import REWRITE, JsonStream
 from utils.data.registry import find_specs
 from utils.data.spec import DataError, PictureStore
 from utils.images import shortened
@@ -37,9 +36,6 @@ from utils.images import shortened
 EVAL_DATA = ROOT / "eval" / "eval_data"
 IMAGE_FOLDERS = ("", "image", "images")
 """Where, beside the JSON file, images are looked for; then come the working directory and the repository."""
-
-
-_LONGEST_REASON = 1000  # characters; a longer one quotes the data
 
 
 class EvalDataError(UsageError):
@@ -86,8 +82,7 @@ class BadDialogue:
     @classmethod
     def of(cls, name: str, error: Exception) -> "BadDialogue":
         """From an error about it, which may begin with its name."""
-        reason = " ".join(str(error).split())
-        return cls(name, shortened(reason.removeprefix(f"{name}: "), _LONGEST_REASON))
+        return cls(name, reason_of(error, name))
 
 
 @dataclass(frozen=True)
@@ -194,7 +189,7 @@ def _own_data(file: Path, image_folder: str | Path | None) -> Iterator[EvalDialo
         try:
             conversation = records.adapt(record)
         except (ConversationError, ImageError) as error:
-            yield BadDialogue(place, BadRecord.of(records.place(index), error).reason)
+            yield BadDialogue(place, reason_of(error, records.place(index)))
             continue
         assert isinstance(conversation, Conversation), "this adapter leaves nothing out"
         turns = [

@@ -23,7 +23,8 @@ from rich.console import Console
 from tqdm import tqdm
 
 from chat.arguments import positive
-from eval.results import ResultsError, Row, picture_url, read_results, scores_of_rows, write_results
+from eval.results import ResultsError, picture_url, read_results, write_results
+from eval.scores import Row, scores_of
 from utils.commands import Parser, command, complain, end_process
 
 PROMPT = Path(__file__).parent / "judge_prompt.md"
@@ -143,7 +144,7 @@ def _judge_all(
     failed, lock, since_saved = [], threading.Lock(), 0
 
     def save() -> None:
-        write_results(parsed.results, rows, scores_of_rows(rows), settings)
+        write_results(parsed.results, rows, scores_of(rows), settings)
 
     def judge_one(place: int) -> None:
         nonlocal since_saved

@@ -27,7 +27,7 @@ import PIL.Image
 import torch
 from tqdm import tqdm
 
-from chat.generation.sampling import Sampling
+from chat.generation.decoding import Sampling
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from utils import distributed
@@ -36,9 +36,7 @@ from utils.hub import checkpoint_folder
 from utils.model.checkpoint import load_checkpoint
 
 NAME = "visualchat"
-_BATCHES_AT_ONCE = (
-    8  # requests are taken in so many batches: of like length, and their pictures not all in memory
-)
+_BATCHES_AT_ONCE = 8  # whose requests are put in order of length; more images would fill the memory
 
 
 class VisualChat(lmms):

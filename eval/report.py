@@ -14,8 +14,8 @@ from typing import Any
 import jinja2
 from rich.console import Console
 
-from eval.results import ResultsError, Row, picture_url, read_results, scores_of_rows
-from eval.scores import Score, Scores
+from eval.results import ResultsError, picture_url, read_results
+from eval.scores import Row, Score, Scores, scores_of
 from utils.atomic import atomic_write
 from utils.commands import Parser, command, end_process, writable_folder
 from utils.images import is_data_url
@@ -34,15 +34,6 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one checkpoint said; `correct` is None without a reference."""
-
-    text: str | None
-    correct: bool | None
-    judged: float | None
-
-
-@dataclass(frozen=True)
 class Turn:
     """A question with its new pictures (a data URL and a name each) and all checkpoints' answers.
 
@@ -53,7 +44,7 @@ class Turn:
     kind: str
     pictures: tuple[tuple[str | None, str, int], ...]
     references: tuple[str, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[Row, ...]
     tags: str
 
 
@@ -66,12 +57,8 @@ class Dialogue:
     turns: tuple[Turn, ...]
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Accuracy by group, say by kind of question: each checkpoint's score, None where it has no such question."""
-
-    title: str
-    groups: dict[str, list[Score | None]]
+Chart = dict[str, list[Score | None]]
+"""Accuracy by group, say by kind of question: each checkpoint's score, None where it has no such question."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ class Section:
     checkpoints: tuple[str, ...]
     settings: tuple[dict[str, Any], ...]
     scores: tuple[Scores | None, ...]
-    charts: tuple[Chart, ...]
+    charts: dict[str, Chart]  # by title
     dialogues: tuple[Dialogue, ...]
 
     @property
@@ -166,7 +153,7 @@ def _section(name: str, group: Sequence[Results]) -> Section:
                 " evaluate them on the same file"
             )
     names = tuple(_told_apart([each.name for each in group]))
-    scores = tuple(scores_of_rows(each.rows) for each in group)
+    scores = tuple(scores_of(each.rows) for each in group)
     return Section(
         name, names, tuple(each.settings for each in group), scores, _charts(scores), _dialogues(group)
     )
@@ -177,10 +164,10 @@ def _told_apart(names: Sequence[str]) -> Iterable[str]:
         yield name if names.count(name) == 1 else f"{name} ({names[: number + 1].count(name)})"
 
 
-def _charts(scores: Sequence[Scores | None]) -> tuple[Chart, ...]:
+def _charts(scores: Sequence[Scores | None]) -> dict[str, Chart]:
     """Accuracy overall and by kind, and by number of images; none where nothing can be scored."""
     if not any(scores):
-        return ()
+        return {}
 
     def column(pick: Any) -> list[Score | None]:
         return [None if each is None else pick(each) for each in scores]
@@ -195,10 +182,10 @@ def _charts(scores: Sequence[Scores | None]) -> tuple[Chart, ...]:
         )
         for number in numbers
     }
-    charts = [Chart("Exact match by kind of question", by_kind)]
+    charts = {"Exact match by kind of question": by_kind}
     if len(by_images) > 1:
-        charts.append(Chart("Exact match by images in the dialogue so far", by_images))
-    return tuple(charts)
+        charts["Exact match by images in the dialogue so far"] = by_images
+    return charts
 
 
 def _dialogues(group: Sequence[Results]) -> tuple[Dialogue, ...]:
@@ -211,22 +198,19 @@ def _dialogues(group: Sequence[Results]) -> tuple[Dialogue, ...]:
             (picture_url(file), "" if is_data_url(file) else Path(file).name, shown + number)
             for number, file in enumerate(first.images, start=1)
         )
-        answers = tuple(Answer(row.answer, row.correct, row.judged) for row in rows)
         turns = dialogues.setdefault(first.test_name, [])
-        turns.append(Turn(first.question, first.kind, pictures, first.references, answers, _tags(answers)))
+        turns.append(Turn(first.question, first.kind, pictures, first.references, rows, _tags(rows)))
         images[first.test_name] = first.images_so_far
     return tuple(Dialogue(name, images[name], tuple(turns)) for name, turns in dialogues.items())
 
 
-def _tags(answers: Sequence[Answer]) -> str:
-    tags = []
-    if any(answer.correct is False for answer in answers):
-        tags.append("wrong")
-    if all(answer.correct for answer in answers):
-        tags.append("right")
-    if len({answer.text for answer in answers}) > 1:
-        tags.append("differ")
-    return " ".join(tags)
+def _tags(rows: Sequence[Row]) -> str:
+    tags = {
+        "wrong": any(row.correct is False for row in rows),
+        "right": all(row.correct for row in rows),
+        "differ": len({row.answer for row in rows}) > 1,
+    }
+    return " ".join(tag for tag, holds in tags.items() if holds)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,7 @@ import PIL.Image
 from rich.console import RenderableType
 from rich.table import Table
 
-from eval.scores import Score, Scored, Scores, scores_of
-from utils.answers import is_correct
+from eval.scores import Row, Score, Scores
 from utils.atomic import atomic_write
 from utils.commands import UsageError
 from utils.conversation import Image, ImageError
@@ -36,31 +35,6 @@ _SMALL = 128  # images up to here stay exact
 
 class ResultsError(UsageError):
     """A file of results that cannot be used; the message names it and says what to do."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A question with the model's answer; None where the dialogue had grown too long to ask it.
-
-    `image_path` is as the set writes it, `images` the files of this turn's new images (a data URL of one that the set
-    holds itself); `images_so_far` counts those of the dialogue up to here. `judged` is the mark that `eval.judge`
-    gave, from 1 to 10.
-    """
-
-    test_name: str
-    image_path: str
-    question: str
-    answer: str | None
-    references: tuple[str, ...] = ()
-    kind: str = ""
-    images: tuple[str, ...] = ()
-    images_so_far: int = 0
-    judged: float | None = None
-
-    @property
-    def correct(self) -> bool | None:
-        """Whether the answer matches a reference; None without one."""
-        return is_correct(self.answer or "", self.references) if self.references else None
 
 
 def rows_of(dialogues: "Sequence[EvalDialogue]", answers: Sequence[Sequence[str | None]]) -> list[Row]:
@@ -114,15 +88,6 @@ def picture_url(source: str | Image) -> str | None:
         picture.save(stream, "JPEG", quality=82)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def scores_of_rows(rows: Iterable[Row]) -> Scores | None:
-    """Scores over the rows with a reference; None where there is none."""
-    return scores_of(
-        Scored(row.answer or "", row.references, row.kind, row.images_so_far, row.test_name)
-        for row in rows
-        if row.references
-    )
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -66,17 +66,28 @@ def words(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """An answer to a question and what it could have been.
+class Row:
+    """A question with the model's answer; None where the dialogue had grown too long to ask it.
 
-    `dialogue` names what it was asked in; `images` is the number of images in the dialogue up to this question.
+    `image_path` is as the set writes it, `images` the files of this turn's new images (a data URL of one that the set
+    holds itself); `images_so_far` counts those of the dialogue up to here. `judged` is the mark that `eval.judge`
+    gave, from 1 to 10.
     """
 
-    answer: str
-    references: tuple[str, ...]
+    test_name: str
+    image_path: str
+    question: str
+    answer: str | None
+    references: tuple[str, ...] = ()
     kind: str = ""
-    images: int = 0
-    dialogue: str = ""
+    images: tuple[str, ...] = ()
+    images_so_far: int = 0
+    judged: float | None = None
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the answer matches a reference; None without one."""
+        return is_correct(self.answer or "", self.references) if self.references else None
 
 
 @dataclass(frozen=True)
@@ -117,15 +128,15 @@ class Scores:
     images: dict[int, Score]
 
 
-def scores_of(answers: Iterable[Scored]) -> Scores | None:
-    """Scores of answers with references; None where there is nothing to score."""
-    answers = list(answers)
-    if not answers:
+def scores_of(rows: Iterable[Row]) -> Scores | None:
+    """Scores over the rows with a reference; None where there is none."""
+    rows = [row for row in rows if row.references]
+    if not rows:
         return None
     return Scores(
-        _score(answers),
-        {kind: _score(group) for kind, group in _groups(answers, lambda scored: scored.kind).items()},
-        {number: _score(group) for number, group in _groups(answers, lambda scored: scored.images).items()},
+        _score(rows),
+        {kind: _score(group) for kind, group in _groups(rows, lambda row: row.kind).items()},
+        {number: _score(group) for number, group in _groups(rows, lambda row: row.images_so_far).items()},
     )
 
 
@@ -151,39 +162,35 @@ def accuracy_interval(right: Sequence[bool], clusters: Sequence[str]) -> tuple[f
     return low, high
 
 
-def _groups(answers: Sequence[Scored], key: Callable[[Scored], Key]) -> dict[Key, list[Scored]]:
-    groups: dict[Key, list[Scored]] = {}
-    for scored in answers:
-        groups.setdefault(key(scored), []).append(scored)
+def _groups(rows: Sequence[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
     return dict(sorted(groups.items()))
 
 
-def _score(group: Sequence[Scored]) -> Score:
-    right = [is_correct(scored.answer, scored.references) for scored in group]
-    commonest = {
-        kind: _commonest(asked) for kind, asked in _groups(group, lambda scored: scored.kind).items()
-    }
-    vqa = [value for each in group if (value := vqa_accuracy(each.answer, each.references)) is not None]
+def _score(group: Sequence[Row]) -> Score:
+    right = [bool(row.correct) for row in group]
+    commonest = {kind: _commonest(asked) for kind, asked in _groups(group, lambda row: row.kind).items()}
+    vqa = [value for row in group if (value := vqa_accuracy(row.answer or "", row.references)) is not None]
     sentences = [
-        each
-        for each in group
-        if max(len(reference.split()) for reference in each.references) >= WORDS_OF_A_SENTENCE
+        row for row in group if max(len(each.split()) for each in row.references) >= WORDS_OF_A_SENTENCE
     ]
     overlap = None
     if sentences:
-        overlap = word_overlap([each.answer for each in sentences], [each.references for each in sentences])
+        overlap = word_overlap([row.answer or "" for row in sentences], [row.references for row in sentences])
     return Score(
         count=len(group),
         correct=sum(right),
-        majority=sum(is_correct(commonest[each.kind], each.references) for each in group),
+        majority=sum(is_correct(commonest[row.kind], row.references) for row in group),
         majority_answer=next(iter(commonest.values())) if len(commonest) == 1 else None,
-        interval=accuracy_interval(right, [each.dialogue for each in group]),
+        interval=accuracy_interval(right, [row.test_name for row in group]),
         vqa=sum(vqa) / len(vqa) if vqa else None,
         overlap=overlap,
     )
 
 
-def _commonest(group: Sequence[Scored]) -> str:
+def _commonest(group: Sequence[Row]) -> str:
     """The answer that is right most often."""
-    counts = Counter(answer for each in group for answer in set(map(normalised, each.references)))
+    counts = Counter(answer for row in group for answer in set(map(normalised, row.references)))
     return counts.most_common(1)[0][0]

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from helper.plan_memory import add_flags, bandwidths_of, gpu_memory
 from training.arguments.command_line import parse_flags
-from utils.commands import GIB, UsageError, command, end_process
+from utils.commands import GIB, command, end_process
 
 if TYPE_CHECKING:
     from utils.data.spec import DatasetSpec, Part
@@ -80,11 +80,14 @@ def dataset_table(specs: Sequence["DatasetSpec"], flags: argparse.Namespace) -> 
 
     Raises `UsageError` where there are neither one value of a kind nor one for each dataset.
     """
+    from utils.data.spec import one_for_each
+
     table = Table(box=None, pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, overflow="fold")  # a path that is cut would say little
+    names = [spec.name for spec in specs]
     per_dataset = [
-        _spread(name, getattr(flags, name), len(specs))
+        one_for_each(getattr(flags, name), names, f"--{name}")
         for name in ("dataset_samples", "dataset_concatenate_samples", "dataset_weights")
     ]
     for spec, samples, joined, weight in zip(specs, *per_dataset, strict=True):
@@ -94,12 +97,6 @@ def dataset_table(specs: Sequence["DatasetSpec"], flags: argparse.Namespace) -> 
         ]
         table.add_row(spec.name, str(samples), str(joined), f"{weight:g}", *files)
     return table
-
-
-def _spread(name: str, values: Sequence[object], count: int) -> Sequence[object]:
-    if len(values) not in (1, count):
-        raise UsageError(f"--{name} has {len(values)} values for {count} datasets: give one, or one for each")
-    return list(values) * count if len(values) == 1 else values
 
 
 def _found(data_path: Path, part: "Part") -> str:

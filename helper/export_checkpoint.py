@@ -8,7 +8,6 @@ The source is any folder that training writes: checkpoint-N, best, final. The re
 the same as its source before it gets its name; --push_to_hub uploads it afterwards.
 """
 
-import argparse
 from pathlib import Path
 
 from chat.arguments import base_models
@@ -22,11 +21,7 @@ FORMS = ("full", "trained", "adapter")
 @command
 def main(argv: list[str] | None = None) -> int:
     """Export as the command line says; returns the exit code: 0, or 2 for a mistake."""
-    parser = Parser(
-        prog="python -m helper.export_checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m helper.export_checkpoint", description=__doc__)
     parser.add_argument(
         "--checkpoint_path",
         required=True,

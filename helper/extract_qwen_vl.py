@@ -10,7 +10,6 @@ safetensors or pickled shards, and runs none of the model's own code. The result
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from utils.commands import Parser, command, complain, end_process, writable_folder
@@ -20,11 +19,7 @@ from utils.hub import require_model
 @command
 def main(argv: list[str] | None = None) -> int:
     """Extract from the command line; returns 0, or 2 for a user's mistake."""
-    parser = Parser(
-        prog="python -m helper.extract_qwen_vl",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m helper.extract_qwen_vl", description=__doc__)
     parser.add_argument("--model", default="Qwen/Qwen-VL-Chat", help="folder or hub name (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(

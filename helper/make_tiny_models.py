@@ -7,7 +7,6 @@ are those in assets/.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +23,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m helper.make_tiny_models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m helper.make_tiny_models", description=__doc__)
     parser.add_argument("--output", type=Path, default=ASSETS, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=300, help="of each model (default: %(default)s)")

@@ -8,7 +8,6 @@ The same options always give the same files; a world already there is kept.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from utils.commands import Parser, command, complain, end_process, writable_folder
@@ -17,11 +16,7 @@ from utils.commands import Parser, command, complain, end_process, writable_fold
 @command
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser(
-        prog="python -m helper.make_tiny_world",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m helper.make_tiny_world", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("data/miniature"), help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1234, help="default: %(default)s")
     parser.add_argument("--records", type=int, default=300, help="of each dataset (default: %(default)s)")

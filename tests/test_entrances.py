@@ -9,10 +9,10 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from chat.generation.sampling import Sampling
+from chat.generation.decoding import Sampling
 from chat.page.page_session import AnswerSettings, PageSession, SharedEngine
+from chat.server_setup import Limits
 from chat.serving.engine import Engine
-from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
 from chat.session import ChatSession
 from chat.terminal.repl import Repl
@@ -22,7 +22,7 @@ from eval.generation import DialogueRunner, GenerationSettings
 from tests.chat.conftest import base_models, build, model_and_processor, pictures  # noqa: F401
 from tests.chat.serving.conftest import Server, assistant, data_url, serve, user  # noqa: F401
 from utils.data import EncodedDataset, build_dataset
-from utils.data.batching.sample import IGNORED_LABEL
+from utils.data.batching.batch import IGNORED_LABEL
 
 ANSWER = "red\n\nand  blue"
 QUESTIONS = (

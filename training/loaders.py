@@ -199,6 +199,6 @@ class EpochSetter(TrainerCallback):
 
 
 def _tokens(dataset: EncodedDataset, epoch: int) -> np.ndarray:
-    from utils.data.batching.lengths import measure  # here: few trainings need it
+    from utils.data.batching.packing import measure  # here: few trainings need it
 
     return measure(dataset.without_pixels(epoch)).tokens

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from utils.distributed import get_logger
 
@@ -35,7 +35,12 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads a command's flags; a mistake costs one line, not a page of usage."""
+    """Reads a command's flags; a mistake costs one line, not a page of usage. `--help` keeps a description's lines."""
+
+    def __init__(self, **settings: Any) -> None:
+        if "\n" in (settings.get("description") or ""):
+            settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings)
 
     def error(self, message: str) -> NoReturn:
         """End the program with code 2 and a line, which the first of several processes prints."""
@@ -78,6 +83,13 @@ def complain(error: Exception | str) -> int:
     if _is_first():
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return MISTAKE
+
+
+def printable(value: Any, most: int = 60) -> str:
+    """A value that came from elsewhere in ASCII, its end left out where it is longer than `most` characters."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def writable_folder(folder: Path, flag: str) -> Path:

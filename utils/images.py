@@ -266,7 +266,7 @@ def _refuse_lost_data(encoded: bytes, format: str | None) -> None:
     """Raise `ValueError` where a file of Pillow's `format` has lost some of its picture."""
     if format in ("JPEG", "MPO") and simplejpeg is not None:
         try:
-            # Mostly entropy decoding.
+            # At an eighth: mostly entropy decoding.
             simplejpeg.decode_jpeg(encoded, min_height=1, min_width=1, min_factor=8)
         except ValueError as error:
             _refuse_lost_pixels(str(error))

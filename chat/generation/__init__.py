@@ -1,9 +1,8 @@
 """Answers from a model: `Generator` gives any number of them together, under a chat, an evaluation or a server."""
 
+from chat.generation.decoding import EMPTY_ANSWER, Sampling, SamplingError, recordable
 from chat.generation.engine import Answer, Generator, Request, RoundStatistics, store_if_possible
 from chat.generation.reading import ImageKVStore, Prompt
-from chat.generation.sampling import Sampling, SamplingError
-from chat.generation.text_stream import EMPTY_ANSWER, recordable
 
 __all__ = [
     "EMPTY_ANSWER",

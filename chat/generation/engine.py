@@ -2,11 +2,13 @@
 
 A session generates a batch of one, an evaluation a batch of many, the server a batch of its requests, which join and
 leave between steps. Each answer is what it would be alone: rows see only themselves, and choose by themselves.
+`PrefixCache` keeps what was read of the last dialogues, so that the next round reads only what is new in it.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -14,10 +16,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from chat.generation.prefix_cache import PrefixCache, shared_start
+from chat.generation.decoding import Sampling, TextStream, TokenChooser
 from chat.generation.reading import ImageKVStore, Prompt, Reading, WholeDialogues, Work
-from chat.generation.sampling import Sampling, TokenChooser
-from chat.generation.text_stream import TextStream
 from chat.limits import StoreLimits
 
 End = Literal["eos", "length", "interrupted"]
@@ -269,3 +269,75 @@ def store_if_possible(
 
     make = found("chat.image_kv.store.store_if_possible")
     return make and make(model, processor, tokens, limits, shared)
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    reading: Reading  # of one row
+    dialogue: Prompt
+    asked: int  # tokens of its last prompt; an answer follows
+
+
+class PrefixCache:
+    """Remembers readings of dialogues, and hands out what a new dialogue starts with as well.
+
+    Tokens are the same where their ids are, images where their bytes are.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []  # the one used last is last
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+    def shrink(self, most: int) -> None:
+        """Forget the dialogues that rest longest, above so many."""
+        del self._entries[: max(len(self._entries) - max(most, 0), 0)]
+
+    def take(self, dialogue: Prompt) -> Reading | None:
+        """The longest start of a dialogue that has been read; None where there is none.
+
+        At least one token is left to compute: the answer's first token comes from the last one's logits. The reading of
+        a dialogue that goes on, or asks its last question again, leaves this place; of one that only starts alike a
+        copy is handed out.
+        """
+        starts = [shared_start(entry.dialogue, dialogue) for entry in self._entries]
+        tokens = max(starts, default=0)
+        if not tokens:
+            return None
+        number = len(starts) - 1 - starts[::-1].index(tokens)
+        entry = self._entries[number]
+        if tokens >= entry.asked - 1:
+            del self._entries[number]
+            reading = entry.reading
+        else:
+            reading = entry.reading.rows([0])
+        reading.cut(dialogue.is_image[:tokens])
+        return reading
+
+    def put(self, reading: Reading, dialogue: Prompt, asked: int) -> None:
+        """Remember the `reading` of a dialogue, of which the last tokens may not be in it; a prompt of so many tokens
+        was `asked`."""
+        if covered := reading.covered(dialogue.is_image):
+            self._entries.append(_Entry(reading, dialogue.until(covered), min(asked, covered)))
+
+
+def shared_start(known: Prompt, other: Prompt) -> int:
+    """How many tokens a known dialogue and another, but for its last token, start with alike; images count whole."""
+    tokens = _common_length(known.ids, other.ids[:-1])
+    if other.images:
+        pairs = zip(known.images, other.images, strict=False)
+        whole = sum(1 for _ in takewhile(lambda pair: pair[0].digest == pair[1].digest, pairs))
+        places = np.flatnonzero(other.is_image)  # [n * tokens of an image]
+        length = len(places) // len(other.images)
+        whole = min(whole, int((places < tokens).sum()) // length)
+        if whole < len(other.images):  # the first image that is another, or read in part, ends what is shared
+            tokens = min(tokens, int(places[whole * length]))
+    return tokens
+
+
+def _common_length(left: np.ndarray, right: np.ndarray) -> int:
+    size = min(len(left), len(right))
+    differing = np.flatnonzero(left[:size] != right[:size])
+    return int(differing[0]) if len(differing) else size

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.processing_utils import ProcessorMixin
 
-from chat.generation.growing_cache import growing_cache
-from chat.loaded_images import View
+from chat.images import View
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +66,8 @@ class Reading(ABC):
     def __init__(self, model: PreTrainedModel, size: int = 1) -> None:
         self._model = model
         self._cache = growing_cache()
-        self._real = np.zeros(
-            (size, 0), bool
-        )  # [N, T]: a row's tokens, among those that fill up shorter rows
+        # [N, T]: a row's tokens, among those that fill up shorter rows
+        self._real = np.zeros((size, 0), bool)
         self._images = [RowImages()] * size
 
     @property
@@ -216,3 +215,45 @@ class ImageKVStore(Protocol):
     """Keeps the keys and values of images for one model: `chat.image_kv.store.ImageStore`."""
 
     def reading(self, size: int = 1) -> Reading: ...
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values [B, H, S, D], at the start of a longer piece of memory.
+
+    When that is full its size doubles: each token is copied a fixed number of times, however long the text.
+    """
+
+    _least = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory: tuple[torch.Tensor, ...] = ()  # of keys and values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [B, H, Q, D]; returns all keys and values, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used = self.get_seq_length()
+        length = used + key_states.shape[2]
+        if not self._memory or self._memory[0].shape[2] < length:
+            self._grow(key_states, value_states, max(self._least, 2 * length))
+        for memory, new in zip(self._memory, (key_states, value_states), strict=True):
+            memory[:, :, used:length] = new
+        self.keys, self.values = (memory[:, :, :length] for memory in self._memory)
+        return self.keys, self.values
+
+    def _grow(self, key_states: torch.Tensor, value_states: torch.Tensor, size: int) -> None:
+        """Memory for `size` tokens like these, with what is there."""
+        used = self.get_seq_length()
+        grown = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in (key_states, value_states))
+        if used:
+            for memory, kept in zip(grown, (self.keys, self.values), strict=True):
+                memory[:, :, :used] = kept
+        self._memory = grown
+
+
+def growing_cache() -> Cache:
+    """An empty cache of such layers, for any number of them."""
+    return Cache(layer_class_to_replicate=GrowingLayer)

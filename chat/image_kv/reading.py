@@ -9,9 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from chat.generation.reading import Prompt, Reading, RowImages, Work
-from chat.image_kv.attention import CachedImageKV, SharedImages, causal_mask
-from chat.image_kv.encoder import ImageKV, ImageKVEncoder
-from chat.loaded_images import View
+from chat.image_kv.encoder import CachedImageKV, ImageKV, ImageKVEncoder, SharedImages, causal_mask
+from chat.images import View
 from utils.model.computed_rows import ROWS, ComputedRows, picks_rows
 from utils.model.generation_visual_chat import CACHE
 from utils.model.mmca_layout import NO_MASK

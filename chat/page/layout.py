@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
-from chat.generation.sampling import Sampling
-from chat.loaded_images import open_image
+from chat.generation.decoding import Sampling
+from chat.images import open_image
 from chat.page.page_session import AnswerSettings, PageSession, SharedEngine
 from chat.saved_dialogues import DialogueFileError, load_dialogue
 from chat.serving.errors import ApiError

@@ -5,15 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chat.generation.sampling import Sampling
-from chat.generation.text_stream import recordable
-from chat.loaded_images import LoadedImage
+from chat.generation.decoding import Sampling, recordable
+from chat.images import LoadedImage
 from chat.saved_dialogues import save_dialogue
-from chat.serving.dialogue import Dialogue
 from chat.serving.engine import Engine, Event, GenerationRequest, Job
 from chat.serving.errors import ApiError, invalid
 from chat.serving.pictures import Pictures
-from chat.session import ChatSession, Cost, RoundStatistics
+from chat.serving.schema import Dialogue
+from chat.session import ChatSession, Cost
 from utils.conversation import Turn
 
 STOPPED = "stopped"
@@ -94,7 +93,11 @@ class PageSession:
                 return
             if isinstance(event, ApiError):
                 raise event
-            self.status = STOPPED if event is None else self._cost(event)
+            self.status = (
+                STOPPED
+                if event is None
+                else str(Cost(event, self.image_count, self.shared.session.max_seq_len))
+            )
             if event is not None or said:
                 answer = recordable(said, self.shared.session.processor.tokenizer)
                 self.turns = (*self.turns, Turn(question, answer, images))
@@ -126,6 +129,3 @@ class PageSession:
     def save(self, path: Path) -> None:
         """Write the dialogue, with the system text under which the last question was asked."""
         save_dialogue(path, self.turns, self._system)
-
-    def _cost(self, statistics: RoundStatistics) -> str:
-        return str(Cost(statistics, self.image_count, self.shared.session.max_seq_len))

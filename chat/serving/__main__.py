@@ -25,11 +25,12 @@ from chat.server_setup import (
     KEY_VARIABLE,
     LOOPBACK,
     LOOPBACK_NAMES,
+    MEBIBYTE,
+    Limits,
     add_address_arguments,
     listening_socket,
     model_name,
 )
-from chat.serving.limits import MEBIBYTE, Limits
 from utils.commands import Parser, UsageError, command, end_process
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chat.generation import Answer, Generator, RoundStatistics, Sampling
-from chat.serving.dialogue import Dialogue
 from chat.serving.errors import ApiError, invalid
+from chat.serving.schema import Dialogue
 from chat.session import ChatError, ChatSession
 from utils.conversation import ConversationError
 from utils.distributed import get_logger

@@ -1,7 +1,6 @@
 """What goes wrong with a request, as OpenAI's clients expect to be told."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict
@@ -50,10 +49,3 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that cannot be answered as it is."""
     return ApiError(400, message, code, param)
-
-
-def shortened(value: Any, longest: int = 60) -> str:
-    """A value that a client sent, fit to be shown."""
-    text = value if isinstance(value, str) else repr(value)
-    text = text.encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= longest else text[: longest - 3] + "..."

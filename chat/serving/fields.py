@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chat.serving.errors import invalid, shortened
+from chat.serving.errors import invalid
+from utils.commands import printable
 
 _EMPTY: tuple[Any, ...] = (False, "", [], {})
+Effect = Literal["none", "tunes", "changes"]
 
 
 @dataclass(frozen=True)
@@ -21,71 +23,55 @@ class Field:
     - `changes`: another answer is asked for, or another shape of it; they are refused.
     """
 
-    effect: Literal["none", "tunes", "changes"]
+    effect: Effect
     neutral: tuple[Any, ...] = _EMPTY
 
 
-def _all(effect: Literal["none", "tunes", "changes"], *names: str) -> dict[str, Field]:
-    return dict.fromkeys(names, Field(effect))
+def _all(effect: Effect, names: str, *neutral: Any) -> dict[str, Field]:
+    """A field of each of these names, with the same neutral values; without any, those that are empty."""
+    return dict.fromkeys(names.split(), Field(effect, neutral or _EMPTY))
 
 
 FIELDS: dict[str, Field] = {
     # Who asks, what is kept of it, and how soon it is answered.
-    **_all("none", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     **_all(
-        "none", "prompt_cache_retention", "cache_salt", "request_id", "priority", "keep_alive", "prediction"
+        "none", "user metadata store service_tier safety_identifier prompt_cache_key cache_salt request_id"
     ),
+    **_all("none", "prompt_cache_retention priority keep_alive prediction"),
     # How tools are called, where there are any; the tools themselves are refused below.
-    "parallel_tool_calls": Field("none"),
+    **_all("none", "parallel_tool_calls"),
     # How tokens are chosen.
-    "frequency_penalty": Field("tunes", (0,)),
-    "presence_penalty": Field("tunes", (0,)),
-    "logit_bias": Field("tunes"),
-    "min_p": Field("tunes", (0,)),
-    "typical_p": Field("tunes", (1,)),
-    "top_a": Field("tunes", (0,)),
-    "tfs_z": Field("tunes", (1,)),
-    "epsilon_cutoff": Field("tunes", (0,)),
-    "eta_cutoff": Field("tunes", (0,)),
-    "mirostat": Field("tunes", (0,)),
-    **_all("tunes", "mirostat_tau", "mirostat_eta", "repeat_last_n"),
-    "repeat_penalty": Field("tunes", (1,)),
-    "no_repeat_ngram_size": Field("tunes", (0,)),
-    "do_sample": Field("tunes", (True, False)),
+    **_all("tunes", "frequency_penalty presence_penalty min_p top_a no_repeat_ngram_size", 0),
+    **_all("tunes", "epsilon_cutoff eta_cutoff mirostat", 0),
+    **_all("tunes", "typical_p tfs_z repeat_penalty", 1),
+    **_all("tunes", "logit_bias mirostat_tau mirostat_eta repeat_last_n"),
+    **_all("tunes", "do_sample", True, False),
     # Which of several candidates is given.
-    "best_of": Field("tunes", (1,)),
-    "num_beams": Field("tunes", (1,)),
-    "use_beam_search": Field("tunes"),
-    "length_penalty": Field("tunes", (1,)),
-    "early_stopping": Field("tunes"),
+    **_all("tunes", "best_of num_beams length_penalty", 1),
+    **_all("tunes", "use_beam_search early_stopping"),
     # How long and how thorough it is.
-    "min_tokens": Field("tunes", (0,)),
-    "reasoning_effort": Field("tunes", ("none",)),
-    "verbosity": Field("tunes", ("medium",)),
+    **_all("tunes", "min_tokens", 0),
+    **_all("tunes", "reasoning_effort", "none"),
+    **_all("tunes", "verbosity", "medium"),
     # How many answers, and what is told about them.
-    "n": Field("changes", (1,)),
-    "logprobs": Field("changes", (False,)),
-    "top_logprobs": Field("changes", (0,)),
-    "prompt_logprobs": Field("changes", (0, False)),
-    "echo": Field("changes"),
+    **_all("changes", "n", 1),
+    **_all("changes", "logprobs", False),
+    **_all("changes", "top_logprobs", 0),
+    **_all("changes", "prompt_logprobs", 0, False),
+    **_all("changes", "echo"),
     # Where the answer begins and ends.
-    "ignore_eos": Field("changes"),
-    "stop_token_ids": Field("changes"),
-    "include_stop_str_in_output": Field("changes"),
-    "continue_final_message": Field("changes"),
-    "add_generation_prompt": Field("changes", (True,)),
+    **_all("changes", "ignore_eos stop_token_ids include_stop_str_in_output continue_final_message"),
+    **_all("changes", "add_generation_prompt", True),
     # What it may consist of.
-    "skip_special_tokens": Field("changes", (True,)),
-    "spaces_between_special_tokens": Field("changes", (True,)),
-    "response_format": Field("changes", ({"type": "text"},)),
-    "modalities": Field("changes", (["text"],)),
-    **_all("changes", "audio", "bad_words", "allowed_token_ids", "structured_outputs"),
-    **_all("changes", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    **_all("changes", "skip_special_tokens spaces_between_special_tokens", True),
+    **_all("changes", "response_format", {"type": "text"}),
+    **_all("changes", "modalities", ["text"]),
+    **_all("changes", "audio bad_words allowed_token_ids structured_outputs"),
+    **_all("changes", "guided_json guided_regex guided_choice guided_grammar"),
     # What the model sees and may do.
-    **_all("changes", "chat_template", "documents", "tools", "functions"),
-    "chat_template_kwargs": Field("changes", ({}, {"enable_thinking": False})),
-    "tool_choice": Field("changes", ("none", "auto")),
-    "function_call": Field("changes", ("none", "auto")),
+    **_all("changes", "chat_template documents tools functions"),
+    **_all("changes", "chat_template_kwargs", {}, {"enable_thinking": False}),
+    **_all("changes", "tool_choice function_call", "none", "auto"),
     "web_search_options": Field("changes", ()),
 }
 
@@ -103,11 +89,11 @@ def ignored_fields(given: Mapping[str, Any], lenient: bool) -> tuple[str, ...]:
         if value is None or _is_one_of(value, field.neutral if field else _EMPTY):
             continue
         if field is None and not lenient:
-            raise invalid(f"unknown field {shortened(name)}", shortened(name), "unknown_parameter")
+            raise invalid(f"unknown field {printable(name)}", printable(name), "unknown_parameter")
         if field is not None and field.effect == "changes":
-            raise invalid(f"{name}={shortened(value)} is not supported here", name, "unsupported_parameter")
+            raise invalid(f"{name}={printable(value)} is not supported here", name, "unsupported_parameter")
         if field is None or field.effect == "tunes":
-            ignored.append(shortened(name))
+            ignored.append(printable(name))
     return tuple(ignored)
 
 

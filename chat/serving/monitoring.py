@@ -91,40 +91,31 @@ class Metrics:
         """Prometheus's text format; `load` are numbers of requests that are in the house now."""
         lines: list[str] = []
 
-        def say(name: str, kind: str, what: str, values: list[str]) -> None:
-            lines.extend([f"# HELP visualchat_{name} {what}", f"# TYPE visualchat_{name} {kind}", *values])
+        def say(name: str, kind: str, what: str, values: Mapping[str, float] | Histogram) -> None:
+            """`values` by their labels."""
+            name = f"visualchat_{name}"
+            lines.extend([f"# HELP {name} {what}", f"# TYPE {name} {kind}"])
+            if isinstance(values, Histogram):
+                lines.extend(values.lines(name))
+            else:
+                lines.extend(f"{name}{labels} {value}" for labels, value in values.items())
 
+        requests = {
+            f'{{route="{route}",status="{status}"}}': count
+            for (route, status), count in sorted(self._requests.items())
+        }
         say(
-            "requests_total",
-            "counter",
-            "Requests by route and HTTP status (499: the client left).",
-            [
-                f'visualchat_requests_total{{route="{route}",status="{status}"}} {count}'
-                for (route, status), count in sorted(self._requests.items())
-            ],
+            "requests_total", "counter", "Requests by route and HTTP status (499: the client left).", requests
         )
-        say(
-            "answers_total",
-            "counter",
-            "Finished answers by finish reason.",
-            [
-                f'visualchat_answers_total{{finish_reason="{reason}"}} {self._endings[reason]}'
-                for reason in ("stop", "length")
-            ],
-        )
+        endings = {f'{{finish_reason="{each}"}}': self._endings[each] for each in ("stop", "length")}
+        say("answers_total", "counter", "Finished answers by finish reason.", endings)
         for name, what in _SUMS.items():
-            say(f"{name}_total", "counter", what, [f"visualchat_{name}_total {self._sums[name]}"])
-        for name, histogram, what in (
-            ("answer_seconds", self._durations, "Time from a request's arrival to the end of its answer."),
-            (
-                "first_piece_seconds",
-                self._first_pieces,
-                "Time from a request's arrival to the first piece of its answer.",
-            ),
-        ):
-            say(name, "histogram", what, histogram.lines(f"visualchat_{name}"))
+            say(f"{name}_total", "counter", what, {"": self._sums[name]})
+        until = "Time from a request's arrival to the"
+        say("answer_seconds", "histogram", f"{until} end of its answer.", self._durations)
+        say("first_piece_seconds", "histogram", f"{until} first piece of its answer.", self._first_pieces)
         for name, count in load.items():
-            say(f"{name}_now", "gauge", _LOAD[name], [f"visualchat_{name}_now {count}"])
+            say(f"{name}_now", "gauge", _LOAD[name], {"": count})
         return "\n".join(lines) + "\n"
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import PIL.features
 import PIL.Image
 
-from chat.loaded_images import LoadedImage, open_image
+from chat.images import LoadedImage, open_image
 from chat.remote_images import RemoteImageError, RemoteImages
+from chat.server_setup import MAX_JPEG_SCANS, Limits
 from chat.serving.errors import ApiError, invalid
-from chat.serving.limits import MAX_JPEG_SCANS, Limits
 from utils.conversation import Image, ImageError
 from utils.images import image_bytes, is_image_text
 

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from fastapi import Request
@@ -12,17 +12,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from chat.generation.sampling import Sampling
-from chat.serving.dialogue import read_dialogue
+from chat.generation.decoding import Sampling
+from chat.server_setup import CHARACTERS_PER_TOKEN, Limits
 from chat.serving.engine import Engine, Event, GenerationRequest, Job
-from chat.serving.errors import ApiError, invalid, shortened
+from chat.serving.errors import ApiError, invalid
 from chat.serving.fields import ignored_fields
-from chat.serving.limits import CHARACTERS_PER_TOKEN, Limits
 from chat.serving.monitoring import Account
 from chat.serving.pictures import Pictures, Sources
 from chat.serving.responses import DONE, Completion, event, finish_reason
-from chat.serving.schema import CompletionRequest, read_request
+from chat.serving.schema import CompletionRequest, read_dialogue, read_request
 from chat.session import ChatSession, RoundStatistics
+from utils.commands import printable
 
 _READERS = 16
 """Threads that read bodies and images; most of them wait, for the web or for their turn to decode."""
@@ -76,7 +76,7 @@ class CompletionService:
         if name != self._serving.name:
             raise ApiError(
                 404,
-                f"there is no model {shortened(name)}; this server has {self._serving.name}",
+                f"there is no model {printable(name)}; this server has {self._serving.name}",
                 "model_not_found",
                 "model",
             )
@@ -131,18 +131,11 @@ class CompletionService:
         return GenerationRequest(dialogue, self._sampling(request), length, tuple(request.stop)), request
 
     def _sampling(self, request: CompletionRequest) -> Sampling:
-        ours = self._serving.sampling
-
-        def either(asked: float | None, otherwise: float) -> float:
-            return otherwise if asked is None else asked
-
-        return Sampling(
-            temperature=either(request.temperature, ours.temperature),
-            top_p=either(request.top_p, ours.top_p),
-            top_k=max(either(request.top_k, ours.top_k), 0),  # -1: all, as 0
-            repetition_penalty=either(request.repetition_penalty, ours.repetition_penalty),
-            seed=either(request.seed, secrets.randbits(63)),
-        )
+        """The server's, in which the request's own settings take their places, and a seed."""
+        asked = request.model_dump(include={each.name for each in fields(Sampling)}, exclude_none=True)
+        if asked.get("top_k") == -1:  # all, as 0
+            asked["top_k"] = 0
+        return replace(self._serving.sampling, **{"seed": secrets.randbits(63), **asked})
 
 
 class _Answer:

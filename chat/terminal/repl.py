@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from prompt_toolkit import PromptSession
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings
+
 from chat.generation import Sampling, SamplingError
-from chat.image_paths import ImagePathError, existing_image_paths, leading_image_paths, local_path
-from chat.loaded_images import LoadedImage, open_image
+from chat.images import (
+    ImagePathError,
+    LoadedImage,
+    existing_image_paths,
+    leading_image_paths,
+    local_path,
+    open_image,
+)
 from chat.remote_images import RemoteImages
 from chat.saved_dialogues import DialogueFileError, load_dialogue, save_dialogue
 from chat.session import ChatError, ChatSession, Cost
@@ -67,15 +83,15 @@ class Repl:
 
     def handle(self, line: str) -> None:
         """Do what a line says. Raises `Leave`."""
-        try:
-            self._do(line.strip())
-        except MISTAKES as error:
-            self.screen.complain(str(error))
+        self._complaining(self._do, line.strip())
 
     def question(self, text: str) -> None:
         """Ask what may look like a command but is none."""
+        self._complaining(self.ask, text)
+
+    def _complaining(self, act: Callable[[str], None], text: str) -> None:
         try:
-            self.ask(text)
+            act(text)
         except MISTAKES as error:
             self.screen.complain(str(error))
 
@@ -274,3 +290,60 @@ COMMANDS: dict[str, Command] = {
 
 OLD_WORDS = {"clear": "/clear", "quit": "/quit", "exit": "/quit", "/exit": "/quit"}
 """Lines that mean a command though they look like a question: those of 2023."""
+
+
+class PromptInput:
+    """Typed by a person: editing, history over sessions, completion of commands and paths.
+
+    Enter sends the line; Alt-Enter starts a new one within it.
+    """
+
+    def __init__(self, history: Path | None) -> None:
+        if history is not None:
+            history.parent.mkdir(parents=True, exist_ok=True)
+            # Questions are nobody else's business.
+            os.close(os.open(history, os.O_CREAT | os.O_WRONLY, 0o600))
+        keys = KeyBindings()
+
+        @keys.add("escape", "enter")
+        @keys.add("escape", "c-j")  # the same, typed while an answer was still coming
+        def _(event) -> None:
+            event.current_buffer.insert_text("\n")
+
+        self._prompt = FormattedText([("bold ansicyan", "> ")])
+        self._session: PromptSession[str] = PromptSession(
+            history=InMemoryHistory() if history is None else FileHistory(str(history)),
+            auto_suggest=AutoSuggestFromHistory(),
+            completer=_Commands(),
+            complete_while_typing=False,
+            key_bindings=keys,
+        )
+
+    def read(self) -> str:
+        """The next line. Raises `EOFError` at Ctrl-D, `KeyboardInterrupt` where it is thrown away."""
+        line = ""
+        while not line.strip():
+            line = self._session.prompt(self._prompt)
+        return line
+
+
+class _Commands(Completer):
+    """Commands at the beginning of a line, paths behind those that take a file."""
+
+    def __init__(self) -> None:
+        helps = {name: each.help for name, each in COMMANDS.items()}
+        self._words = WordCompleter(list(COMMANDS), pattern=re.compile(r"/\w*"), meta_dict=helps)
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        name, space, rest = document.text_before_cursor.partition(" ")
+        if not space:
+            yield from self._words.get_completions(document, complete_event)
+        elif name in COMMANDS and "FILE" in COMMANDS[name].argument:
+            yield from self._paths.get_completions(Document(rest.rpartition(" ")[2]), complete_event)
+
+
+def default_history() -> Path:
+    """Where programs keep such things: https://specifications.freedesktop.org/basedir-spec"""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "visualchat" / "history"

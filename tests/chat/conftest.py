@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from chat.generation.text_stream import TextStream
+from chat.generation.decoding import TextStream
 from tests.tiny import write_clip, write_llama, write_tokenizer
 from utils.conversation import Conversation
 from utils.model import VisualChatForConditionalGeneration, VisualChatProcessor, build_visual_chat

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chat.image_paths import (
+from chat.images import (
     ImagePathError,
     existing_image_paths,
     leading_image_paths,

@@ -3,7 +3,7 @@
 import PIL.Image
 import pytest
 
-from chat.loaded_images import open_image
+from chat.images import open_image
 from utils.conversation import Image, ImageError
 
 

@@ -7,9 +7,8 @@ import PIL.Image
 import pytest
 import torch
 
+from chat.generation.decoding import EMPTY_ANSWER, Sampling, SamplingError, TokenChooser
 from chat.generation.engine import eos_token_ids
-from chat.generation.sampling import Sampling, SamplingError, TokenChooser
-from chat.generation.text_stream import EMPTY_ANSWER
 from chat.session import ChatError, ChatSession
 from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, ConversationError, ImageError, Turn

@@ -18,7 +18,7 @@ import PIL.Image
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from chat.loaded_images import open_image
+from chat.images import open_image
 from chat.page.layout import EXAMPLES, GENERAL_EXAMPLES, examples_of
 from chat.saved_dialogues import save_dialogue
 from tests.ranks import free_port

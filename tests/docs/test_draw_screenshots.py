@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from docs import draw_screenshots
-from eval.results import Row, write_results
+from eval.results import write_results
+from eval.scores import Row
 from tests.chat.conftest import base_models, build, checkpoint, model_and_processor, pictures  # noqa: F401
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

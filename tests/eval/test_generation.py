@@ -2,7 +2,7 @@
 
 import pytest
 
-from chat.generation.sampling import Sampling
+from chat.generation.decoding import Sampling
 from chat.session import ChatSession
 from eval.dialogues import EvalDataError, EvalDialogue, EvalTurn, load_dialogues
 from eval.generation import DialogueRunner, GenerationSettings

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from eval import judge
-from eval.results import Row, read_results, scores_of_rows, write_results
+from eval.results import read_results, write_results
+from eval.scores import Row, scores_of
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -73,7 +74,7 @@ def results(tmp_path):
         Row("two", "", "too long?", None, ("x",)),
     ]
     path = tmp_path / "results.json"
-    write_results(path, rows, scores_of_rows(rows), {"checkpoint": "c", "eval_data": "d"})
+    write_results(path, rows, scores_of(rows), {"checkpoint": "c", "eval_data": "d"})
     return path
 
 

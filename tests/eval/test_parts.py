@@ -11,7 +11,7 @@ import pytest
 
 from eval import batch_generation
 from eval.dialogues import EvalDialogue, EvalTurn
-from eval.parts import Parts, key_of
+from eval.generation import Parts, key_of
 
 DIALOGUES = [EvalDialogue(f"dialogue {number}", (EvalTurn("?"),) * (1 + number % 3)) for number in range(7)]
 

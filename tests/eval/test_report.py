@@ -13,7 +13,8 @@ from playwright.sync_api import sync_playwright
 
 from eval import report
 from eval.dialogues import load_dialogues
-from eval.results import Row, rows_of, scores_of_rows, write_results
+from eval.results import rows_of, write_results
+from eval.scores import Row, scores_of
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def results(tmp_path):
     def write(name: str, checkpoint: str, data: str, content: list[Row]) -> str:
         path = tmp_path / f"{name}.json"
         settings = {"checkpoint": f"/runs/{checkpoint}/final", "eval_data": f"sets/{data}.json"}
-        write_results(path, content, scores_of_rows(content), settings)
+        write_results(path, content, scores_of(content), settings)
         return str(path)
 
     free = [Row("free", "gone.png", "describe it.", "a & b", images=(str(tmp_path / "gone.png"),))]

@@ -4,14 +4,19 @@ import random
 
 import pytest
 
-from eval.scores import Scored, accuracy_interval, scores_of
+from eval.scores import Row, accuracy_interval, scores_of
+
+
+def row(answer, references, kind="", images=0, dialogue=""):
+    return Row(dialogue, "", "what?", answer, references, kind, images_so_far=images)
+
 
 ANSWERS = [
-    Scored("red", ("Red",), "colour", 1, "first"),
-    Scored("red", ("blue",), "colour", 2, "first"),
-    Scored("blue", ("the blue",), "colour", 1, "second"),
-    Scored("2", ("two",), "count", 2, "second"),
-    Scored("3", ("two",), "count", 2, "third"),
+    row("red", ("Red",), "colour", 1, "first"),
+    row("red", ("blue",), "colour", 2, "first"),
+    row("blue", ("the blue",), "colour", 1, "second"),
+    row("2", ("two",), "count", 2, "second"),
+    row("3", ("two",), "count", 2, "third"),
 ]
 
 
@@ -29,12 +34,12 @@ def test_by_kind_and_by_images_with_the_majority_beside_them():
 
 
 def test_one_kind_names_its_majority_and_nothing_has_no_score():
-    assert scores_of([Scored("x", ("y",))]).overall.majority_answer == "y"
+    assert scores_of([row("x", ("y",))]).overall.majority_answer == "y"
     assert scores_of([]) is None
 
 
 def test_sentences_are_compared_by_their_words():
-    overlap = scores_of([Scored("a dog in the park", ("A dog in the park.",))]).overall.overlap
+    overlap = scores_of([row("a dog in the park", ("A dog in the park.",))]).overall.overlap
     assert overlap.rouge_l == 1
 
 

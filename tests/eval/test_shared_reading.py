@@ -2,7 +2,7 @@
 
 import pytest
 
-from chat.image_kv.attention import CachedImageKV
+from chat.image_kv.encoder import CachedImageKV
 from chat.image_kv.store import ImageStore
 from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings

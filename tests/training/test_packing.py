@@ -11,8 +11,7 @@ import torch
 from training.loaders import GlobalBatchSampler
 from training.metrics.throughput import ThroughputMeter
 from utils.data import Batch, Collator, EncodedDataset, build_dataset
-from utils.data.batching.lengths import measure
-from utils.data.batching.packing import PackedDataset
+from utils.data.batching.packing import PackedDataset, measure
 from utils.model.building import build_visual_chat
 
 LENGTH = 256

@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, CLIPImageProcessor
 
 from chat.arguments import add_checkpoint_arguments, load_named_checkpoint
-from chat.image_kv.fingerprint import image_fingerprint
+from chat.image_kv.store import image_fingerprint
 from chat.session import ChatSession
 from tests.test_docs import python_blocks
 from training.memory.named_models import encoder_config

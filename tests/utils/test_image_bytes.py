@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from chat.server_setup import Limits
 from chat.serving.errors import ApiError
-from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
 from utils.conversation import ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom

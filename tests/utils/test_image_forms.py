@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from chat.loaded_images import open_image
-from chat.serving.limits import Limits
+from chat.images import open_image
+from chat.server_setup import Limits
 from chat.serving.pictures import Pictures, Sources
 from utils import images as images_module
 from utils.conversation import Image, ImageError

@@ -15,7 +15,7 @@ from training.extension import Extension, Prepared
 from utils.atomic import atomic_write
 from utils.data import EncodedDataset, PackedDataset
 from utils.data.bad_records import BadRecord
-from utils.data.mixing.selection import RecordCounts
+from utils.data.mixing.index import RecordCounts
 from utils.distributed import is_main_process
 
 _MOST_BAD = 1000  # listed on the page; all are in the file

@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from utils.data.bad_records import BadDataError, BadRecord, BadRecords
-    from utils.data.batching.collator import Collator
+    from utils.data.batching.batch import IGNORED_LABEL, Batch, Collator, Sample
     from utils.data.batching.encode import CutCount, EncodedDataset
     from utils.data.batching.packing import PackedDataset
-    from utils.data.batching.sample import IGNORED_LABEL, Batch, Sample
     from utils.data.mixing.mixture import Mixture, build_dataset, split_dataset
     from utils.data.registry import DATASETS, register_dataset
     from utils.data.spec import DataError
 
 _PLACES = {
     "bad_records": ("BadDataError", "BadRecord", "BadRecords"),
-    "batching.collator": ("Collator",),
     "batching.encode": ("CutCount", "EncodedDataset"),
     "batching.packing": ("PackedDataset",),
-    "batching.sample": ("IGNORED_LABEL", "Batch", "Sample"),
+    "batching.batch": ("IGNORED_LABEL", "Batch", "Collator", "Sample"),
     "mixing.mixture": ("Mixture", "build_dataset", "split_dataset"),
     "registry": ("DATASETS", "register_dataset"),
     "spec": ("DataError",),

@@ -87,9 +87,13 @@ class BadRecord:
 
     @classmethod
     def of(cls, place: RecordPlace, error: Exception) -> "BadRecord":
-        """From the error that reading the record raised; its place is not repeated in the reason."""
-        reason = " ".join(str(error).split())
-        return cls(place, shortened(reason.removeprefix(f"{place}: "), _LONGEST_REASON))
+        """From the error that reading the record raised."""
+        return cls(place, reason_of(error, place))
+
+
+def reason_of(error: Exception, place: object) -> str:
+    """An error as one line, cut where it is long; the place that it may begin with is not repeated."""
+    return shortened(" ".join(str(error).split()).removeprefix(f"{place}: "), _LONGEST_REASON)
 
 
 class BadRecords:

@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils.data.adapters.blend import llava_otter_blend, pairs_with_partners
 from utils.data.adapters.captions import coco_caption, minigpt4
 from utils.data.adapters.custom import custom
 from utils.data.adapters.llava import llava, llava_dial
 from utils.data.adapters.mimicit import (
+    llava_otter_blend,
     otter_mimicit,
     otter_mimicit_cgd,
+    pairs_with_partners,
     related_instructions,
     stored_image_ids,
 )
 from utils.data.adapters.sparkles import sparkles_dialogue
 from utils.data.adapters.vqa import aokvqa, ocr_vqa
-from utils.data.readers.file_signatures import parquet_files
+from utils.data.readers.json_stream import parquet_files
 from utils.data.spec import DataError, DatasetSpec, Part
 
 _COCO = "http://images.cocodataset.org/zips"

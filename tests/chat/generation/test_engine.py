@@ -8,7 +8,7 @@ import torch
 
 from chat.generation import Answer, Generator, Prompt, Request, Sampling
 from chat.image_kv.store import ImageStore
-from chat.loaded_images import LoadedImage, open_image
+from chat.images import LoadedImage, open_image
 from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, Turn
 from utils.model import build_visual_chat

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from chat.generation.prefix_cache import PrefixCache
+from chat.generation.engine import PrefixCache
 from chat.generation.reading import Prompt, WholeDialogues
-from chat.loaded_images import LoadedImage
+from chat.images import LoadedImage
 
 IMAGE = 99  # the id of image tokens; two of them stand for an image
 A, B, C = (LoadedImage(name.encode(), name) for name in "abc")

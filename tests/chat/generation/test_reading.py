@@ -8,7 +8,7 @@ import torch
 
 from chat.generation.reading import Prompt, Reading, WholeDialogues
 from chat.image_kv.store import ImageStore
-from chat.loaded_images import LoadedImage, open_image
+from chat.images import LoadedImage, open_image
 from chat.session import ChatSession
 from tests.chat.conftest import generated_answer
 from utils.conversation import Conversation, Turn

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chat.generation.text_stream import TextStream
+from chat.generation.decoding import TextStream
 from tests.chat.conftest import decoded_answer
 
 

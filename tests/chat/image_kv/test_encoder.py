@@ -13,9 +13,8 @@ from transformers import (
 )
 
 import utils.model  # noqa: F401 (registers the attention)
-from chat.generation.growing_cache import growing_cache
-from chat.image_kv.attention import CachedImageKV, SharedImages, causal_mask
-from chat.image_kv.encoder import CannotReuseKV, ImageKVEncoder
+from chat.generation.reading import growing_cache
+from chat.image_kv.encoder import CachedImageKV, CannotReuseKV, ImageKVEncoder, SharedImages, causal_mask
 from utils.model.computed_rows import ROWS, ComputedRows, picks_rows, text_rows
 from utils.model.configuration_visual_chat import IMAGE_LAYERS
 from utils.model.mmca_layout import NO_MASK

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from chat.image_kv.encoder import CannotReuseKV, ImageKV
-from chat.image_kv.fingerprint import image_fingerprint
-from chat.image_kv.store import ImageStore
+from chat.image_kv.store import ImageStore, image_fingerprint
 from chat.image_kv.tiers import ImageKVTiers
+from chat.images import LoadedImage, open_image
 from chat.limits import StoreLimits
-from chat.loaded_images import LoadedImage, open_image
 from chat.session import ChatSession
 from utils.model.checkpoint import load_checkpoint, save_full
 

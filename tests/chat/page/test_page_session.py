@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from chat.generation.sampling import Sampling
+from chat.generation.decoding import Sampling
 from chat.page.layout import chat_messages
 from chat.page.page_session import STOPPED, AnswerSettings, PageSession, SharedEngine
+from chat.server_setup import Limits
 from chat.serving.engine import Engine
 from chat.serving.errors import ApiError
-from chat.serving.limits import Limits
 from chat.serving.pictures import Pictures, Sources
 from chat.session import ChatSession
 

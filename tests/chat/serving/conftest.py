@@ -21,9 +21,9 @@ import PIL.Image
 import pytest
 import uvicorn
 
-from chat.generation.sampling import Sampling
+from chat.generation.decoding import Sampling
+from chat.server_setup import Limits
 from chat.serving.app import build_app
-from chat.serving.limits import Limits
 from chat.serving.pictures import Sources
 from chat.serving.service import Serving
 from chat.session import ChatSession

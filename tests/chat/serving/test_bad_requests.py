@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from chat.serving.limits import Limits
+from chat.server_setup import Limits
 from tests.chat.serving.conftest import GOLDEN, Server, assert_error, assistant, data_url, png, user
 
 JSON = {"Content-Type": "application/json"}

@@ -7,7 +7,7 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 
-from chat.generation.sampling import Sampling
+from chat.generation.decoding import Sampling
 from chat.session import ChatSession
 from tests.chat.serving.conftest import GOLDEN, LENGTH, assert_error, assistant, data_url, png, user
 

@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 
 from chat.remote_images import RemoteImageError, RemoteImages
-from chat.serving.limits import MEBIBYTE, Limits
+from chat.server_setup import MEBIBYTE, Limits
 from chat.serving.pictures import Sources
 from tests.chat.serving.conftest import GOLDEN, Server, assert_error, data_url, png, user
 

@@ -14,7 +14,7 @@ import PIL.features
 import PIL.Image
 import pytest
 
-from chat.serving.limits import Limits
+from chat.server_setup import Limits
 from chat.session import ChatSession
 from tests.chat.serving.conftest import Server, assert_error, assistant, data_url, logged, png, user
 from utils.conversation import Image, Turn

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from chat.generation import Generator, Sampling
-from chat.serving.limits import Limits
+from chat.server_setup import Limits
 from chat.session import ChatSession
 from tests.chat.serving.conftest import GOLDEN, LENGTH, Server, assert_error, assistant, data_url, png, user
 from utils.conversation import Image, Turn

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from utils.conversation import Conversation, ConversationError, Image, ImageError, Turn, join
 from utils.data.bad_records import BadRecord, RecordPlace, SourceRecord
-from utils.data.batching.sample import IGNORED_LABEL, Sample
+from utils.data.batching.batch import IGNORED_LABEL, Sample
+from utils.data.mixing.mixture import Mixture
 from utils.data.spec import DataError
 from utils.data.workers import parallel_map
 
@@ -26,24 +27,6 @@ class ImageFeatures(Protocol):
     """Features of images, computed earlier; see `picture_features.FeatureStore`."""
 
     def of(self, images: Sequence[Any]) -> torch.Tensor: ...
-
-
-@runtime_checkable
-class KnowsRecords(Protocol):
-    """What a mixture knows of its conversations (`mixing.mixture`): the records that each is joined of."""
-
-    def __getitem__(self, index: int) -> Conversation: ...
-
-    def places_of(self, index: int) -> list[RecordPlace]: ...
-
-    def records_of(self, index: int) -> list[SourceRecord]: ...
-
-    def set_epoch(self, epoch: int) -> None: ...
-
-    @property
-    def num_sources(self) -> int: ...
-
-    def source(self, number: int) -> Conversation: ...
 
 
 class ConversationEncoder(Protocol):
@@ -93,7 +76,7 @@ class EncodedDataset(Dataset):
 
         `features`: read in the place of pixels; then no image is decoded.
         """
-        assert on_bad == "raise" or isinstance(conversations, KnowsRecords), (
+        assert on_bad == "raise" or isinstance(conversations, Mixture), (
             "only a mixture knows its records one by one"
         )
         self.conversations = conversations
@@ -113,7 +96,7 @@ class EncodedDataset(Dataset):
         which is not raised where `on_bad` is "skip".
         """
         conversations = self.conversations
-        if self.on_bad == "raise" or not isinstance(conversations, KnowsRecords):
+        if self.on_bad == "raise" or not isinstance(conversations, Mixture):
             return self.encode(conversations[index])
         try:
             return self.encode(conversations[index], conversations.places_of(index))
@@ -171,7 +154,7 @@ class EncodedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to conversations that are joined anew in each."""
-        if isinstance(self.conversations, KnowsRecords):
+        if isinstance(self.conversations, Mixture):
             self.conversations.set_epoch(epoch)
 
     def without_pixels(self, epoch: int) -> "EncodedDataset":
@@ -188,7 +171,7 @@ class EncodedDataset(Dataset):
     @property
     def fingerprint(self) -> str | None:
         """The same where the token ids of all samples are; None where they are of no mixture."""
-        if not isinstance(self.conversations, KnowsRecords):
+        if not isinstance(self.conversations, Mixture):
             return None
         parts = [self.conversations.fingerprint, self.processor.text_fingerprint, str(self.max_seq_len)]
         parts += [self._image_sizes] if self._image_sizes else []
@@ -197,7 +180,7 @@ class EncodedDataset(Dataset):
     @cached_property
     def _image_sizes(self) -> str:
         """A digest of the images' sizes where tiles depend on them; "" where there are none, and no image is read."""
-        if self.processor.tiles == 1 or not isinstance(self.conversations, KnowsRecords):
+        if self.processor.tiles == 1 or not isinstance(self.conversations, Mixture):
             return ""
         digest = hashlib.sha256()
         for sizes in parallel_map(_ImageSizes(self.conversations), "reading the sizes of images"):
@@ -259,7 +242,7 @@ class EncodedDataset(Dataset):
 class _ImageSizes(Dataset):
     """Width and height of the images of each record; None of one that cannot be read."""
 
-    def __init__(self, part: KnowsRecords) -> None:
+    def __init__(self, part: Mixture) -> None:
         self.part = part
 
     def __len__(self) -> int:

@@ -28,10 +28,8 @@ from utils.data.spec import (
 )
 
 _DIGEST = "sha256"
-_CHUNK, _MOST_CHUNKS = (
-    1 << 20,
-    1024,
-)  # bytes; of files above 1 GB so many chunks, evenly spread, stand for all
+_CHUNK = 1 << 20  # bytes
+_MOST_CHUNKS = 1024  # of larger files so many, evenly spread, stand for all
 
 
 class DatasetRecords:
@@ -76,13 +74,12 @@ class DatasetRecords:
 
     def place(self, index: int) -> RecordPlace:
         """Where record `index` is to be found."""
-        index = int(index)
-        file = self._file(index)
-        return RecordPlace(self.spec.name, self.spec.annotations[file].path, index - self._first[file])
+        file, number = self._find(index)
+        return RecordPlace(self.spec.name, self.spec.annotations[file].path, number)
 
     def record(self, members: Sequence[int], rng: np.random.Generator) -> RawRecord:
         """The first of `members` as an adapter gets it, the others as its `related`."""
-        first, *related = [self._raw(index, self._fields(index), rng) for index in members]
+        first, *related = [self._raw(index, rng) for index in members]
         return replace(first, related=tuple(related)) if related else first
 
     def rng(self, seed: int, epoch: int, conversation: int) -> np.random.Generator:
@@ -111,15 +108,14 @@ class DatasetRecords:
             bad.add(BadRecord(RecordPlace(self.spec.name, part.path, None), str(error)))
             return []
 
-    def _file(self, index: int) -> int:
-        return bisect_right(self._first, index) - 1
+    def _find(self, index: int) -> tuple[int, int]:
+        """The file of a record, and its number there."""
+        file = bisect_right(self._first, index) - 1
+        return file, int(index) - self._first[file]
 
-    def _fields(self, index: int) -> dict[str, Any]:
-        file = self._file(index)
-        return self.files[file][index - self._first[file]]
-
-    def _raw(self, index: int, fields: dict[str, Any], rng: np.random.Generator) -> RawRecord:
-        return RawRecord(fields, str(self.place(index)), self.places, rng, self._file(index))
+    def _raw(self, index: int, rng: np.random.Generator) -> RawRecord:
+        file, number = self._find(index)
+        return RawRecord(self.files[file][number], str(self.place(index)), self.places, rng, file)
 
 
 def _write_digest(files: Sequence[Path], folder: Path) -> None:

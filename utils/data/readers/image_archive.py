@@ -10,8 +10,8 @@ their ids in a sorted array on the disk: no dictionary of millions in every proc
 import json
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ import pyarrow as pa
 from utils.commands import byte_bar
 from utils.conversation import ImageError
 from utils.data.readers.annotations import ARCHIVE, register_reader
-from utils.data.readers.arrow_file import ArrowRows, RowWriter
-from utils.data.readers.conversion_cache import Source, cached, in_units
+from utils.data.readers.conversion_cache import ArrowRows, RowWriter, Source, cached, in_units
 from utils.data.readers.json_stream import JsonStream
 from utils.data.readers.parquet import PictureTable, TablePictures, table_entries
 from utils.data.spec import DataError
@@ -120,17 +119,15 @@ class ImageArchive(Mapping[str, bytes]):
     `ImageError` for one whose entry is no picture; `notes` names such ids.
     """
 
-    def __init__(
-        self, path: Path, folder: Path, open_pictures: Callable[[ArrowRows], Callable[[int], bytes]]
-    ) -> None:
-        """Use `open_image_archive`. `folder` is the cache's entry for the file `path`; the other gives what reads the
-        encoded picture of a row, and raises `ValueError` where there is none.
+    def __init__(self, path: Path, folder: Path, shards: Sequence[Path] = ()) -> None:
+        """Use `open_image_archive`. `folder` is the cache's entry for the file `path`; the images are in it, or stay in
+        the parquet files `shards`.
         """
         self.path = path
-        self._opening = (path, folder, open_pictures)
+        self._opening = (path, folder, shards)
         self._rows = ArrowRows(folder / _ROWS)
         self._index = IdIndex.open(folder / _INDEX, partial(self._rows.cell, column="id"))
-        self._picture = open_pictures(self._rows)
+        self._tables = TablePictures([PictureTable(shard) for shard in shards]) if shards else None
         self.notes: tuple[str, ...] = tuple(json.loads((folder / _NOTES).read_text()))
 
     def __reduce__(self) -> tuple[type["ImageArchive"], tuple[Any, ...]]:
@@ -154,6 +151,14 @@ class ImageArchive(Mapping[str, bytes]):
         except ValueError as error:
             raise ImageError(f"{self.path}#{name}: {error}") from error
 
+    def _picture(self, row: int) -> bytes:
+        """The encoded image of a row; raises `ValueError` where there is none."""
+        if self._tables is not None:
+            return self._tables.picture(row)
+        if (problem := self._rows.cell(row, "problem")) is not None:
+            raise ValueError(problem)
+        return self._rows.cell(row, "picture")
+
 
 def open_image_archive(path: Path) -> ImageArchive:
     """The pictures of a JSON object `{id: base64}`, of a parquet file with ids and pictures, or of a folder of
@@ -169,36 +174,17 @@ def open_image_archive(path: Path) -> ImageArchive:
     shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not shards:
         raise DataError(f"{path} holds no .parquet file; fetch them again, or name one file")
+    source = Source(path, tuple(shards))
     if shards[0].suffix != ".parquet":
-        folder = cached(
-            Source(path, (path,)), "pictures", partial(_convert, _json_entries(path), path), share=0.8
-        )
-        return ImageArchive(path, folder, _open_stored)
+        write = partial(_convert, _json_entries(path), path)
+        return ImageArchive(path, cached(source, "pictures", write, share=0.8))
     tables = [PictureTable(shard) for shard in shards]
     groups = [group for table in tables for group in table.parquet.row_groups]
     if max((group.total_byte_size for group in groups), default=0) <= _DIRECT_AT_MOST:
-        source = Source(path, tuple(shards), "ids")
-        folder = cached(source, "pictures", partial(_index_ids, tables, path), share=0.1)
-        return ImageArchive(path, folder, partial(_open_tables, tuple(shards)))
-    source = Source(path, tuple(shards))
-    folder = cached(source, "pictures", partial(_convert, table_entries(tables), path))
-    return ImageArchive(path, folder, _open_stored)
-
-
-def _open_stored(rows: ArrowRows) -> Callable[[int], bytes]:
-    return partial(_stored_picture, rows)
-
-
-def _stored_picture(rows: ArrowRows, row: int) -> bytes:
-    """A picture in a row of the cache's own file."""
-    problem = rows.cell(row, "problem")
-    if problem is not None:
-        raise ValueError(problem)
-    return rows.cell(row, "picture")
-
-
-def _open_tables(shards: tuple[Path, ...], rows: ArrowRows) -> Callable[[int], bytes]:
-    return TablePictures([PictureTable(shard) for shard in shards]).picture
+        source, write = replace(source, variant="ids"), partial(_index_ids, tables, path)
+        return ImageArchive(path, cached(source, "pictures", write, share=0.1), source.files)
+    write = partial(_convert, table_entries(tables), path)
+    return ImageArchive(path, cached(source, "pictures", write))
 
 
 def _json_entries(path: Path) -> Iterable[tuple[str, Any]]:

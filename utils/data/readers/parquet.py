@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.commands import byte_bar
-from utils.data.readers.annotations import PARQUET, RECORDS, Records, register_reader
-from utils.data.readers.arrow_file import ArrowRows, RowWriter
-from utils.data.readers.conversion_cache import Source, cached
-from utils.data.readers.file_signatures import FETCH, REWRITE, parquet_files
+from utils.data.readers.annotations import PARQUET, RECORDS, register_reader
+from utils.data.readers.conversion_cache import ArrowRows, RowWriter, Source, cached
+from utils.data.readers.json_stream import FETCH, REWRITE, parquet_files
 from utils.data.spec import DataError
 from utils.images import image_bytes
 
@@ -124,7 +123,7 @@ class TablePictures:
         return table.parquet.row_group(group, table.picture_column)
 
 
-def open_parquet(path: Path, is_own: bool) -> Records:
+def open_parquet(path: Path, is_own: bool) -> ArrowRows:
     """The records of a parquet file, or of all those in a folder."""
     remedy = REWRITE if is_own else FETCH
     shards = [ParquetSource(shard, remedy) for shard in (parquet_files(path) if path.is_dir() else [path])]
@@ -143,7 +142,7 @@ def open_parquet(path: Path, is_own: bool) -> Records:
                 advance(batch.nbytes)
 
     source = Source(path, tuple(shard.path for shard in shards))
-    return Records(ArrowRows(cached(source, "records", write, share=size / source.size) / RECORDS))
+    return ArrowRows(cached(source, "records", write, share=size / source.size) / RECORDS)
 
 
 register_reader(PARQUET, open_parquet)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils.conversation import Conversation
-from utils.data.adapters.blend import llava_otter_blend, pairs_with_partners
+from utils.data.adapters.mimicit import llava_otter_blend, pairs_with_partners
 from utils.data.spec import LeftOut, RawRecord
 
 COCO = Path("coco")

@@ -8,8 +8,8 @@ import pytest
 
 from utils.data import EncodedDataset, build_dataset
 from utils.data import workers as workers_module
-from utils.data.batching import lengths
-from utils.data.batching.lengths import measure
+from utils.data.batching import packing
+from utils.data.batching.packing import measure
 from utils.data.mixing.mixture import Mixture
 from utils.model.processing_visual_chat import VisualChatProcessor
 
@@ -45,8 +45,8 @@ def test_they_are_counted_once(
     processor: VisualChatProcessor, mixture: Mixture, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = []
-    count = lengths._count
-    monkeypatch.setattr(lengths, "_count", lambda sketch: counted.append(1) or count(sketch))
+    count = packing._count
+    monkeypatch.setattr(packing, "_count", lambda sketch: counted.append(1) or count(sketch))
 
     def dataset(length: int = 150) -> EncodedDataset:
         return EncodedDataset(mixture, processor, length, on_bad="skip")
@@ -66,7 +66,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     sketch = EncodedDataset(mixture, processor, 150, on_bad="skip").without_pixels(0)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(lengths.DataError, match="--data_cache_path"):
+    with pytest.raises(packing.DataError, match="--data_cache_path"):
         measure(sketch)
 
 

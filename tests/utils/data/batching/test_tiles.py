@@ -9,8 +9,7 @@ import pytest
 
 from utils.conversation import Conversation, Image, Turn
 from utils.data import EncodedDataset, build_dataset
-from utils.data.batching.lengths import measure
-from utils.data.batching.packing import PackedDataset
+from utils.data.batching.packing import PackedDataset, measure
 from utils.data.batching.vision_feature_cache import image_key
 from utils.data.spec import DataError
 from utils.model.processing_visual_chat import VisualChatProcessor

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.conversation import Conversation, ConversationError, Image, Turn, join
-from utils.data.mixing.epoch_plan import group, refill, visit
+from utils.data.mixing.mixture import group, refill, visit
 
 sizes = st.sampled_from([0, 1, 2]) | st.integers(3, 400)
 seeds = st.integers(0, 2**32)

@@ -1,16 +1,78 @@
-"""Image paths as people write them on one line: separated by spaces, quoted where they hold spaces.
+"""Images of a dialogue: read and found whole, to stay as they were whatever becomes of their files; and their paths.
 
-A path may also be a `file://` address, as file managers copy it (RFC 8089): percent-encoded, of this machine.
+People write paths on one line, separated by spaces, quoted where they hold spaces. A path may also be a `file://`
+address, as file managers copy it (RFC 8089): percent-encoded, of this machine.
 """
 
+import hashlib
 import os
 import re
 import shlex
 import socket
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote
 
+import numpy as np
 import PIL.Image
+
+from utils.conversation import Image
+from utils.images import encoded_bytes
+
+
+class View(Protocol):
+    """What the encoder is shown: an image that was read, or a tile of one, as the processor's `views` makes them."""
+
+    @property
+    def digest(self) -> str:
+        """The same for views that are the same."""
+
+    def open(self) -> PIL.Image.Image: ...
+
+    def pixels(self, least_side: int) -> tuple[np.ndarray, tuple[int, int]]: ...
+
+
+ImageSource = str | Path | bytes | PIL.Image.Image | Image
+
+
+@dataclass(frozen=True)
+class LoadedImage(Image):
+    """An image whose source is in memory and decodes without damage; made by `open_image`.
+
+    It keeps a file's encoded bytes, not its pixels: a photograph takes a tenth of the memory, and is decoded
+    for the model as training and evaluation do it.
+    """
+
+    source: bytes | PIL.Image.Image
+    size: tuple[int, int] = (0, 0)  # width and height in pixels, upright
+
+    __hash__ = Image.__hash__
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for images that are the same, byte for byte."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        size = f"{self.source.mode} {self.source.size}".encode()
+        return hashlib.sha256(size + self.source.tobytes()).hexdigest()
+
+
+def open_image(image: ImageSource) -> LoadedImage:
+    """Read an image now and decode it once, to know that it can be; one that was opened before is kept.
+
+    Raises `ImageError` for one that cannot be read.
+    """
+    if isinstance(image, LoadedImage):
+        return image
+    lazy = image if isinstance(image, Image) else Image(image)
+    source, name = lazy.source, lazy.name
+    if not isinstance(source, PIL.Image.Image):
+        source = encoded_bytes(source, name)
+    picture = Image(source, name).open()
+    return LoadedImage(source if isinstance(source, bytes) else picture, name, picture.size)
+
 
 NO_IMAGE = ("", "na", "none")
 """What stands for "no new image" where paths are asked for; compared without case."""
