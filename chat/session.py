@@ -22,8 +22,7 @@ from chat.generation import (
 )
 from chat.images import ImageSource, LoadedImage, open_image
 from chat.limits import MAX_IMAGES, MAX_NEW_TOKENS, MAX_SEQ_LEN
-from utils.context_length import longest_dialogue
-from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.conversation import Conversation, ConversationError, Image, Turn, longest_dialogue
 from utils.hub import checkpoint_folder
 
 

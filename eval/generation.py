@@ -33,8 +33,7 @@ from chat.images import LoadedImage, open_image
 from eval.dialogues import BadDialogue, EvalDataError, EvalDialogue, EvalSet
 from utils import distributed
 from utils.atomic import atomic_write
-from utils.context_length import longest_dialogue
-from utils.conversation import Conversation, Image, ImageError, Turn
+from utils.conversation import Conversation, Image, ImageError, Turn, longest_dialogue
 
 History = Literal["generated", "reference"]
 

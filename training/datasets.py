@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from training.arguments import DataArguments
 from training.arguments.model_and_data import images_per_row
-from utils.context_length import longest_dialogue
+from utils.conversation import longest_dialogue
 from utils.data import BadRecords, EncodedDataset, Mixture, PackedDataset, build_dataset, split_dataset
 from utils.data.bad_records import BAD_SAMPLES
 from utils.data.batching.encode import ImageFeatures

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 
 from utils.images import EncodedPicture, ImageError, Source, read_picture, read_pixels, read_size, shortened
 
-__all__ = ["Conversation", "ConversationError", "EncodedPicture", "Image", "ImageError", "Turn", "join"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class ConversationError(ValueError):
@@ -202,3 +203,22 @@ def join(conversations: Sequence[Conversation]) -> Conversation:
         source=" + ".join(conversation.source for conversation in conversations),
         system=first.system,
     )
+
+
+def longest_dialogue(config: "PreTrainedConfig", max_seq_len: int) -> int:
+    """How many tokens a dialogue may have: `max_seq_len`, or the decoder's positions where they are fewer.
+
+    config: the decoder's, or that of a model that holds it. Rotations that are stretched by a factor (linear,
+    dynamic, YaRN) reach so many times farther than the positions that they were trained with.
+    """
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions:
+        return max_seq_len
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in rope.values() if isinstance(each, dict)] or [rope]  # one for each kind of layer
+    stretched = [
+        int((each.get("original_max_position_embeddings") or positions) * (each.get("factor") or 1))
+        for each in kinds
+    ]
+    return min(max_seq_len, max(positions, *stretched))

@@ -24,7 +24,7 @@ from chat.image_kv.reading import CachedImageReading, Found
 from chat.image_kv.tiers import ImageKVFiles, ImageKVTiers
 from chat.images import View
 from chat.limits import StoreLimits
-from utils.context_length import longest_dialogue
+from utils.conversation import longest_dialogue
 from utils.distributed import get_logger
 from utils.plugins import code_of
 

@@ -20,8 +20,7 @@ from eval.dialogues import EvalDialogue, EvalTurn
 from eval.generation import DialogueRunner, GenerationSettings
 from training.arguments import DataArguments
 from training.datasets import bad_records, longest_conversation, make_rows, read_parts
-from utils.context_length import longest_dialogue
-from utils.conversation import Conversation, Turn
+from utils.conversation import Conversation, Turn, longest_dialogue
 
 POSITIONS = 200
 SHORT, LONG = "What is it?", "What is it? " * POSITIONS
