@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             results = [output / "before", output / "evaluation"]
             for checkpoint, result in zip((output / "untrained", final), results, strict=True):
                 of_what = ("--checkpoint_path", checkpoint, "--eval_data", made.held_out)
-                how = ("--output_filename", result, "--batch_size", "50", "--max_new_tokens", "8")
+                how = ("--output_filename", result, "--batch_size", "50", "--max_new_tokens", "24")
                 _module("eval.batch_generation", *of_what, *how)
             names = ("--names", "before", "after", "--output", output / "evaluation.html")
             _module("eval.report", *(each.with_suffix(".json") for each in results), *names)
@@ -127,7 +127,7 @@ def hold_dialogue(checkpoint: Path, held_out: Path) -> None:
     from eval.dialogues import load_dialogues
 
     dialogues = load_dialogues(held_out)
-    session = ChatSession.from_pretrained(checkpoint, max_new_tokens=8)
+    session = ChatSession.from_pretrained(checkpoint, max_new_tokens=24)
     for turn in next((each for each in dialogues if each.images == 3), dialogues[0]).turns:
         for number, image in enumerate(turn.images, len(session.images) + 1):
             console.print(f"  [dim]image {number}: {_shown(image.source)}[/dim]")

@@ -1,35 +1,48 @@
 """Questions about one or several images of things, in dialogues of several rounds, with the answers.
 
-Each kind of question has answers that are about equally frequent, so that guessing the commonest is of little use:
+Where an answer follows from what images show, the answer says that first:
 
     name     What does Image 2 show?                                  tiger
-    exists   Does Image 1 show the tiger?                             yes, no
+    exists   Does Image 1 show the tiger?                             bear: no
     which    Which image shows the tiger?                             Image 2
-    same     Do Image 1 and Image 3 show the same thing?              yes, no
-    count    How many images show the tiger?                          none, one, two, three, ...
-    odd      Which image is the odd one out?                          Image 2, none
-    match    Which other image shows what Image 1 shows?              Image 3, none
+    same     Do Image 1 and Image 3 show the same thing?              bear, tiger: no
+    count    How many images show the tiger?                          bear, tiger, tiger: two
+    odd      Which image is the odd one out?                          bear, tiger, tiger: bear in Image 1
+    match    Which other image shows what Image 2 shows?              tiger: Image 3
 
-The last binds two images: what the first shows has to be found before the other can be looked for.
+What follows the colon is about equally frequent for each of a kind, so that guessing the commonest is of little use. It
+can be "none" for the last three. The last binds two images: what the first shows has to be found before the other can
+be looked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _NONE = "none"
+_Made = tuple[str, str, str]
+"""Question, answer, and what that follows from."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """A question, its answer and kind; `new` are the things of the images that it brings."""
+    """A question, its answer and kind; `new` are the things of the images that it brings.
+
+    `seen` are words about what images show, from which the answer follows.
+    """
 
     question: str
     answer: str
     kind: str
     new: tuple[str, ...] = ()
+    seen: str = ""
+
+    @property
+    def explained(self) -> str:
+        """The answer after what it follows from."""
+        return f"{self.seen} {self.answer}".lstrip()
 
 
 def make_dialogue(
@@ -48,7 +61,8 @@ def make_dialogue(
             known = images if place == rounds - 1 else min(known + 1, images)
         made = _question(rng, shown[:known], things, kinds or tuple(KINDS), {each.question for each in asked})
         if made is not None:
-            asked.append(Round(*made, tuple(shown[before:known])))
+            kind, (question, answer, seen) = made
+            asked.append(Round(question, answer, kind, tuple(shown[before:known]), seen))
             before = known
     return asked
 
@@ -59,15 +73,15 @@ def _question(
     things: Sequence[str],
     kinds: Sequence[str],
     asked: set[str],
-) -> tuple[str, str, str] | None:
-    """Question, answer and kind, a question that is not among those `asked`; None where there is none."""
+) -> tuple[str, tuple[str, str, str]] | None:
+    """Kind, and what that makes, a question that is not among those `asked`; None where there is none."""
     possible = [kind for kind in kinds if len(shown) >= _LEAST[kind]]
     weights = np.array([_WEIGHTS[kind] for kind in possible], float)
     for _ in range(50):
         kind = str(rng.choice(possible, p=weights / weights.sum())) if possible else "name"
         made = KINDS[kind](rng, shown, things)
         if made is not None and made[0] not in asked:
-            return *made, kind
+            return kind, made
     return None
 
 
@@ -92,12 +106,16 @@ def _other(rng: np.random.Generator, things: Sequence[str], than: Sequence[str])
     return str(rng.choice([thing for thing in things if thing not in than]))
 
 
-def _name(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> tuple[str, str]:
+def _seen(things: Iterable[str]) -> str:
+    return f"{', '.join(things)}:"
+
+
+def _name(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made:
     place = _image(rng, shown)
-    return f"What does {_called(place)} show?", shown[place]
+    return f"What does {_called(place)} show?", shown[place], ""
 
 
-def _exists(rng: np.random.Generator, shown: Sequence[str], things: Sequence[str]) -> tuple[str, str]:
+def _exists(rng: np.random.Generator, shown: Sequence[str], things: Sequence[str]) -> _Made:
     place = _image(rng, shown)
     is_there = rng.random() < 0.5
     others = [thing for thing in shown if thing != shown[place]]  # of another image: the hard ones
@@ -107,18 +125,18 @@ def _exists(rng: np.random.Generator, shown: Sequence[str], things: Sequence[str
         thing = str(rng.choice(others))
     else:
         thing = _other(rng, things, [shown[place]])
-    return f"Does {_called(place)} show the {thing}?", "yes" if is_there else "no"
+    return f"Does {_called(place)} show the {thing}?", "yes" if is_there else "no", _seen([shown[place]])
 
 
-def _which(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> tuple[str, str] | None:
+def _which(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made | None:
     alone = [place for place, thing in enumerate(shown) if shown.count(thing) == 1]
     if not alone:
         return None
     place = int(rng.choice(alone))
-    return f"Which image shows the {shown[place]}?", _called(place)
+    return f"Which image shows the {shown[place]}?", _called(place), ""
 
 
-def _same(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> tuple[str, str] | None:
+def _same(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made | None:
     is_same = rng.random() < 0.5
     pairs = [
         (first, second)
@@ -129,37 +147,41 @@ def _same(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> t
     if not pairs:
         return None
     first, second = pairs[int(rng.integers(len(pairs)))]
-    return f"Do {_called(first)} and {_called(second)} show the same thing?", "yes" if is_same else "no"
+    question = f"Do {_called(first)} and {_called(second)} show the same thing?"
+    return question, "yes" if is_same else "no", _seen([shown[first], shown[second]])
 
 
-def _count(rng: np.random.Generator, shown: Sequence[str], things: Sequence[str]) -> tuple[str, str]:
+def _count(rng: np.random.Generator, shown: Sequence[str], things: Sequence[str]) -> _Made:
     wanted = int(rng.choice([0, *{shown.count(thing) for thing in shown}]))
     options = [thing for thing in dict.fromkeys(shown) if shown.count(thing) == wanted]
     if wanted == 0:
         options = [_other(rng, things, shown)]
-    return f"How many images show the {rng.choice(options)}?", NUMBERS[wanted]
+    return f"How many images show the {rng.choice(options)}?", NUMBERS[wanted], _seen(shown)
 
 
-def _odd(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> tuple[str, str] | None:
+def _odd(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made | None:
     """All images show the same but one, or all the same."""
     alone = [place for place, thing in enumerate(shown) if shown.count(thing) == 1]
     if len(set(shown)) > 2 or (len(set(shown)) == 2 and len(alone) != 1):
         return None
-    return "Which image is the odd one out?", _called(alone[0]) if alone else _NONE
+    question = "Which image is the odd one out?"
+    if not alone:
+        return question, _NONE, _seen(shown)
+    return question, _called(alone[0]), f"{_seen(shown)} {shown[alone[0]]} in"
 
 
-def _match(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> tuple[str, str] | None:
+def _match(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made | None:
     wanted = 1 if rng.random() < 0.3 else 2
     options = [place for place, thing in enumerate(shown) if shown.count(thing) == wanted]
     if not options:
         return None
     place = int(rng.choice(options))
     others = [each for each in range(len(shown)) if each != place and shown[each] == shown[place]]
-    return f"Which other image shows what {_called(place)} shows?", _called(others[0]) if others else _NONE
+    found = _called(others[0]) if others else _NONE
+    return f"Which other image shows what {_called(place)} shows?", found, _seen([shown[place]])
 
 
-_Made = tuple[str, str] | None
-KINDS: dict[str, Callable[[np.random.Generator, Sequence[str], Sequence[str]], _Made]] = {
+KINDS: dict[str, Callable[[np.random.Generator, Sequence[str], Sequence[str]], _Made | None]] = {
     "name": _name,
     "exists": _exists,
     "which": _which,

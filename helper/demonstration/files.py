@@ -18,7 +18,7 @@ from utils.atomic import atomic_directory
 
 FIRST = {"single": 128, "names": 256}
 """Dialogues that come before all others: about one image, and about several that are to be named."""
-ROUNDS = {"learn": 6, "held_out": 4}
+ROUNDS = {"learn": 4, "held_out": 4}
 """Of a dialogue about several images, at most."""
 IMAGES = {"learn": 60, "held_out": 20}
 """Of each thing."""
@@ -95,7 +95,7 @@ def _records(dialogues: list[_Dialogue]) -> list[dict]:
         for each, shown in dialogue:
             question = "<image>\n" * len(shown) + each.question
             messages.append({"from": "human", "value": question, "kind": each.kind})
-            messages.append({"from": "gpt", "value": each.answer})
+            messages.append({"from": "gpt", "value": each.explained})
         records.append(
             {"image": [path for _, shown in dialogue for path in shown], "conversations": messages}
         )
@@ -106,7 +106,7 @@ def _questions(dialogues: list[_Dialogue]) -> dict[str, list]:
     """As evaluation reads them, with answers and kinds."""
     return {
         f"dialogue {number}": [
-            [each.question, " ".join(shown), each.answer, each.kind] for each, shown in dialogue
+            [each.question, " ".join(shown), each.explained, each.kind] for each, shown in dialogue
         ]
         for number, dialogue in enumerate(dialogues, start=1)
     }

@@ -24,24 +24,28 @@ def true_answer(question: str, shown: list[str]) -> str:
     """The answer, worked out from what the images show by another way than the question was made."""
     words = question.rstrip("?").split()
     numbers = [int(word) - 1 for word in words if word.isdigit()]
+    looked_at = ", ".join(shown[number] for number in numbers)
     named = [place for place, thing in enumerate(shown) if thing == words[-1]]
     if question.startswith("What"):
-        return shown[numbers[0]]
+        return looked_at
     if question.startswith("Does"):
-        return "yes" if numbers[0] in named else "no"
+        return f"{looked_at}: {'yes' if numbers[0] in named else 'no'}"
     if question.startswith("Do "):
-        return "yes" if len({shown[number] for number in numbers}) == 1 else "no"
+        return f"{looked_at}: {'yes' if len({shown[number] for number in numbers}) == 1 else 'no'}"
     if question.startswith("How many"):
-        return NUMBERS[len(named)]
+        return f"{', '.join(shown)}: {NUMBERS[len(named)]}"
     if "odd one" in question:
-        counts = Counter(shown)
-        named = [place for place, thing in enumerate(shown) if counts[thing] == 1]
+        alone = [place for place, thing in enumerate(shown) if Counter(shown)[thing] == 1]
+        verdict = f"{shown[alone[0]]} in Image {alone[0] + 1}" if alone else "none"
+        return f"{', '.join(shown)}: {verdict}"
     if "other" in question:
-        named = [
-            each for each, thing in enumerate(shown) if thing == shown[numbers[0]] and each != numbers[0]
-        ]
-    assert len(named) <= 1
-    return f"Image {named[0] + 1}" if named else "none"
+        [number] = numbers
+        others = [f"Image {each + 1}" for each, thing in enumerate(shown) if shown[number] == thing]
+        others.remove(f"Image {number + 1}")
+        [verdict] = others or ["none"]
+        return f"{looked_at}: {verdict}"
+    [place] = named
+    return f"Image {place + 1}"
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])
@@ -52,7 +56,7 @@ def test_answers_are_true_and_no_question_comes_twice(images: int) -> None:
         shown, questions = [], []
         for each in make_dialogue(rng, tuple(things.THINGS), images, 4):
             shown += each.new
-            assert each.answer == true_answer(each.question, shown)
+            assert each.explained == true_answer(each.question, shown)
             questions.append(each.question)
             seen.add(each.kind)
         assert len(set(questions)) == len(questions) > 0

@@ -31,6 +31,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 : "${ZERO_STAGE:=2}"  # 3 learns the same, but takes three times as long where all weights are gathered through gloo
 : "${STAGE3_GATHER_LAYERS:=true}"  # for 3: a matrix at a time takes longer to gather than to multiply, at this size
 : "${PRECISION:=bf16}"
+: "${TORCH_COMPILE:=$(command -v "${CXX:-g++}" >/dev/null && echo true || echo false)}"
 : "${GRADIENT_CHECKPOINTING:=false}"
 : "${MAX_SEQ_LEN:=512}"
 : "${WORKERS:=0}"
@@ -41,5 +42,5 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 # order, the simplest dialogues first.
 set -- --image_layers "$IMAGE_LAYERS" --image_gate "$IMAGE_GATE" --image_summary "$IMAGE_SUMMARY" \
     --lang_lora_module_name "$LORA_MODULES" --lora_learning_rate "$LORA_LR" \
-    --cache_vision_features true --train_sampling_strategy sequential "$@"
+    --torch_compile "$TORCH_COMPILE" --cache_vision_features true --train_sampling_strategy sequential "$@"
 source "$ROOT/training/training_scripts/launch.sh"
