@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demonstration", help="parts and images")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
-    parser.add_argument("--dialogues", type=int, default=2560, help="to learn from (default: %(default)s)")
+    parser.add_argument("--dialogues", type=int, default=2048, help="to learn from (default: %(default)s)")
     parser.add_argument("--held_out", type=int, default=150, help="to be asked (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="of the dialogues (default: %(default)s)")
     arguments = parser.parse_args(argv)

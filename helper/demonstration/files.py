@@ -16,7 +16,7 @@ from helper.demonstration.models import make_decoder, make_encoder
 from helper.demonstration.things import HELD_OUT_STYLE, LEARNT_STYLES, THINGS, Artist
 from utils.atomic import atomic_directory
 
-FIRST = {"single": 128, "names": 256}
+FIRST = {"single": 128, "names": 128}
 """Dialogues that come before all others: about one image, and about several that are to be named."""
 ROUNDS = {"learn": 4, "held_out": 4}
 """Of a dialogue about several images, at most."""
