@@ -8,7 +8,7 @@ Where an answer follows from what images show, the answer says that first:
     same     Do Image 1 and Image 3 show the same thing?              bear, tiger: no
     count    How many images show the tiger?                          bear, tiger, tiger: two
     odd      Which image is the odd one out?                          bear, tiger, tiger: bear in Image 1
-    match    Which other image shows what Image 2 shows?              tiger: Image 3
+    match    Which other image shows what Image 2 shows?              bear, tiger, tiger: Image 3
 
 What follows the colon is about equally frequent for each of a kind, so that guessing the commonest is of little use. It
 can be "none" for the last three. The last binds two images: what the first shows has to be found before the other can
@@ -178,7 +178,7 @@ def _match(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> 
     place = int(rng.choice(options))
     others = [each for each in range(len(shown)) if each != place and shown[each] == shown[place]]
     found = _called(others[0]) if others else _NONE
-    return f"Which other image shows what {_called(place)} shows?", found, _seen([shown[place]])
+    return f"Which other image shows what {_called(place)} shows?", found, _seen(shown)
 
 
 KINDS: dict[str, Callable[[np.random.Generator, Sequence[str], Sequence[str]], _Made | None]] = {

@@ -43,7 +43,7 @@ def true_answer(question: str, shown: list[str]) -> str:
         others = [f"Image {each + 1}" for each, thing in enumerate(shown) if shown[number] == thing]
         others.remove(f"Image {number + 1}")
         [verdict] = others or ["none"]
-        return f"{looked_at}: {verdict}"
+        return f"{', '.join(shown)}: {verdict}"
     [place] = named
     return f"Image {place + 1}"
 
