@@ -4,13 +4,13 @@ Where an answer follows from what images show, the answer says that first:
 
     name     What does Image 2 show?                                  tiger
     exists   Does Image 1 show the tiger?                             bear: no
-    which    Which image shows the tiger?                             Image 2
+    which    Which image shows the tiger?                             bear, tiger: tiger in Image 2
     same     Do Image 1 and Image 3 show the same thing?              bear, tiger: no
-    count    How many images show the tiger?                          bear, tiger, tiger: two
+    count    How many images show the tiger?                          bear, tiger, tiger: tiger in two
     odd      Which image is the odd one out?                          bear, tiger, tiger: bear in Image 1
-    match    Which other image shows what Image 2 shows?              bear, tiger, tiger: Image 3
+    match    Which other image shows what Image 2 shows?              bear, tiger, tiger: tiger in Image 3
 
-What follows the colon is about equally frequent for each of a kind, so that guessing the commonest is of little use. It
+What comes last is about equally frequent for each of a kind, so that guessing the commonest is of little use. It
 can be "none" for the last three. The last binds two images: what the first shows has to be found before the other can
 be looked for.
 """
@@ -106,8 +106,9 @@ def _other(rng: np.random.Generator, things: Sequence[str], than: Sequence[str])
     return str(rng.choice([thing for thing in things if thing not in than]))
 
 
-def _seen(things: Iterable[str]) -> str:
-    return f"{', '.join(things)}:"
+def _seen(things: Iterable[str], asked: str | None = None) -> str:
+    """What images show, and then the thing that is asked for, where it is in one of them or more."""
+    return f"{', '.join(things)}:" + (f" {asked} in" if asked else "")
 
 
 def _name(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made:
@@ -133,7 +134,7 @@ def _which(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> 
     if not alone:
         return None
     place = int(rng.choice(alone))
-    return f"Which image shows the {shown[place]}?", _called(place), ""
+    return f"Which image shows the {shown[place]}?", _called(place), _seen(shown, shown[place])
 
 
 def _same(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made | None:
@@ -156,7 +157,8 @@ def _count(rng: np.random.Generator, shown: Sequence[str], things: Sequence[str]
     options = [thing for thing in dict.fromkeys(shown) if shown.count(thing) == wanted]
     if wanted == 0:
         options = [_other(rng, things, shown)]
-    return f"How many images show the {rng.choice(options)}?", NUMBERS[wanted], _seen(shown)
+    thing = str(rng.choice(options))
+    return f"How many images show the {thing}?", NUMBERS[wanted], _seen(shown, thing)
 
 
 def _odd(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made | None:
@@ -167,7 +169,7 @@ def _odd(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _M
     question = "Which image is the odd one out?"
     if not alone:
         return question, _NONE, _seen(shown)
-    return question, _called(alone[0]), f"{_seen(shown)} {shown[alone[0]]} in"
+    return question, _called(alone[0]), _seen(shown, shown[alone[0]])
 
 
 def _match(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> _Made | None:
@@ -178,7 +180,7 @@ def _match(rng: np.random.Generator, shown: Sequence[str], _: Sequence[str]) -> 
     place = int(rng.choice(options))
     others = [each for each in range(len(shown)) if each != place and shown[each] == shown[place]]
     found = _called(others[0]) if others else _NONE
-    return f"Which other image shows what {_called(place)} shows?", found, _seen(shown)
+    return f"Which other image shows what {_called(place)} shows?", found, _seen(shown, shown[place])
 
 
 KINDS: dict[str, Callable[[np.random.Generator, Sequence[str], Sequence[str]], _Made | None]] = {

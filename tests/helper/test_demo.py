@@ -32,20 +32,21 @@ def true_answer(question: str, shown: list[str]) -> str:
         return f"{looked_at}: {'yes' if numbers[0] in named else 'no'}"
     if question.startswith("Do "):
         return f"{looked_at}: {'yes' if len({shown[number] for number in numbers}) == 1 else 'no'}"
+    everything = ", ".join(shown)
     if question.startswith("How many"):
-        return f"{', '.join(shown)}: {NUMBERS[len(named)]}"
+        return f"{everything}: {words[-1]} in {NUMBERS[len(named)]}"
     if "odd one" in question:
         alone = [place for place, thing in enumerate(shown) if Counter(shown)[thing] == 1]
         verdict = f"{shown[alone[0]]} in Image {alone[0] + 1}" if alone else "none"
-        return f"{', '.join(shown)}: {verdict}"
+        return f"{everything}: {verdict}"
     if "other" in question:
         [number] = numbers
         others = [f"Image {each + 1}" for each, thing in enumerate(shown) if shown[number] == thing]
         others.remove(f"Image {number + 1}")
         [verdict] = others or ["none"]
-        return f"{', '.join(shown)}: {verdict}"
+        return f"{everything}: {shown[number]} in {verdict}"
     [place] = named
-    return f"Image {place + 1}"
+    return f"{everything}: {words[-1]} in Image {place + 1}"
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])

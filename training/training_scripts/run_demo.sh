@@ -7,7 +7,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
 : "${LM_MODEL:=$ROOT/data/demonstration/decoder}"
 : "${VISION_MODEL:=$ROOT/data/demonstration/encoder}"
-: "${DATA_PATH:=$ROOT/data/demonstration/dialogues-2048-150-1234}"
+: "${DATA_PATH:=$ROOT/data/demonstration/dialogues-2560-150-1234}"
 : "${DATASETS:=$DATA_PATH/single.json $DATA_PATH/names.json $DATA_PATH/learn.json}"
 : "${OUTPUT_DIR:=$ROOT/output/demo}"
 : "${DATA_TRAIN_SPLIT:=0.99}"
