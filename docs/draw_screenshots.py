@@ -1,6 +1,7 @@
 """Makes the README's two screenshots again, of a checkpoint and its evaluation, in headless Chromium:
 
-    python -m docs.draw_screenshots --checkpoint_path output/tiny/final --results output/evaluation/miniature.json
+    python -m docs.draw_screenshots --checkpoint_path output/demo/final \\
+        --results output/demo/before.json output/demo/evaluation.json
 
 `web.png` is the page of `chat.web` after three rounds of a dialogue of the set, answered by the checkpoint as it is
 now; `report.png` is the page of `eval.report`. Playwright is among the requirements for development, Chromium the
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         "--results", type=Path, nargs="+", required=True, help="what eval.batch_generation wrote"
     )
     parser.add_argument("--dialogue", help="of the first results (default: the first with two pictures)")
-    parser.add_argument("--title", default="Evaluation of the miniature", help="of the report")
+    parser.add_argument("--title", default="Evaluation of the demonstration", help="of the report")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images", help="a folder")
     return parser
 

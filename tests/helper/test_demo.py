@@ -5,6 +5,7 @@ The packages of requirements-demo.txt are not needed: originals are drawn here.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -108,6 +109,16 @@ def test_files_are_data_of_ones_own_the_simplest_first(
     )
 
 
+def test_guessing_knows_the_commonest_end_of_an_answer_of_each_kind(tmp_path: Path) -> None:
+    answers = {
+        "count": ["bear: bear in one", "tiger: bear in none", "bear, egg: egg in one"],
+        "name": ["egg", "bear"],
+    }
+    rows = [["?", "", answer, kind] for kind, said in answers.items() for answer in said]
+    (tmp_path / "held_out.json").write_text(json.dumps({"a dialogue": rows}))
+    assert demo.guessed(tmp_path / "held_out.json") == (2 + 1) / 5
+
+
 @pytest.mark.slow
 def test_without_packages_a_line_says_so_and_the_miniature_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
@@ -133,8 +144,8 @@ def test_demo_replaces_its_own_run_and_nobody_elses(
     made = files.Demonstration(*[tmp_path] * 4, "run_tiny.sh")
     monkeypatch.setattr(demo, "make_demonstration", lambda *how: made)
     monkeypatch.setattr(demo.subprocess, "run", lambda command, **how: commands.append(command))
-    for name in ("save_untrained", "hold_dialogue"):
-        monkeypatch.setattr(demo, name, lambda *of_what: None)
+    for name in ("save_untrained", "guessed", "hold_dialogue"):
+        monkeypatch.setattr(demo, name, lambda *of_what: 0)
     arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "output")]
     if earlier == "a demonstration":
         demo.main(arguments)
