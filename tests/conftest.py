@@ -37,11 +37,9 @@ EXPECTED_SKIPS = {
     "flash-attn is not installed": "tests/utils/model/test_mmca_gpu.py",
     "needs libaio and a compiler": "tests/training/checkpointing/test_resume.py",
     r"g\+\+ has no sanitizers here": "tests/utils/model/test_mmca_fused.py",
-    "follows system calls of Linux on x86-64": "tests/training/checkpointing/test_crashes.py",
     "peaks of memory are Linux's to tell": "tests/helper/test_extract_qwen_vl.py",
     "/proc is of Linux": "tests/utils/data/readers/test_image_archive.py",
     "no mounts here": "tests/utils/data/test_shared_memory.py",
-    "an older Pillow": "tests/chat/serving/test_requests.py",
     "transformers has one name for it": "tests/helper/test_plan_memory.py",
 }
 """Why a test may be skipped (the beginning of its reason), and in which files. Any other skip fails the session."""

@@ -16,12 +16,6 @@ NO_COMMANDS = {
     "eval.lmms_eval_model": "lmms-eval's own command, where that is installed",
 }
 HEAVY = {"torch", "transformers", "gradio", "deepspeed", "datasets"}
-TAKE_TRAININGS_FLAGS = [
-    "training.main",
-    "helper.check_data",
-    "helper.dry_run",
-    "helper.plan_memory",
-]
 NEED_NO_ARGUMENTS = {
     "helper.compare",
     "helper.dataset_table",

@@ -51,6 +51,7 @@ NOT_RUN = {
     "wandb": "needs an account",
     "digits": "needs scikit-learn and the demonstration's parts",
 }
+PARTS = ("training", "chat", "eval", "helper", "benchmarks", "utils")
 WORLD = "--records 20"
 SMALL_EVALUATION = (
     "eval.batch_generation --checkpoint_path output/tiny/final --eval_data data/miniature/eval/miniature.json"
@@ -136,18 +137,7 @@ EACH = pytest.mark.parametrize(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository with data, output and files of its own, and a model trained for two steps in it."""
     folder = tmp_path_factory.mktemp("repository")
-    for entry in (
-        "recipes",
-        "visualchat.py",
-        "training",
-        "chat",
-        "eval",
-        "helper",
-        "utils",
-        "assets",
-        "docs",
-        "benchmarks",
-    ):
+    for entry in (*PARTS, "assets", "docs", "recipes", "visualchat.py"):
         (folder / entry).symlink_to(ROOT / entry)
     (folder / "my_pictures").mkdir()
     (folder / "my.json").write_text(
@@ -190,8 +180,7 @@ def run(folder: Path, command: str, **more: str) -> str:
 @pytest.fixture(scope="module")
 def sources() -> str:
     """All Python and shell code that a command could reach."""
-    parts = ("training", "chat", "eval", "helper", "benchmarks", "utils")
-    files = [path for part in parts for path in (ROOT / part).rglob("*") if path.suffix in (".py", ".sh")]
+    files = [path for part in PARTS for path in (ROOT / part).rglob("*") if path.suffix in (".py", ".sh")]
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 

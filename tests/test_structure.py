@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_920,
-    "tests: lines": 28_975,
+    "tests: lines": 28_050,
     "core: lines": 18_500,
     "core: files": 101,
     "core: imports of wings": 0,

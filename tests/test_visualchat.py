@@ -122,15 +122,8 @@ def test_changes_come_over_the_recipe_and_the_recipe_over_its_base(tmp_path: Pat
     (tmp_path / "mine.yaml").write_text(
         "base: base.yaml\nlearning_rate: 2e-4\ndataset_names: [a.json, b.json]\n"
     )
-    words = [
-        str(tmp_path / "mine.yaml"),
-        "seed=3",
-        "dataset_weights=[1, 0.5]",
-        "save_total_limit=",
-        "--packing",
-        "true",
-    ]
-    flags, processes = flags_of(words)
+    changes = ["seed=3", "dataset_weights=[1, 0.5]", "save_total_limit=", "--packing", "true"]
+    flags, processes = flags_of([str(tmp_path / "mine.yaml"), *changes])
     values = parsed([*TINY, *flags])
     assert (values["seed"], values["learning_rate"], values["eval_strategy"]) == (3, 2e-4, "no")
     assert values["dataset_names"] == ["a.json", "b.json"] and values["dataset_weights"] == [1.0, 0.5]

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
+from utils.model.vision import image_size
 
 SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 SENTENCES = [
@@ -44,6 +45,30 @@ def visual_chat(**choices) -> VisualChatForConditionalGeneration:
     places = dict(image_token_id=49, image_seq_length=5)
     config = VisualChatConfig(vision_config=clip_config(), text_config=text, **places, **choices)
     return VisualChatForConditionalGeneration(config).eval()
+
+
+def moved(model, by: float = 0.1):
+    """As after a training: whatever learns is another."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def two_images(model) -> dict[str, torch.Tensor]:
+    """What a model's forward takes: a row of text with two images of noise."""
+    image = [model.config.image_token_id] * model.config.image_seq_length
+    side = image_size(model.config.vision_config)
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": torch.tensor([[1, 9, *image, 20, 21, *image, 22, 23]]), "pixel_values": pixels}
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    """Of `two_images`."""
+    return model.eval()(**two_images(model)).logits
 
 
 def write_tokenizer(folder: Path, sentences: Sequence[str] = SENTENCES, **settings) -> LlamaTokenizer:

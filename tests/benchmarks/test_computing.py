@@ -22,20 +22,6 @@ LAYOUTS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    monkeypatch.setenv(attention.VARIABLE, "auto")  # put back behind the test, which sets it
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def printed(benchmark, capsys, monkeypatch, *flags: str) -> str:
-    monkeypatch.setattr(sys, "argv", [benchmark.__file__, "--rounds", "1", *flags])
-    benchmark.main()
-    return capsys.readouterr().out
-
-
 @pytest.mark.parametrize("rows", LAYOUTS, ids=lambda rows: rows.name)
 def test_the_form_of_2023_computes_the_same(rows):
     case = Case(rows, Shape.of("4/2x8"), torch.float32, "cpu", backward=True)
@@ -50,8 +36,8 @@ def test_the_form_of_2023_computes_the_same(rows):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_attention(capsys, monkeypatch):
-    out = printed(attention, capsys, monkeypatch, "--sizes", "64+1", "64+0", "--heads", "2x16")
+def test_attention(printed):
+    out = printed(attention, "--sizes", "64+1", "64+0", "--heads", "2x16")
     lines = [line for line in out.splitlines() if line.startswith("| 2x16 |")]
     assert [line.split(" | ")[2:4] for line in lines] == [
         [size, which] for size in ("64 + 1", "64 + 0") for which in ("f", "fb")
@@ -73,13 +59,13 @@ def test_layouts_are_of_many_kinds():
     assert any(rows.valid is not None for rows in layouts)
 
 
-def test_layer(capsys, monkeypatch):
-    out = printed(layer, capsys, monkeypatch, "--sizes", "16+1")
+def test_layer(printed):
+    out = printed(layer, "--sizes", "16+1")
     assert "| 16 + 1 | f |" in out and "| 16 + 1 | fb |" in out
 
 
-def test_train_step(capsys, monkeypatch):
-    out = printed(train_step, capsys, monkeypatch, "--size", "tiny", "--text", "64", "--images", "1")
+def test_train_step(printed):
+    out = printed(train_step, "--size", "tiny", "--text", "64", "--images", "1")
     assert "useful TFLOP/s" in out and "kept for the backward pass by as in 2023" in out
 
 

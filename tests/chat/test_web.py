@@ -12,25 +12,24 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import PIL.Image
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from chat.images import open_image
 from chat.page.layout import EXAMPLES, GENERAL_EXAMPLES, examples_of
 from chat.saved_dialogues import save_dialogue
+from tests import browser
 from tests.ranks import free_port
 from utils.conversation import Turn
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WAIT = 120_000  # milliseconds; for machines that do much else at the same time
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+    browser.NEEDED,
 ]
 
 
@@ -80,21 +79,6 @@ def running(checkpoint: Path, folder: Path, slow: bool = False, **environment: s
             process.wait()
 
 
-@contextmanager
-def opened(address: str) -> Iterator[Page]:
-    """The page in a browser, which may load from this machine only."""
-    hosts = set()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.set_default_timeout(WAIT)
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-        page.goto(address)
-        yield page
-        browser.close()
-    assert hosts <= {"127.0.0.1", None, ""}  # None: data and blob URLs
-
-
 CARDS = {"What is it?": 1, "Which is darker?": 2}
 """Questions that the checkpoint brings as examples, and how many images each has."""
 
@@ -122,6 +106,13 @@ def address(with_examples, tmp_path_factory) -> Iterator[str]:
 @pytest.fixture
 def page(address) -> Iterator[Page]:
     with opened(address) as page:
+        yield page
+
+
+@contextmanager
+def opened(address: str) -> Iterator[Page]:
+    with browser.opened(address) as page:
+        page.set_default_timeout(WAIT)
         yield page
 
 

@@ -1,6 +1,5 @@
 """The command that makes the README's screenshots, with a tiny checkpoint and an evaluation of its own."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,8 @@ from PIL import Image
 from docs import draw_screenshots
 from eval.results import write_results
 from eval.scores import Row
+from tests import browser
 from tests.chat.conftest import base_models, build, checkpoint, model_and_processor, pictures  # noqa: F401
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def rows(paths: list[Path], name: str, *images: int) -> list[Row]:
@@ -38,7 +36,7 @@ def test_a_dialogue_over_two_pictures_is_chosen(pictures):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@browser.NEEDED
 def test_both_pictures_are_made(checkpoint, pictures, tmp_path, monkeypatch):  # noqa: F811
     results, output = tmp_path / "results.json", tmp_path / "images"
     settings = {"checkpoint": "tiny/final", "eval_data": "shapes.json"}

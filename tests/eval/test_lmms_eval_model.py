@@ -105,17 +105,8 @@ def test_an_evaluation_that_fails_is_an_exit_status(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     (tmp_path / "plugin_of_lmms_eval.py").write_text("")
-    plugin = str(tmp_path / "plugin_of_lmms_eval.py")
-    given = [
-        "--checkpoint_path",
-        "somewhere",
-        "--plugin",
-        plugin,
-        "--tasks",
-        "none",
-        "--model_args",
-        "dtype=auto",
-    ]
+    given = ["--checkpoint_path", "somewhere", "--plugin", str(tmp_path / "plugin_of_lmms_eval.py")]
+    given += ["--tasks", "none", "--model_args", "dtype=auto"]
     for evaluate, status in ((fails, 1), (lambda settings: (None, None), 0)):
         monkeypatch.setattr(command, "cli_evaluate_single", evaluate)
         assert lmms_eval_model.main(given) == status

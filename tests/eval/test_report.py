@@ -2,19 +2,17 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from eval import report
 from eval.dialogues import load_dialogues
 from eval.results import rows_of, write_results
 from eval.scores import Row, scores_of
+from tests import browser
 
 
 @pytest.fixture
@@ -66,24 +64,18 @@ def test_page_needs_nothing_else_and_escapes(results, tmp_path):
     assert "nothing is scored" in page and "not asked" in page
 
 
+@pytest.mark.integration
+@browser.NEEDED
 def test_browser_filters(results, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here")
-    page = tmp_path / "page.html"
-    assert report.main([*results, "--output", str(page)]) == 0
-    choose = """<script>
-        const form = document.querySelector(".filters");
+    assert report.main([*results, "--output", str(tmp_path / "page.html")]) == 0
+    choose = """form => {
         form.elements.tag.value = "differ"; form.elements.kind.value = "colour";
         form.dispatchEvent(new Event("input"));
-    </script></body>"""
-    page.write_text(page.read_text().replace("</body>", choose))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert re.findall(r'<output class="muted">(.*?)</output>', shown) == [
-        "1 question in 1 dialogue",
-        "1 question in 1 dialogue",
-    ]
+    }"""
+    with browser.opened((tmp_path / "page.html").as_uri()) as page:
+        page.locator(".filters").first.evaluate(choose)
+        shown = page.content()
+    assert re.findall(r'<output class="muted">(.*?)</output>', shown) == ["1 question in 1 dialogue"] * 2
     assert re.search(r'class="card dialogue" data-images="1" hidden=""', shown)
     assert re.search(r'class="turn faint" data-kind="count"', shown)
 
@@ -103,12 +95,10 @@ def test_files_that_are_no_results_are_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@browser.NEEDED
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_shipped_sets_can_be_read_on_large_and_small_screens(results, tmp_path, width):
     """Nothing is cut off at the side, nothing is written too small; the sets of 2023 and one that is scored."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here")
     files = results[:2]
     for name in ("eval_single", "eval_comprehensive", "eval_robustness"):
         dialogues = load_dialogues(name)
@@ -116,11 +106,7 @@ def test_the_shipped_sets_can_be_read_on_large_and_small_screens(results, tmp_pa
         files.append(str(tmp_path / f"{name}.json"))
         write_results(Path(files[-1]), rows, None, {"checkpoint": "/runs/first/final", "eval_data": name})
     assert report.main([*files, "--output", str(tmp_path / "page.html")]) == 0
-    with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page(
-            viewport={"width": width, "height": 900}
-        )
-        page.goto((tmp_path / "page.html").as_uri())
+    with browser.opened((tmp_path / "page.html").as_uri(), width, 900) as page:
         assert page.locator(".dialogue").count() == 2 + 28
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         right = "nodes => Math.max(...nodes.map(node => node.getBoundingClientRect().right))"

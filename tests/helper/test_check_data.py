@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from helper.check_data import main
+from tests import browser
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "assets"
-WIDTHS = (1280, 390)
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +162,7 @@ def test_pages_need_nothing_else(pages) -> None:
     assert re.search(r"\d+ of 512 tokens", packed)
 
 
-LOOKS = """
-<script>addEventListener("load", () => {
+LOOKS = """() => {
   const page = document.documentElement;
   const boxes = [...document.querySelectorAll("main > *, .figure, .chart, .sample, .picture, svg text")];
   const over = boxes.filter(box => box.getBoundingClientRect().right > innerWidth + 1).length;
@@ -173,41 +171,20 @@ LOOKS = """
   const broken = [...document.images].filter(image => !image.naturalWidth).length;
   const ground = getComputedStyle(document.body).backgroundColor;
   const learned = document.querySelectorAll(".t.l").length;
-  parent.postMessage(JSON.stringify({width: innerWidth, scroll: page.scrollWidth, over, small, broken, ground, learned,
-    images: document.images.length, bars: document.querySelectorAll("rect").length}), "*");
-});</script>
-"""
-
-
-def looked_at(browser: str, page: Path, width: int, folder: Path, dark: bool = False) -> dict:
-    """What a browser makes of a page in a window of that width."""
-    copy = folder / "page.html"
-    copy.write_text(page.read_text().replace("</body>", f"{LOOKS}</body>"))
-    (folder / "frame.html").write_text(
-        f'<iframe src="page.html" style="border:0;width:{width}px;height:900px"></iframe><pre id="said"></pre>'
-        '<script>addEventListener("message", event => said.textContent = event.data)</script>'
-    )
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000"]
-    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom"]
-    options += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    done = subprocess.run(
-        [browser, *options, f"file://{folder / 'frame.html'}"], capture_output=True, text=True, timeout=240
-    )
-    said = re.search(r'<pre id="said">(\{.*?\})</pre>', done.stdout)
-    assert said, done.stdout[-500:] + done.stderr[-2000:]
-    return json.loads(unescape(said[1]))
+  return {scroll: page.scrollWidth, over, small, broken, ground, learned,
+    images: document.images.length, bars: document.querySelectorAll("rect").length};
+}"""
 
 
 @pytest.mark.slow
+@browser.NEEDED
 @pytest.mark.parametrize("name", ["damaged", "packed"])
-def test_pages_fit_wide_and_narrow_windows_light_and_dark(pages, name, tmp_path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
+def test_pages_fit_wide_and_narrow_windows_light_and_dark(pages, name) -> None:
     grounds = set()
-    for width in WIDTHS:
-        seen = looked_at(browser, pages[name], width, tmp_path, dark=width == 390)
-        assert seen["width"] == width and seen["scroll"] <= width, seen
+    for width in (1280, 390):
+        with browser.opened(pages[name].as_uri(), width, 900, dark=width == 390) as page:
+            seen = page.evaluate(LOOKS)
+        assert seen["scroll"] <= width, seen
         assert seen["over"] == seen["small"] == seen["broken"] == 0, seen
         assert seen["learned"] > 10 and seen["images"] >= 5 and seen["bars"] >= 4, seen
         grounds.add(seen["ground"])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helper.export_checkpoint import main
+from tests.tiny import moved
 from training.checkpointing.folders import damage, read_manifest, write_manifest
 from training.checkpointing.run_record import Run
 from utils.model import LoraSettings, build_visual_chat, load_checkpoint, save_trained_only
@@ -24,11 +25,7 @@ def make(folder: Path, lora: LoraSettings | None = None) -> Path:
     """A checkpoint in the trained form, as epochs have it."""
     torch.manual_seed(0)
     model, processor = build_visual_chat(str(ASSETS / "tiny_llama"), str(ASSETS / "tiny_clip"), lora=lora)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    save_trained_only(model, processor, folder)
+    save_trained_only(moved(model, 0.05), processor, folder)
     Run(processes=8, zero_stage=3, precision="bfloat16", global_batch=128).save(folder)
     log = [{"loss": 3.0}, {"eval_loss": 2.5}, {"loss": 1.0}, {"eval_loss": 1.25}]
     state = {"global_step": 100, "max_steps": 1000, "epoch": 0.5, "log_history": log}

@@ -144,6 +144,14 @@ class Trainings:
         assert process.returncode == expected, printed[-4000:]
         return printed
 
+    def run_plan(self, plan: list[dict], folder: Path, name: str = "plan", **how: Any) -> str:
+        """Run a plan of `checkpointing/many_runs.py`; what it printed, which is in the folder's NAME.log too."""
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(plan))
+        printed = self.run([str(file)], module="tests.training.checkpointing.many_runs", **how)
+        file.with_suffix(".log").write_text(printed)
+        return printed
+
     def history(self, output: Path) -> list[dict[str, float]]:
         """The log lines of a run up to its newest checkpoint."""
         newest = resumable_checkpoints(output)[-1]

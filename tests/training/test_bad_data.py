@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
-BOTH_FILES = {"llava/detail_23k.json", "llava/conversation_58k.json"}
 WORKERS = {"dataloader_num_workers": 1, "save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps"}
 FLAGS = {"max_bad_fraction": 0.2, "eval_steps": 7, **WORKERS}
 

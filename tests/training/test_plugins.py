@@ -62,15 +62,8 @@ def test_one_step_of_training_and_a_question(trainings, tmp_path, monkeypatch):
 
     parser = Parser()
     add_checkpoint_arguments(parser)
-    words = [
-        "--checkpoint_path",
-        str(tmp_path / "run" / "final"),
-        "--plugin",
-        str(encoder),
-        "--device_map",
-        "cpu",
-    ]
-    arguments = parser.parse_args(words)
+    words = ["--checkpoint_path", str(tmp_path / "run" / "final"), "--plugin", str(encoder)]
+    arguments = parser.parse_args([*words, "--device_map", "cpu"])
     model, processor = load_named_checkpoint(arguments, arguments.checkpoint_path)
     assert type(model.model.vision_tower).__name__ == "PatchModel"
     session = ChatSession(model, processor, max_new_tokens=3)

@@ -1,7 +1,5 @@
 """`--gradient_checkpointing` and `--torch_compile` change costs, not losses: in a fresh run and in one resumed."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -51,9 +49,7 @@ def test_the_losses_are_those_without_it(cheaper, flags, processes, trainings, t
         ],
     ]
     for number, plan in enumerate(plans):
-        file = tmp_path / f"{number}.json"
-        file.write_text(json.dumps(plan))
-        trainings.run([str(file)], processes=processes, module="tests.training.checkpointing.many_runs")
+        trainings.run_plan(plan, tmp_path, str(number), processes=processes)
     expected = trainings.losses(plain)
     assert len(expected) == 4
     for output in (whole, resumed):

@@ -77,16 +77,6 @@ def test_a_run_cannot_begin_with_another_kind(trainings, alone, tmp_path):
     assert "error: --init_from" in trainings.run(command, expected=2)
 
 
-@pytest.mark.parametrize("form", ["full", "trained"])
-def test_checkpoints_load_by_themselves(trainings, alone, tmp_path, form):
-    from utils.model.checkpoint import load_checkpoint
-
-    folder = alone / "final" if form == "full" else alone / "checkpoint-28"
-    model, processor = load_checkpoint(folder)
-    assert model.config.attention == "mmca"
-    assert processor.image_token_id == model.config.image_token_id
-
-
 def test_bad_input_gets_one_line(trainings, tmp_path):
     """A dataset that is not known, and an image that is not there, found by a loader worker."""
     command = trainings.arguments(tmp_path, dataset_names=["lava"])

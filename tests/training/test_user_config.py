@@ -168,8 +168,7 @@ def test_with_an_optimizer_and_a_schedule_of_its_own_nothing_is_lost_either(trai
         ]
     mine |= {"lm_model_name_or_path": spoilt, "max_skipped_steps": 4}
     plan.append({"train": trainings.arguments(tmp_path / "spoilt", **mine)})
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    trainings.run([str(tmp_path / "plan.json")], module="tests.training.checkpointing.many_runs")
+    trainings.run_plan(plan, tmp_path)
 
     for name in ("optimizer", "both"):
         folders = [tmp_path / f"{name}-{kind}" for kind in ("whole", "part")]

@@ -42,15 +42,6 @@ def same(left: ImageKV, right: ImageKV) -> bool:
     return all(torch.equal(*pair) for pair in pairs)
 
 
-def test_what_was_computed_is_kept_when_a_dialogue_is_cleared(model_and_processor, pictures):
-    session = ChatSession(*model_and_processor, max_new_tokens=2)
-    for encoded, image_tokens in [(2, 10), (0, 0)]:
-        list(session.ask("What?", pictures[:2]))
-        cost = session.statistics[-1]
-        assert (cost.encoded_images, cost.computed_image_tokens) == (encoded, image_tokens)
-        session.clear()
-
-
 def test_equal_images_are_computed_once_whatever_they_are_called(model_and_processor, images, encoder_runs):
     store = ImageStore(*model_and_processor)
     renamed = LoadedImage(images[0].source, "another name")

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import PIL.Image
 import pytest
 import uvicorn
@@ -75,6 +76,9 @@ class Server:
     client: httpx.Client
     pid: int
     log: Path | None = None  # of a process of its own
+
+    def openai(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 
     def ask(self, **body: Any) -> httpx.Response:
         return self.client.post("/v1/chat/completions", json={"model": "tiny", "max_tokens": LENGTH, **body})

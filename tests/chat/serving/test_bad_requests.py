@@ -207,7 +207,8 @@ def _spoil(node: Any, draw: random.Random) -> None:
         return
 
 
-def check_generated(server: Server, golden: str, count: int) -> None:
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.long)])
+def test_generated_mistakes(server, golden, count):
     refused = 0
     for number, content in enumerate(islice(generated(seed=1), count), start=1):
         response = post(server, content)
@@ -218,12 +219,3 @@ def check_generated(server: Server, golden: str, count: int) -> None:
             assert server.text(**GOLDEN) == golden
     assert refused > count // 2
     server.wait_until_idle()
-
-
-def test_generated_mistakes(server, golden):
-    check_generated(server, golden, 60)
-
-
-@pytest.mark.long
-def test_many_generated_mistakes(server, golden):
-    check_generated(server, golden, 500)

@@ -14,7 +14,7 @@ from tests.chat.serving.conftest import GOLDEN, LENGTH, assert_error, assistant,
 
 @pytest.fixture
 def client(server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    return server.openai()
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_three_rounds_with_several_images_equal_those_of_a_session(serve, sessio
     messages, pictures = [], [png(number) for number in range(3)]
     cached = []
     with serve() as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        client = server.openai()
         for question, images in [("What?", pictures[:2]), ("Where?", []), ("And this?", pictures[2:])]:
             messages.append(user(question, *map(data_url, images)))
             answer = client.chat.completions.create(model="tiny", messages=messages, temperature=0)
@@ -122,10 +122,10 @@ def test_a_key_on_every_route(serve):
                     assert_error(server.client.request(method, route, headers=headers), 401)
         for route in ("/health", "/docs", "/openapi.json"):
             assert server.client.get(route).status_code == 200
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0)
+        client = server.openai("secret")
         assert client.chat.completions.create(**GOLDEN).choices
         with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
+            server.openai("wrong").models.list()
 
 
 def test_a_name_that_is_not_ours(serve):

@@ -100,11 +100,15 @@ def bombs() -> Iterator[bytes]:
     yield b'{"model": "tiny", "messages": [{"role": "user", "content": "' + b"a b " * 7 * MEBIBYTE + b'"}]}'
 
 
-def check_bombs(server: Server, every: int) -> int:
-    """All of them are refused at little cost, which is printed; returns how many there were.
+@pytest.mark.parametrize(
+    "every, least", [pytest.param(5, 8, marks=pytest.mark.slow), pytest.param(1, 40, marks=pytest.mark.long)]
+)
+def test_bombs(own_process, every, least):
+    """All of them are refused at little cost, which is printed.
 
     The time is the server's own, whatever else the machine is doing; the memory is what it took at its highest.
     """
+    server = own_process
     golden = server.text(**GOLDEN)
     before, most, seconds = server.resident_bytes(), 0, []
     server.forget_most()
@@ -115,18 +119,7 @@ def check_bombs(server: Server, every: int) -> int:
         most = server.most_resident_bytes() - before
         assert seconds[-1] < 1 and most < 200e6, (content[:200], seconds[-1], most)
     print(f"\n{len(seconds)} bombs: {max(seconds):.2f} s of CPU at most, {most / 1e6:.0f} MB more memory")
-    assert server.text(**GOLDEN) == golden
-    return len(seconds)
-
-
-@pytest.mark.slow
-def test_bombs(own_process):
-    check_bombs(own_process, every=5)
-
-
-@pytest.mark.long
-def test_all_bombs(own_process):
-    assert check_bombs(own_process, every=1) >= 40
+    assert server.text(**GOLDEN) == golden and len(seconds) >= least
 
 
 PATHS = [

@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from pydantic import TypeAdapter
 
@@ -31,7 +30,7 @@ def test_each_response_has_an_id(server):
     ]
     ids = [response.headers["x-request-id"] for response in responses]
     assert len(set(ids)) == 5 and all(re.fullmatch("req_[0-9a-f]{24}", each) for each in ids)
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    client = server.openai()
     assert client.chat.completions.create(**GOLDEN)._request_id.startswith("req_")
 
 

@@ -1,17 +1,8 @@
 """Requests in all the shapes in which clients send them: messages, images, fields and their values."""
 
-import base64
-import textwrap
 from collections.abc import Iterator
-from io import BytesIO
-from itertools import count
 from typing import Any
-from urllib.parse import quote
 
-import numpy as np
-import openai
-import PIL.features
-import PIL.Image
 import pytest
 
 from chat.server_setup import Limits
@@ -100,43 +91,9 @@ def test_messages_mean_what_a_session_is_asked(server, model_and_processor, name
     answer = server.ask(**body).json()
     assert answer["choices"][0]["message"]["content"] == expected
     assert answer["usage"]["prompt_tokens"] == session.statistics[-1].prompt_tokens
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    client = server.openai()
     pieces = client.chat.completions.create(**body, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
-
-
-FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP"]
-AVIF = pytest.param(
-    "AVIF", marks=pytest.mark.skipif("avif" not in PIL.features.get_supported(), reason="an older Pillow")
-)
-
-
-def telling_image(kind: str) -> bytes:
-    """An image in whose base64 all stands that the forms of it differ in: +, / and =."""
-    for seed in count(100):
-        pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        file = BytesIO()
-        PIL.Image.fromarray(pixels).save(file, kind)
-        content = file.getvalue() + bytes(seed % 3) * (
-            kind == "BMP"
-        )  # its size is fixed, and a multiple of 3
-        if all(letter in base64.b64encode(content) for letter in b"+/="):
-            return content
-
-
-@pytest.mark.parametrize("kind", [*FORMATS, AVIF])
-def test_images_of_all_kinds_in_all_forms(server, model_and_processor, kind):
-    content = telling_image(kind)
-    session = ChatSession(*model_and_processor, max_new_tokens=1)
-    expected = "".join(session.ask("What?", content))
-    plain, head = base64.b64encode(content).decode(), f"data:image/{kind.lower()};base64,"
-    wrapped, unpadded = "\r\n".join(textwrap.wrap(plain, 76)), plain.rstrip("=")
-    safe, quoted = base64.urlsafe_b64encode(content).decode(), quote(plain, safe="")
-    for form in {plain, wrapped, unpadded, safe, quoted}:
-        for url in (head + form, "DATA:;BASE64," + form, *([form] if form != quoted else [])):
-            assert server.text(messages=[user("What?", url)], temperature=0, max_tokens=1) == expected, url[
-                :40
-            ]
 
 
 @pytest.mark.parametrize("broken", ["@@@@", "A", "", "AAAA=AAA", "AAAA%ZZ"])

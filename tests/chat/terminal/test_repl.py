@@ -1,14 +1,13 @@
 """What lines do in a dialogue, over a session with a tiny model."""
 
 import io
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from chat.session import ChatSession
 from chat.terminal.repl import COMMANDS, Leave, Repl
 from chat.terminal.screens import PlainScreen
+from tests.chat.serving.test_images import give, listener
 
 
 @pytest.fixture
@@ -152,18 +151,8 @@ def test_mistakes_leave_everything_as_it_was(repl, pictures):
 
 
 def test_an_image_from_the_web(repl, pictures):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(pictures[0].read_bytes())
-
-        def log_message(self, *args) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.handle_request).start()
-        url = f"http://127.0.0.1:{server.server_port}/a.png"
+    with listener(give(pictures[0].read_bytes())) as (port, _):
+        url = f"http://127.0.0.1:{port}/a.png"
         assert f"image 1: {url} (24 x 20)" in told(repl, f"/image {url}")
     assert "cannot be fetched" in told(repl, f"/image {url}")
 

@@ -24,16 +24,8 @@ class Terminal:
             **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color",
             "XDG_STATE_HOME": str(state), "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "200", "LINES": "40",
         }  # fmt: skip
-        command = [
-            sys.executable,
-            "-m",
-            "chat.chat",
-            "--checkpoint_path",
-            str(checkpoint),
-            "--device_map",
-            "cpu",
-            *flags,
-        ]
+        command = [sys.executable, "-m", "chat.chat", "--checkpoint_path", str(checkpoint)]
+        command += ["--device_map", "cpu", *flags]
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             signal.signal(

@@ -105,18 +105,9 @@ def plan_of(trainings, folder: Path, cases: list[Case]) -> list[dict]:
     return plan
 
 
-def run_plan(trainings, folder: Path, name: str, plan: list[dict], ranks: int, timeout: int) -> None:
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(plan))
-    printed = trainings.run(
-        [str(path)], processes=ranks, module="tests.training.checkpointing.many_runs", timeout=timeout
-    )
-    (folder / f"{name}.log").write_text(printed)
-
-
 def equal(first, second) -> bool:
     if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
+        return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
@@ -157,10 +148,10 @@ def run_all(trainings, folder: Path, cases: list[Case], timeout: int) -> None:
     of_ranks = {ranks: [case for case in cases if case.ranks == ranks] for ranks in (1, 2)}
     plans = {ranks: plan_of(trainings, folder, mine) for ranks, mine in of_ranks.items()}
     moved = {ranks: moved_plan(trainings, folder, of_ranks[3 - ranks]) for ranks in (1, 2)}
-    run_plan(trainings, folder, "one", [*plans[1], *damaged_plan(trainings, folder)], 1, timeout)
+    trainings.run_plan([*plans[1], *damaged_plan(trainings, folder)], folder, "one", timeout=timeout)
     broken = {"train": trainings.arguments(folder / "broken", **BROKEN.flags), "narrow": 1}
-    run_plan(trainings, folder, "two", [*plans[2], broken, *moved[2]], 2, timeout)
-    run_plan(trainings, folder, "one again", moved[1], 1, timeout)
+    trainings.run_plan([*plans[2], broken, *moved[2]], folder, "two", processes=2, timeout=timeout)
+    trainings.run_plan(moved[1], folder, "one again", timeout=timeout)
 
 
 def moved_plan(trainings, folder: Path, cases: list[Case]) -> list[dict]:
@@ -257,7 +248,7 @@ def test_resume_is_bitwise_equal(few):
 @pytest.mark.slow
 def test_resume_is_bitwise_equal_where_all_is_offloaded(trainings, tmp_path):
     case = Case(stage=3, ranks=2, lora=True, workers=0, step=MIDDLE, offload="cpu")
-    run_plan(trainings, tmp_path, "two", plan_of(trainings, tmp_path, [case]), ranks=2, timeout=900)
+    trainings.run_plan(plan_of(trainings, tmp_path, [case]), tmp_path, processes=2, timeout=900)
     check_bitwise(tmp_path, [case])
 
 
@@ -270,7 +261,7 @@ def test_resume_is_bitwise_equal_where_weights_are_on_nvme(trainings, tmp_path):
     case = Case(3, 2, True, 0, MIDDLE, offload="nvme", nvme_path=str(disk))
     inside = Case(3, 2, True, 0, MIDDLE, offload="cpu")
     plan = plan_of(trainings, tmp_path, [case, inside])
-    run_plan(trainings, tmp_path, "two", plan, ranks=2, timeout=1800)
+    trainings.run_plan(plan, tmp_path, processes=2, timeout=1800)
     check_bitwise(tmp_path, [case])
     last = f"checkpoint-{2 * STEPS_AN_EPOCH}"
     assert losses(tmp_path / case.whole / last) == losses(tmp_path / inside.whole / last)
@@ -292,7 +283,8 @@ TRAIN_SETS = [
 def run_train_sets(trainings, folder: Path, cases: list[Case]) -> None:
     for ranks in (1, 2):
         mine = [case for case in cases if case.ranks == ranks]
-        run_plan(trainings, folder, f"on {ranks}", plan_of(trainings, folder, mine), ranks, timeout=2400)
+        plan = plan_of(trainings, folder, mine)
+        trainings.run_plan(plan, folder, f"on {ranks}", processes=ranks, timeout=2400)
     check_bitwise(folder, cases)
     for case in cases:
         final = folder / case.name / "final"
@@ -330,7 +322,7 @@ def test_resume_is_bitwise_equal_where_other_parts_learn(trainings, tmp_path):
     plan = plan_of(trainings, tmp_path, [case])
     words = plan[-1]["train"]
     del words[words.index("--init_from") : words.index("--init_from") + 2]
-    run_plan(trainings, tmp_path, "second stage", plan, 1, timeout=900)
+    trainings.run_plan(plan, tmp_path, "second stage", timeout=900)
     check_bitwise(tmp_path, [case])
     before, after = (
         load_file(path / "trained.safetensors") for path in (earlier, tmp_path / case.name / "final")
@@ -343,7 +335,7 @@ def test_resume_is_bitwise_equal_where_other_parts_learn(trainings, tmp_path):
 def test_resume_is_bitwise_equal_over_quantised_weights(trainings, tmp_path):
     """And no scale of theirs is written."""
     cases = [Case(2, 2, True, 0, MIDDLE, frozen_bits=4), Case(1, 2, False, 0, MIDDLE, frozen_bits=8)]
-    run_plan(trainings, tmp_path, "two", plan_of(trainings, tmp_path, cases), 2, timeout=900)
+    trainings.run_plan(plan_of(trainings, tmp_path, cases), tmp_path, processes=2, timeout=900)
     check_bitwise(tmp_path, cases)
     for path in tmp_path.glob("*/checkpoint-*/global_step*/*model_states.pt"):
         names = torch.load(path, weights_only=False)["module"]

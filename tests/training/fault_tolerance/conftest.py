@@ -64,19 +64,21 @@ class Forked:
     def left_behind(self, timeout: float = 15) -> list[str]:
         """What is still alive, after some time, of all that the ranks have started."""
         end = time.monotonic() + timeout
-        while alive := self._alive():
+        while alive := alive_in(self.pids):
             if time.monotonic() > end:
                 break
             time.sleep(0.1)
         return alive
 
-    def _alive(self) -> list[str]:
-        alive = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, ProcessLookupError):
-                if os.getpgid(process.pid) in self.pids and process.status() != psutil.STATUS_ZOMBIE:
-                    alive.append(f"{process.pid} {' '.join(process.cmdline())}")
-        return alive
+
+def alive_in(groups: Sequence[int]) -> list[str]:
+    """The living processes of process groups."""
+    alive = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(f"{process.pid} {' '.join(process.cmdline())}")
+    return alive
 
 
 def _runs(pid: int) -> bool:

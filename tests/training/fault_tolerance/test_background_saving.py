@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.checkpointing.test_resume import equal
 from training.checkpointing.folders import TRAINER_STATE, resumable_checkpoints, resume_folder
 from training.exit_codes import RANK_LOST, STOPPED
 
@@ -40,20 +41,6 @@ def waiting(forks, trainings, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("waiting")
     forks.run(flags(trainings, output, **SHARDED, save_in_background=False))
     return output
-
-
-def equal(first, second) -> bool:
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(equal, first, second))
-    if hasattr(first, "tolist"):
-        return first.tolist() == second.tolist()
-    if type(first).__module__.startswith("deepspeed"):
-        return equal(vars(first), vars(second))
-    return first == second
 
 
 def assert_same(one: Path, two: Path) -> None:

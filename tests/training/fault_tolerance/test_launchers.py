@@ -8,37 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from tests.ranks import ON_CPUS, ROOT
+from tests.training.fault_tolerance.conftest import alive_in
 from training.checkpointing.folders import resumable_checkpoints
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def members(group: int) -> list[psutil.Process]:
-    """The living processes of a process group."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def wait_until_gone(group: int, timeout: float = 60) -> None:
     """Until a process group is empty; what is left in it is killed, and an error."""
     end = time.monotonic() + timeout
-    while left := members(group):
+    while left := alive_in([group]):
         if time.monotonic() > end:
-            names = [" ".join(process.cmdline()) for process in left]
             os.killpg(group, signal.SIGKILL)
-            raise AssertionError(f"left behind: {names}")
+            raise AssertionError(f"left behind: {left}")
         time.sleep(0.1)
 
 
@@ -74,7 +62,7 @@ def node(number: int, port: int, command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *launch, *command],
         cwd=ROOT,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, **ON_CPUS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

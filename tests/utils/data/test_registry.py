@@ -8,33 +8,6 @@ from utils.data.registry import DATASETS, find_specs, require_files
 from utils.data.spec import DataError
 
 
-def test_the_rows_are_the_published_files() -> None:
-    rows = {name: [part.path for part in row.annotations + row.images] for name, row in DATASETS.items()}
-    coco, cgd = "coco/train2017", "MIMIC-IT/CGD_instructions.json"
-    detail, reasoning = "llava/detail_23k.json", "llava/complex_reasoning_77k.json"
-    dialogues = "llava/conversation_58k.json"
-    assert rows == {
-        "aokvqa": ["aokvqa/annotations/aokvqa_v1p0_train.json", coco],
-        "coco_caption": ["coco_caption/dataset.json", "coco/2014"],
-        "llava": [detail, reasoning, coco],
-        "llava_dial": [dialogues, coco],
-        "llava_otter_blend": [cgd, detail, reasoning, dialogues, coco],
-        "minigpt4": ["cc_sbu_align/filter_cap.json", "cc_sbu_align/image"],
-        "ocr_vqa": ["OCR_VQA/dataset.json", "OCR_VQA/images"],
-        "otter_mimicit_cgd": [cgd, coco],
-        **{
-            f"otter_mimicit_{name.lower()}": [f"MIMIC-IT/{name}_instructions.json", f"MIMIC-IT/{name}.json"]
-            for name in ("SD", "SN", "TVC", "VST")
-        },
-        "sparkles_dialogue": [
-            "SparklesDialogueCC/annotations/SparklesDialogueCC.json",
-            "SparklesDialogueVG/annotations/SparklesDialogueVG.json",
-            "SparklesDialogueCC/images",
-            "SparklesDialogueVG/images",
-        ],
-    }
-
-
 def test_every_row_says_where_its_parts_are_to_be_had() -> None:
     parts = [part for row in DATASETS.values() for part in row.annotations + row.images]
     assert all(part.origin.startswith("http") for part in parts)

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.tiny import logits, moved, two_images
 from utils.model import LoraSettings, build_visual_chat
 from utils.model.checkpoint import CheckpointError, load_checkpoint, save_full, save_trained_only
 from utils.model.mmca_kernels import VARIABLE
@@ -20,29 +21,11 @@ from utils.model.mmca_kernels import VARIABLE
 ROOT = Path(__file__).parents[3]
 
 
-def inputs_for(processor) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    image = [processor.image_token_id] * processor.image_seq_length
-    ids = torch.tensor([[1, 9, *image, 20, 21, *image, 22, 23]])
-    side = processor.image_processor.crop_size["height"]
-    return {"input_ids": ids, "pixel_values": torch.randn(2, 3, side, side, generator=generator)}
-
-
-def logits_of(model, processor) -> torch.Tensor:
-    model.eval()
-    with torch.no_grad():
-        return model(**inputs_for(processor)).logits
-
-
 def trained(folders, **kwargs):
     """A model some steps away from its base models."""
     torch.manual_seed(3)
     model, processor = build_visual_chat(*map(str, folders), **kwargs)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model, processor
+    return moved(model), processor
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +55,11 @@ def trained_only(model_and_processor, tmp_path_factory):
 @pytest.mark.parametrize("form", ["full", "trained_only"])
 def test_loads_to_the_same_logits(form, model_and_processor, request):
     folder = request.getfixturevalue(form)
-    expected = logits_of(*model_and_processor)
-    assert torch.equal(logits_of(*load_checkpoint(folder)), expected)
+    expected = logits(model_and_processor[0])
+    assert torch.equal(logits(load_checkpoint(folder)[0]), expected)
     model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto")
     processor = AutoProcessor.from_pretrained(folder)
-    assert torch.equal(logits_of(model, processor), expected)
+    assert torch.equal(logits(model), expected)
     assert model.generation_config.suppress_tokens == [processor.image_token_id]
 
 
@@ -85,7 +68,7 @@ def test_loads_to_the_same_logits(form, model_and_processor, request):
 def test_other_projectors(folders, tmp_path, projector_type, save):
     model, processor = trained(folders, projector_type=projector_type)
     save(model, processor, tmp_path)
-    assert torch.equal(logits_of(*load_checkpoint(tmp_path)), logits_of(model, processor))
+    assert torch.equal(logits(load_checkpoint(tmp_path)[0]), logits(model))
 
 
 @pytest.mark.parametrize("save", [save_full, save_trained_only])
@@ -94,7 +77,7 @@ def test_an_image_gate_is_kept_exactly_whatever_the_weights_type(folders, tmp_pa
     model, processor = trained(folders, image_gate="head", lora=lora)
     save(model, processor, tmp_path / "ours")
     loaded, _ = load_checkpoint(tmp_path / "ours")
-    assert torch.equal(logits_of(loaded, processor), logits_of(model, processor))
+    assert torch.equal(logits(loaded), logits(model))
     half, _ = load_checkpoint(tmp_path / "ours", dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     again = type(model).from_pretrained(tmp_path / "half")
@@ -105,26 +88,26 @@ def test_an_image_gate_is_kept_exactly_whatever_the_weights_type(folders, tmp_pa
         ):
             assert found.dtype == torch.float32 and wanted.any() and torch.equal(found, wanted)
     with torch.autocast("cpu", torch.bfloat16):
-        near = logits_of(loaded, processor)
-    torch.testing.assert_close(logits_of(half, processor).float(), near.float(), atol=0.2, rtol=0.1)
+        near = logits(loaded)
+    torch.testing.assert_close(logits(half).float(), near.float(), atol=0.2, rtol=0.1)
     for attention in ("cross", "causal"):
         with pytest.raises(ValueError, match=f"image_gate head needs attention mmca: under {attention}"):
             load_checkpoint(tmp_path / "ours", attention=attention)
     with pytest.raises(ValueError, match="image_gate head needs attention mmca: under cross"):
         loaded.set_attn_implementation("cross")
-    assert torch.equal(logits_of(loaded, processor), logits_of(model, processor))
+    assert torch.equal(logits(loaded), logits(model))
 
 
 def test_adapters_are_kept_in_one_form_and_merged_in_the_other(folders, tmp_path):
     model, processor = trained(folders, lora=LoraSettings(lang_dim=2, vis_dim=3, alpha=8))
-    expected = logits_of(model, processor)
+    expected = logits(model)
     save_trained_only(model, processor, tmp_path / "trained")
     save_full(model, processor, tmp_path / "full")
     with_adapters, _ = load_checkpoint(tmp_path / "trained")
-    assert torch.equal(logits_of(with_adapters, processor), expected)
+    assert torch.equal(logits(with_adapters), expected)
     merged, _ = load_checkpoint(tmp_path / "full")
     assert not any("lora" in name for name in merged.state_dict())
-    torch.testing.assert_close(logits_of(merged, processor), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(CheckpointError, match="merged adapters"):
         save_trained_only(merged, processor, tmp_path / "again")
 
@@ -138,7 +121,7 @@ def test_transformers_own_saving_merges_adapters(folders, tmp_path, save):
     loaded.save_pretrained(tmp_path / "theirs")
     processor.save_pretrained(tmp_path / "theirs")
     again, _ = load_checkpoint(tmp_path / "theirs")
-    torch.testing.assert_close(logits_of(again, processor), logits_of(model, processor), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(again), logits(model), atol=1e-4, rtol=1e-4)
     assert again.config.lora is None and again.config.checkpoint_form == "full"
     with pytest.raises(CheckpointError, match="saved in the full form only"):
         save_trained_only(again, processor, tmp_path / "trained")
@@ -154,17 +137,11 @@ def test_whole_weights_may_be_handed_in(model_and_processor, tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_a_full_checkpoint_can_be_saved_again_in_either_form(full, model_and_processor, tmp_path):
-    model, processor = load_checkpoint(full)
-    save_trained_only(model, processor, tmp_path)
-    assert torch.equal(logits_of(*load_checkpoint(tmp_path)), logits_of(*model_and_processor))
-
-
 def test_weights_are_sharded(model_and_processor, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.model.checkpoint.SHARD_SIZE", "50KB")
     save_full(*model_and_processor, tmp_path)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    assert torch.equal(logits_of(*load_checkpoint(tmp_path)), logits_of(*model_and_processor))
+    assert torch.equal(logits(load_checkpoint(tmp_path)[0]), logits(model_and_processor[0]))
     next(tmp_path.glob("model-00002-*.safetensors")).unlink()
     with pytest.raises(CheckpointError, match="model-00002"):
         load_checkpoint(tmp_path)
@@ -246,11 +223,11 @@ def test_the_code_of_another_encoder_travels_with_it(
 
 
 def load_elsewhere(folder, where, model_and_processor, tmp_path, monkeypatch):
-    inputs = inputs_for(model_and_processor[1])
+    inputs = two_images(model_and_processor[0])
     torch.save(inputs, tmp_path / "inputs.pt")
     if where == "alone":  # attention's C++ does not travel: the bits are those of the kernels that do
         monkeypatch.setenv(VARIABLE, "masked")
-    torch.save(logits_of(*model_and_processor), tmp_path / "logits.pt")
+    torch.save(logits(model_and_processor[0]), tmp_path / "logits.pt")
     length = model_and_processor[1].image_seq_length
     code = ELSEWHERE.format(inputs=f"torch.load({str(tmp_path / 'inputs.pt')!r})", image_seq_length=length)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -369,11 +346,11 @@ def test_moved_base_models(trained_only, folders, model_and_processor, tmp_path)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="/nowhere/llama, which does not exist here"):
         load_checkpoint(folder)
-    model, processor = load_checkpoint(folder, base_models={"language_model": str(folders[0])})
-    assert torch.equal(logits_of(model, processor), logits_of(*model_and_processor))
+    model, _ = load_checkpoint(folder, base_models={"language_model": str(folders[0])})
+    assert torch.equal(logits(model), logits(model_and_processor[0]))
 
 
 def test_another_attention_reads_the_same_weights(full):
-    model, processor = load_checkpoint(full, attention="causal")
+    model, _ = load_checkpoint(full, attention="causal")
     mmca, _ = load_checkpoint(full)
-    assert not torch.allclose(logits_of(model, processor), logits_of(mmca, processor))
+    assert not torch.allclose(logits(model), logits(mmca))

@@ -264,24 +264,14 @@ KERNELS = [
 GATED = [("mmca", "none"), ("mmca", "head"), ("cross", "none")]
 
 
-def sweep(attention, image_layers, image_gate, kernel, seeds, monkeypatch):
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 208), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("image_layers", ["full", "no_mlp", "none"])
+@pytest.mark.parametrize(("attention", "image_gate", "kernel"), KERNELS)
+def test_exact_on_random_rows(attention, image_gate, kernel, image_layers, seeds, monkeypatch):
     monkeypatch.setenv(VARIABLE, kernel)
     model = model_of(image_layers, attention, image_gate=image_gate)
     for seed in seeds:
         check(model, Rows.random(seed), seed)
-
-
-@pytest.mark.parametrize("image_layers", ["full", "no_mlp", "none"])
-@pytest.mark.parametrize(("attention", "image_gate", "kernel"), KERNELS)
-def test_exact_on_random_rows(attention, image_gate, kernel, image_layers, monkeypatch):
-    sweep(attention, image_layers, image_gate, kernel, range(8), monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("image_layers", ["full", "no_mlp", "none"])
-@pytest.mark.parametrize(("attention", "image_gate", "kernel"), KERNELS)
-def test_exact_on_many_random_rows(attention, image_gate, kernel, image_layers, monkeypatch):
-    sweep(attention, image_layers, image_gate, kernel, range(8, 208), monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.tiny import moved
 from utils.model import LoraSettings, build_visual_chat
 from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
 from utils.model.init_from import init_from
@@ -15,14 +16,10 @@ def folders(llama_folder, clip_folder) -> tuple[str, str]:
     return str(llama_folder), str(clip_folder)
 
 
-def moved(folders, **kwargs):
-    """Model and processor, some steps away from what was built."""
+def trained(folders, **kwargs):
     torch.manual_seed(3)
     model, processor = build_visual_chat(*folders, **kwargs)
-    with torch.no_grad():
-        for parameter in learning(model).values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model, processor
+    return moved(model), processor
 
 
 def learning(model) -> dict[str, torch.nn.Parameter]:
@@ -31,7 +28,7 @@ def learning(model) -> dict[str, torch.nn.Parameter]:
 
 @pytest.mark.parametrize("save", [save_full, save_trained_only])
 def test_projector_and_embedding_come_over_from_either_form(folders, tmp_path, save):
-    earlier, processor = moved(folders)
+    earlier, processor = trained(folders)
     save(earlier, processor, tmp_path / "earlier")
     model, _ = build_visual_chat(*folders, lora=LORA)
     init_from(model, tmp_path / "earlier")
@@ -42,7 +39,7 @@ def test_projector_and_embedding_come_over_from_either_form(folders, tmp_path, s
 
 
 def test_adapters_come_over(folders, tmp_path):
-    earlier, processor = moved(folders, lora=LORA)
+    earlier, processor = trained(folders, lora=LORA)
     save_trained_only(earlier, processor, tmp_path)
     model, _ = build_visual_chat(*folders, lora=LORA)
     init_from(model, tmp_path)
@@ -55,7 +52,7 @@ def test_adapters_come_over(folders, tmp_path):
     [({"attention": "mmca"}, 1.0), ({"attention": "causal"}, 0.0), ({"image_gate": "head"}, None)],
 )
 def test_a_gate_begins_as_what_was_computed_before(folders, tmp_path, earlier, factor):
-    earlier, processor = moved(folders, **earlier)
+    earlier, processor = trained(folders, **earlier)
     save_trained_only(earlier, processor, tmp_path)
     model, _ = build_visual_chat(*folders, image_gate="head")
     init_from(model, tmp_path)
@@ -66,7 +63,7 @@ def test_a_gate_begins_as_what_was_computed_before(folders, tmp_path, earlier, f
 
 
 def test_a_gate_that_the_run_has_not_is_refused(folders, tmp_path):
-    save_full(*moved(folders, image_gate="head"), tmp_path)
+    save_full(*trained(folders, image_gate="head"), tmp_path)
     model, _ = build_visual_chat(*folders)
     with pytest.raises(
         CheckpointError, match="has learnt an image gate that this run has not; give --image_gate"
@@ -84,7 +81,7 @@ def test_a_gate_that_the_run_has_not_is_refused(folders, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused(folders, tmp_path, save, wanted, message):
-    save(*moved(folders, lora=LORA), tmp_path)
+    save(*trained(folders, lora=LORA), tmp_path)
     model, _ = build_visual_chat(*folders, **wanted)
     with pytest.raises(CheckpointError, match=message):
         init_from(model, tmp_path)
@@ -94,8 +91,8 @@ def test_a_folder_that_is_no_checkpoint_is_refused(folders, tmp_path):
     model, _ = build_visual_chat(*folders)
     with pytest.raises(CheckpointError, match=r"no config\.json; give a checkpoint"):
         init_from(model, tmp_path)
-    moved_model, processor = moved(folders)
-    save_trained_only(moved_model, processor, tmp_path)
+    trained_model, processor = trained(folders)
+    save_trained_only(trained_model, processor, tmp_path)
     (tmp_path / "trained.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match="is damaged"):
         init_from(model, tmp_path)

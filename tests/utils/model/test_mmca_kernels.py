@@ -78,21 +78,6 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_length_and_is_less_th
 
 
 @pytest.mark.parametrize("kernel", ["fused", "masked"])
-def test_new_text_over_a_cache_in_several_rows(kernel, monkeypatch):
-    """The last 5 of 12 keys are asked for; padding on the left of a row; grouped heads."""
-    kinds = torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0]])
-    valid = torch.ones_like(kinds).bool()
-    valid[1, :2] = False
-    whole, last = (build_layout(kinds, queries, valid) for queries in (12, 5))
-    query, key, value = states(whole, heads=4, shared=2)
-    expected = registered.attend(whole, *(each.double() for each in (query, key, value)))[:, -5:]
-    monkeypatch.setenv(VARIABLE, kernel)
-    assert prepared(last, query[:, :, -5:], value) == kernel
-    out = registered.attend(last, query[:, :, -5:], key, value)
-    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kernel", ["fused", "masked"])
 def test_a_known_number_of_image_tokens_changes_nothing_but_who_is_asked(kernel, monkeypatch):
     """As on GPUs, where padding then stays among the text and sees itself alone."""
     monkeypatch.setenv(VARIABLE, kernel)

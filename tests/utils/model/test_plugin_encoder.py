@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from tests.test_docs import python_blocks
+from tests.tiny import logits
 from utils.model import VisualChatConfig, build_visual_chat, load_checkpoint, register_encoder
 from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
 from utils.model.pretrained_encoders import load_vision_tower, vision_config_of
@@ -42,13 +43,6 @@ def encoder_folder(model, folder):
     return folder
 
 
-def logits(model, processor) -> torch.Tensor:
-    image = [processor.image_token_id] * processor.image_seq_length
-    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.tensor([[1, *image, 20, 21]]), pixel_values=pixels).logits
-
-
 @pytest.mark.parametrize("save", [save_full, save_trained_only])
 def test_a_model_of_the_users_own_is_built_saved_and_loaded(plugins, llama_folder, monkeypatch, save):
     load_plugins([str(plugins / "my_patches.py")])
@@ -62,10 +56,10 @@ def test_a_model_of_the_users_own_is_built_saved_and_loaded(plugins, llama_folde
     )
     model, processor = build_visual_chat(str(llama_folder), str(encoder))
     assert processor.image_seq_length == 4  # 16 / 8 squared
-    expected = logits(model, processor)
+    expected = logits(model)
     save(model, processor, plugins / "checkpoint")
-    loaded, processor = load_checkpoint(plugins / "checkpoint", device_map="auto")
-    assert torch.equal(logits(loaded, processor), expected)
+    loaded, _ = load_checkpoint(plugins / "checkpoint", device_map="auto")
+    assert torch.equal(logits(loaded), expected)
     monkeypatch.delitem(FAMILIES, "my_patches")
     with pytest.raises(CheckpointError, match=r"type 'my_patches', .*--plugin"):
         load_checkpoint(plugins / "checkpoint")
@@ -106,4 +100,4 @@ def test_a_class_of_transformers_needs_one_line(plugins, llama_folder):
     )
     encoder = encoder_folder(ViTModel(config), plugins / "encoder")
     model, processor = build_visual_chat(str(llama_folder), str(encoder))
-    assert processor.image_seq_length == 5 and logits(model, processor).isfinite().all()
+    assert processor.image_seq_length == 5 and logits(model).isfinite().all()

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
+from tests.tiny import moved, two_images
 from utils.model import LoraSettings, build_visual_chat, load_checkpoint
 from utils.model.building import Learning
 from utils.model.checkpoint import save_full, save_trained_only
@@ -36,13 +37,6 @@ def folder(made, tmp_path_factory):
     return folder
 
 
-def inputs_for(model) -> dict[str, torch.Tensor]:
-    image = [model.config.image_token_id] * model.config.image_seq_length
-    ids = torch.tensor([[1, 9, *image, 20, 21, *image, 22, 23]])
-    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "pixel_values": pixels}
-
-
 def load(folder, bits: str, skip: list[str] | None, **choices: str):
     config = BitsAndBytesConfig(**BITS[bits], llm_int8_skip_modules=skip)
     return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config, **choices)
@@ -55,7 +49,7 @@ def nearness(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("skip", [None, SKIPPED], ids=["all but the head", "decoder alone"])
 @pytest.mark.parametrize("bits", BITS)
 def test_it_answers_nearly_as_before(made, folder, bits, skip):
-    whole, inputs = made[0].eval(), inputs_for(made[0])
+    whole, inputs = made[0].eval(), two_images(made[0])
     model = load(folder, bits, skip).eval()
     assert not model.model.language_model.layers[0].mlp.up_proj.weight.is_floating_point()
     assert model.lm_head.weight.is_floating_point()
@@ -75,7 +69,7 @@ def test_it_answers_nearly_as_before(made, folder, bits, skip):
 def test_images_may_skip_its_layers(made, folder, bits, image_layers, monkeypatch):
     monkeypatch.setattr(made[0].config, "image_layers", image_layers)
     model = load(folder, bits, SKIPPED, image_layers=image_layers).eval()
-    inputs, ids = inputs_for(model), torch.full((1, 2 * model.config.image_seq_length), 299)
+    inputs, ids = two_images(model), torch.full((1, 2 * model.config.image_seq_length), 299)
     with torch.no_grad():
         found, wanted = (each(**inputs).logits for each in (model, made[0].eval()))
         alone = model(**inputs | {"input_ids": ids.fill_(model.config.image_token_id)}).logits
@@ -85,7 +79,7 @@ def test_images_may_skip_its_layers(made, folder, bits, image_layers, monkeypatc
 @pytest.mark.parametrize("bits", BITS)
 def test_adapters_learn_over_it(folder, bits):
     model = load(folder, bits, SKIPPED).train()
-    inputs = inputs_for(model)
+    inputs = two_images(model)
     adapted = get_peft_model(
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False),
         LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]),
@@ -107,12 +101,8 @@ def test_adapters_learn_over_it(folder, bits):
 def test_trained_weights_over_quantised_base_models(llama_folder, clip_folder, tmp_path, bits, lora):
     torch.manual_seed(0)
     model, processor = build_visual_chat(str(llama_folder), str(clip_folder), lora=lora)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    save_trained_only(model, processor, tmp_path)
-    inputs = inputs_for(model)
+    save_trained_only(moved(model, 0.05), processor, tmp_path)
+    inputs = two_images(model)
     found = load(tmp_path, bits, SKIPPED).eval()
     with torch.no_grad():
         assert nearness(found(**inputs).logits, model.eval()(**inputs).logits) > NEAR[bits]
@@ -143,12 +133,7 @@ def test_frozen_bits_cost_and_teach_what_their_whole_weights_do(llama_folder, cl
         torch.manual_seed(0)
         choices = dict(lora=lora, image_gate="head", frozen_bits=each, dtype=torch.float32)
         model, _ = build_visual_chat(str(llama_folder), str(clip_folder), **choices)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        made[each] = model
+        made[each] = moved(model)
     whole, quantised = made[0], made[bits]
     assert {name for name, each in quantised.named_parameters() if each.requires_grad} == {
         name for name, each in whole.named_parameters() if each.requires_grad
@@ -162,7 +147,7 @@ def test_frozen_bits_cost_and_teach_what_their_whole_weights_do(llama_folder, cl
                 layers[name].weight.copy_(whole_weight(layer))
                 found += 1
     assert found == 2 * 7  # of two layers; head, projection and encoder are whole
-    inputs = inputs_for(whole)
+    inputs = two_images(whole)
     (loss, grads), (wanted, wanted_grads) = gradients(quantised, inputs), gradients(whole, inputs)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5 if bits == 4 else 2e-2)
     assert any("multi_modal_projector" in name for name in grads)

@@ -7,7 +7,7 @@ import torch
 from utils.model import QwenVisionConfig
 from utils.model.open_clip_vision import split_in_projections
 from utils.model.projector import MultiHeadAttention, image_seq_length
-from utils.model.qwen_vit import QwenVisionModel, interpolated
+from utils.model.qwen_vit import QwenVisionModel
 from utils.model.vision import vision_family
 
 TINY = dict(
@@ -42,31 +42,6 @@ def test_the_published_encoder_has_256_tokens_of_width_4096():
     assert sum(parameter.numel() for parameter in tower.resampler.parameters()) == 76_062_720
 
 
-def test_its_layers_are_open_clips(tower):
-    """The ViT between the first norm and the resampler, against open_clip's own transformer."""
-    from open_clip.transformer import Transformer
-
-    theirs = Transformer(
-        24, layers=3, heads=4, mlp_ratio=118 / 24, norm_layer=lambda d: torch.nn.LayerNorm(d, 1e-6)
-    )
-    with torch.no_grad():
-        for parameter in tower.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    state = {}
-    for name, tensor in tower.encoder.state_dict().items():
-        name = name.replace("layers.", "resblocks.").replace("layer_norm", "ln_").replace("self_attn", "attn")
-        state[name.replace("fc1", "c_fc").replace("fc2", "c_proj")] = tensor
-    for layer in range(3):
-        for kind in ("weight", "bias"):
-            parts = [state.pop(f"resblocks.{layer}.attn.{part}_proj.{kind}") for part in "qkv"]
-            state[f"resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat(parts)
-    theirs.load_state_dict(state)
-    tokens = torch.randn(2, 10, 24)
-    torch.testing.assert_close(
-        tower.double().encoder(tokens.double()).last_hidden_state, theirs.double()(tokens.double())
-    )
-
-
 def test_attention_in_linear_layers_is_torchs_own():
     torch.manual_seed(0)
     theirs = torch.nn.MultiheadAttention(24, 3, batch_first=True).double()
@@ -86,12 +61,3 @@ def test_fresh_weights_are_finite_and_its_fixed_positions_do_not_learn(tower):
     # Half of the width for columns, then half for rows; the first frequency is 1.
     torch.testing.assert_close(tower.resampler.positions.view(3, 3, 32)[0, :, 0], angles.sin())
     torch.testing.assert_close(tower.resampler.positions.view(3, 3, 32)[:, 0, 16], angles.sin())
-
-
-def test_positions_follow_the_grid():
-    stored = torch.arange(4.0)[:, None].expand(4, 3)  # 2 x 2
-    assert interpolated(stored, (2, 2)) is stored
-    doubled = interpolated(stored, (4, 4)).view(4, 4, 3)
-    torch.testing.assert_close(doubled, -doubled.flip(0, 1) + 3.0)  # point symmetric, as what is stored
-    assert (doubled.diff(dim=0) > 0).all() and (doubled.diff(dim=1) > 0).all()
-    assert interpolated(stored.bfloat16(), (3, 5)).shape == (15, 3)

@@ -9,22 +9,6 @@ from utils.data.adapters.captions import QUESTIONS, coco_caption, minigpt4
 from utils.data.spec import RawRecord
 
 Raw = Callable[..., RawRecord]
-KARPATHY = {
-    "filename": "COCO_val2014_000000000042.jpg",
-    "filepath": "val2014",
-    "split": "restval",
-    "sentences": [
-        {"raw": "A shoe on a shelf.", "tokens": ["a", "shoe"]},
-        {"raw": " Une chaussure à NASA\n"},
-        {"raw": "Somebody put a shoe away"},
-    ],
-}
-
-
-def test_draws_depend_on_the_seed_alone(raw: Raw) -> None:
-    first, again = ([coco_caption(raw(KARPATHY, seed)) for seed in range(20)] for _ in range(2))
-    assert first == again
-    assert len({conversation.turns[0].question for conversation in first}) > 5
 
 
 def test_the_pool_has_no_question_twice_and_each_is_one_line() -> None:
@@ -34,6 +18,6 @@ def test_the_pool_has_no_question_twice_and_each_is_one_line() -> None:
 
 def test_what_cannot_be_asked_about_is_named(raw: Raw) -> None:
     with pytest.raises(ConversationError, match=r"set/file\.json#7: it has no caption"):
-        coco_caption(raw(KARPATHY | {"sentences": []}))
+        coco_caption(raw({"filename": "42.jpg", "sentences": []}))
     with pytest.raises(ConversationError, match=r"set/file\.json#7: the answer of turn 1 is empty"):
         minigpt4(raw({"image_id": "17", "caption": " "}))

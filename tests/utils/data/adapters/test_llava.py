@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.conversation import ConversationError, Image
 from utils.data.adapters.llava import llava, llava_dial
 from utils.data.spec import RawRecord
 
@@ -20,25 +20,6 @@ def raw(*values: str, image: object = "42.jpg") -> RawRecord:
 
 def picture(name: str = "42.jpg") -> Image:
     return Image(FOLDER / name)
-
-
-ROUNDS = ("What is the dog doing?\n<image>", "It sleeps.", "Is it alone?", "No.")
-
-
-def test_all_rounds_with_the_picture_where_the_tag_is() -> None:
-    assert llava_dial(raw(*ROUNDS)) == Conversation(
-        (Turn("What is the dog doing?", "It sleeps.", (picture(),)), Turn("Is it alone?", "No.")),
-        source="llava/detail_23k.json#17",
-    )
-    later = llava_dial(raw("Hello.", "Hi.", "<image>\nAnd now?", "A dog."))
-    assert [len(turn.images) for turn in later.turns] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    "value", ["<image>\nWhat is it?", "What is it?\n<image>", "<image>What is it?", "What is it?<image> "]
-)
-def test_the_tag_is_stripped_wherever_it_stands(value: str) -> None:
-    assert llava(raw(value, "A dog.")).turns[0].question == "What is it?"
 
 
 def test_several_pictures_come_in_order_of_their_tags() -> None:

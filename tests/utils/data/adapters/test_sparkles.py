@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.conversation import Conversation, ConversationError, Image, Turn
+from utils.conversation import Conversation, ConversationError, Image
 from utils.data.adapters.sparkles import MANNERS, sparkles_dialogue
 from utils.data.spec import LeftOut, RawRecord
 
 Raw = Callable[..., RawRecord]
 TAG = "<Img><ImageHere></Img>"
-A, CAPITAL_A, FIRST = range(3)
+A, FIRST = 0, 2  # places in MANNERS
 
 
 def user(content: str, *image_ids: object) -> dict:
@@ -51,24 +51,6 @@ def by_manner(raw: Raw, all_pictures: None) -> Callable[[list[dict], int], Conve
         raise AssertionError("no seed draws this manner")
 
     return make
-
-
-def test_golden_with_letters(by_manner: Callable, folders: tuple[Path, Path]) -> None:
-    assert by_manner(BOATS, A) == Conversation(
-        (
-            Turn(
-                "Which is older, the one in image a or in image b?",
-                "Image b shows the older one.\nImage a shows NASA's. Image a, e.g. here: it's new.",
-                (Image(folders[0] / "14.jpg"), Image(folders[0] / "1417.jpg")),
-            ),
-            Turn(
-                "And image c, vs. image a?",
-                "C'est l'été à image c! Image b's is not.",
-                (Image(folders[0] / "9.jpg"),),
-            ),
-        ),
-        source="set/file.json#7",
-    )
 
 
 @pytest.mark.parametrize("order", [("14", "141", "1417"), ("1417", "141", "14"), (141, 1417, 14)])
