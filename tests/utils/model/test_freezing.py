@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.tiny import logits, moved
+from training.model import init_from
 from utils.model import CheckpointError, LoraSettings, build_visual_chat, freeze, load_checkpoint
 from utils.model.building import Learning, of_base_models
 from utils.model.checkpoint import save_full, save_trained_only
-from utils.model.init_from import init_from
 
 pytestmark = pytest.mark.integration
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.tiny import moved
+from training.model import init_from
 from utils.model import LoraSettings, build_visual_chat
 from utils.model.checkpoint import CheckpointError, save_full, save_trained_only
-from utils.model.init_from import init_from
 
 LORA = LoraSettings(lang_dim=2)
 
