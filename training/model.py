@@ -1,5 +1,5 @@
-"""The model that a training's flags ask for: built, with the parts that learn, and begun with what an earlier training has
-learnt (`--init_from`), as where a projector is aligned first and tuned later.
+"""The model that a training's flags ask for: built, with the parts that learn, and begun with what an earlier training
+has learnt (`--init_from`), as where a projector is aligned first and tuned later.
 """
 
 from collections.abc import Iterator
