@@ -195,7 +195,7 @@ class CheckpointWriter:
             for group in schedule.optimizer.param_groups
         ]
         if written.processes != self.run.processes and self.run.zero_stage > 0:
-            from training.checkpointing.resharding import load_resharded  # here: few trainings need it
+            from training.checkpointing.deepspeed_state import load_resharded  # chooses the device
 
             load_resharded(self.context.engine, folder, Path(self.context.args.output_dir))
         else:  # without ZeRO every process holds the whole state
@@ -212,7 +212,7 @@ class CheckpointWriter:
         self, staging: Path, keep: Callable[[Any], Callable[[], Any]]
     ) -> list[Callable[[], None]]:
         """What brings DeepSpeed's state and the random states to the disk, from all processes."""
-        from training.checkpointing.durable_engine import DurableCheckpointEngine  # chooses the device
+        from training.checkpointing.deepspeed_state import DurableCheckpointEngine  # chooses the device
 
         engine = self.context.engine
         tag = f"global_step{self.context.state.global_step}"

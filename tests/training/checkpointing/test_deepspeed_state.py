@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def engine(keep=lambda state: lambda: state):
-    from training.checkpointing.durable_engine import (
+    from training.checkpointing.deepspeed_state import (
         DurableCheckpointEngine,  # imports DeepSpeed, which takes seconds
     )
 
@@ -25,7 +25,7 @@ def engine(keep=lambda state: lambda: state):
 IN_A_SMALL_PLACE = """
 import json, resource, sys
 import torch
-from tests.training.checkpointing.test_durable_engine import engine
+from tests.training.checkpointing.test_deepspeed_state import engine
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for size in json.loads(sys.argv[2]):
