@@ -150,7 +150,7 @@ class Planner:
         return None
 
     def _plan_batch(self, training: Training, batch: BatchShape) -> MemoryPlan:
-        weights = self._weights(training)
+        weights = Weights.of(self._model(training), training.frozen_bits)
         held = states(weights, training.sharding, training.dtype)
         activations = self._trace(training, batch)
         passing = {"activations": activations.peak}
@@ -174,9 +174,6 @@ class Planner:
                 training.frozen_bits,
             )
         return self._models[key]
-
-    def _weights(self, training: Training) -> Weights:
-        return Weights.of(self._model(training), training.frozen_bits)
 
     def _trace(self, training: Training, batch: BatchShape) -> Activations:
         keeps = training.sharding.stage < 2

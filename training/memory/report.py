@@ -17,31 +17,24 @@ _KINDS = {
     "communication": "buffers of communication",
     "activations": "activations at the peak",
 }
-BANDWIDTHS = (50e9, 300e9)
-"""Bytes a second into a node (an adapter of 400 Gb/s), and into a GPU from others of its node (NVLink)."""
-
 _ENOUGH_TOKENS = (
     1200  # a device and pass: below, gathering 7B's weights takes longer than computing (docs/scaling.md)
 )
 
 
-def report(
-    training: Training,
-    memory: float,
-    host: float,
-    planner: Planner | None = None,
-    bandwidths: tuple[float, float] = BANDWIDTHS,
-) -> Group:
-    """All that `helper.plan_memory` says about a training on devices of `memory` bytes each.
+def print_report(
+    training: Training, memory: float, host: float, planner: Planner, bandwidths: tuple[float, float]
+) -> None:
+    """Print all that `helper.plan_memory` says about a training on devices of `memory` bytes each.
 
     host: main memory that a process may use, in bytes. bandwidths: bytes a second into a node, and into a GPU.
     """
-    planner = planner or Planner()
     plan = planner.plan(training)
     lines: list[RenderableType] = [Text(line) for line in _verdicts(planner, plan, memory, host)]
     if training.sharding.gpus > 1 and not training.frozen_bits:
         lines += placement(training, memory, planner, bandwidths)
-    return Group(Text(heading(plan), style="bold"), Padding(table(plan, memory), (1, 0)), *lines)
+    shown = Group(Text(heading(plan), style="bold"), Padding(table(plan, memory), (1, 0)), *lines)
+    Console(highlight=False, soft_wrap=True).print(shown)
 
 
 def placement(
@@ -145,14 +138,3 @@ def _verdicts(planner: Planner, plan: MemoryPlan, memory: float, host: float) ->
             " more of them hide it."
         )
     return lines
-
-
-def print_report(
-    training: Training,
-    memory: float,
-    host: float,
-    planner: Planner | None = None,
-    bandwidths: tuple[float, float] = BANDWIDTHS,
-) -> None:
-    """Print `report` on stdout."""
-    Console(highlight=False, soft_wrap=True).print(report(training, memory, host, planner, bandwidths))

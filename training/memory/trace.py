@@ -64,14 +64,13 @@ def largest_batches(
     tokens_per_image: int,
     supervised: float = 1.0,
     packed: bool = False,
-    multiple: int = 8,
 ) -> tuple[BatchShape, ...]:
     """The batches of which one needs the most memory: with the most images that fit, and with none.
 
     Images cost encoder and projector, text costs the head where it is learned: which is more depends on the
-    models. `multiple` is what the collator pads to.
+    models. The collator pads to multiples of 8.
     """
-    length = -(-max_seq_len // multiple) * multiple
+    length = -(-max_seq_len // 8) * 8
     fitting = min(max_images, (max_seq_len - 1) // tokens_per_image)  # some text has to be left
     counts = dict.fromkeys((fitting, 0))
     return tuple(BatchShape(rows, length, count, tokens_per_image, supervised, packed) for count in counts)

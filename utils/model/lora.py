@@ -13,6 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+DECODER, ENCODER, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
+GATE = "model.image_gate."
+
+PARTS = ("embedding", "projector", "gate", "decoder", "encoder", "lora")
+PUBLISHED = ("embedding", "projector", "gate", "lora")
+"""The published recipe: what no base model has, and the embedding; gate and adapters where there are any."""
+
+_PREFIXES = {PROJECTOR: "projector", GATE: "gate", ENCODER: "encoder"}
+_LAST_LAYERS = re.compile(r"decoder:top-([1-9]\d*)")
+
 _ADAPTER = "default"
 _DOWN, _UP, _BASE = f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER}.weight", ".base_layer."
 
@@ -106,17 +116,6 @@ def merge_lora(state: dict[str, torch.Tensor], settings: LoraSettings | None) ->
             tensor = (tensor.float() + update).to(tensor.dtype)
         merged[plain_name(name)] = tensor
     return merged
-
-
-DECODER, ENCODER, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
-GATE = "model.image_gate."
-
-PARTS = ("embedding", "projector", "gate", "decoder", "encoder", "lora")
-PUBLISHED = ("embedding", "projector", "gate", "lora")
-"""The published recipe: what no base model has, and the embedding; gate and adapters where there are any."""
-
-_PREFIXES = {PROJECTOR: "projector", GATE: "gate", ENCODER: "encoder"}
-_LAST_LAYERS = re.compile(r"decoder:top-([1-9]\d*)")
 
 
 def part_of_each(model: nn.Module) -> dict[str, str]:

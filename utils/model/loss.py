@@ -20,14 +20,6 @@ CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class SupervisedLoss:
-    """The loss to learn from, and that of each of the n supervised tokens in row-major order, without a graph."""
-
-    loss: torch.Tensor  # scalar
-    token_losses: torch.Tensor  # [n] fp32
-
-
-@dataclass(frozen=True, eq=False)
 class Supervised:
     """What is learned in a batch: rows [n] of the B * Q, each before a supervised token, and these targets [n]."""
 
@@ -49,8 +41,9 @@ def supervised_loss(
     hidden: torch.Tensor,
     supervised: Supervised,
     num_items: int | torch.Tensor | None = None,
-) -> SupervisedLoss:
-    """Cross entropy of each next token that is supervised: hidden [B, Q, D].
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and that of each of the n supervised tokens in row-major order, [n] float32 without a graph: cross
+    entropy of each next token, for hidden [B, Q, D].
 
     The sum over supervised tokens is divided by num_items (their number, where not given). No supervised
     token: a loss of 0 with a graph.
@@ -65,7 +58,7 @@ def supervised_loss(
         num_items = max(supervised.rows.numel(), 1)
     elif isinstance(num_items, torch.Tensor):
         num_items = num_items.to(token_losses.device)
-    return SupervisedLoss(token_losses.sum() / num_items, token_losses.detach())
+    return token_losses.sum() / num_items, token_losses.detach()
 
 
 class Head(nn.Linear):

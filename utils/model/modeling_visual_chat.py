@@ -333,8 +333,7 @@ class VisualChatForConditionalGeneration(VisualChatPreTrainedModel, VisualChatGe
         hidden = outputs.last_hidden_state  # [B, Q, D]
         loss = logits = token_losses = None
         if supervised is not None:
-            losses = supervised_loss(self.lm_head, hidden, supervised, num_items_in_batch)
-            loss, token_losses = losses.loss, losses.token_losses
+            loss, token_losses = supervised_loss(self.lm_head, hidden, supervised, num_items_in_batch)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])  # -0 keeps all

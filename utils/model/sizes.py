@@ -3,8 +3,6 @@
 Computed from shapes alone; nothing is loaded or allocated.
 """
 
-from dataclasses import dataclass
-
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
@@ -36,18 +34,11 @@ LLAMA_2 = {
 """Shapes of the published models; Touvron et al., "Llama 2", 2023."""
 
 
-@dataclass(frozen=True)
-class CheckpointSizes:
-    """Bytes of weights in each form."""
-
-    full: int
-    trained: int
-
-
 def checkpoint_sizes(
     config: VisualChatConfig, lora: LoraSettings | None = None, dtype: torch.dtype = torch.bfloat16
-) -> CheckpointSizes:
-    """Both forms' sizes for a configuration; adapters count in the trained form only (merged in the other).
+) -> tuple[int, int]:
+    """Bytes of weights in the full form and in the trained one, for a configuration; adapters count in the trained form
+    only (merged in the other).
 
     The head's rows of added tokens, in the trained form too, are a few kilobytes and not counted.
     """
@@ -58,7 +49,7 @@ def checkpoint_sizes(
         inject_lora(model, lora)
     freeze(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return CheckpointSizes(full=full * dtype.itemsize, trained=trained * dtype.itemsize)
+    return full * dtype.itemsize, trained * dtype.itemsize
 
 
 def llama_2_config(size: str, projector_type: str = "linear") -> VisualChatConfig:
@@ -73,7 +64,7 @@ def main() -> None:
     for size in LLAMA_2:
         for projector_type in ("linear", "vit", "perceiver"):
             sizes = checkpoint_sizes(llama_2_config(size, projector_type))
-            full, trained = readable_size(sizes.full), readable_size(sizes.trained)
+            full, trained = map(readable_size, sizes)
             print(f"{size:15}{projector_type:12}{full:>10}{trained:>14}")
 
 
