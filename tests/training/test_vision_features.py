@@ -18,7 +18,9 @@ from utils.model.vision import encode_images
 
 CPU = torch.device("cpu")
 PICTURES = 30  # the world's
-Arguments = namedtuple("Arguments", "max_seq_len packing max_images_per_row max_num_image_per_sample tiles")
+Arguments = namedtuple(
+    "Arguments", "max_seq_len packing max_images_per_row max_num_image_per_sample tiles", defaults=[8, 8, 1]
+)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def build(world, dtype=torch.float32, **how):
 @pytest.mark.parametrize("packing", [False, True])
 def test_trains_on_the_same_numbers_without_the_encoder(world, parts, packing):
     model, processor = build(world)
-    arguments = Arguments(256, packing, max_images_per_row=8, max_num_image_per_sample=8, tiles=1)
+    arguments = Arguments(256, packing)
     collate = Collator(pad_token_id=processor.tokenizer.pad_token_id)
 
     def batch_of(rows):
@@ -76,7 +78,7 @@ def test_tiles_are_pictures_of_their_own(world, features_folder, tmp_path):
         PIL.Image.open(path).resize((40, 40)).save(path)
     part, _ = split_dataset(build_dataset(["llava_dial"], data), 1, seed=1)
     model, processor = build(world, tiles=4)
-    arguments = Arguments(256, False, max_images_per_row=8, max_num_image_per_sample=8, tiles=1)
+    arguments = Arguments(256, False)
     features = store_features(model, processor, [part], CPU)
     assert len(features) == 5 * PICTURES
     pixels = make_rows(part, processor, arguments, seed=1)[0].pixel_values
@@ -123,7 +125,7 @@ def test_pictures_that_cannot_be_read_are_left_to_training(world, parts, tmp_pat
         features = store_features(model, processor, parts, CPU)
         assert len(features) == PICTURES - 1
         broken.unlink()
-        rows = make_rows(parts[0], processor, Arguments(256, False, 8), seed=1, features=features)
+        rows = make_rows(parts[0], processor, Arguments(256, False), seed=1, features=features)
         bad = [found for index in range(len(rows)) for found in rows[index].bad]
         assert bad and all("there is no such image file" in found.reason for found in bad)
     finally:
@@ -153,7 +155,7 @@ def test_a_text_only_batch_enters_the_projector_alone(world, features_folder, mo
     parts = split_dataset(build_dataset(["llava"], world.data), 1.0, seed=1)
     assert len(parts[1]) == 0  # nothing to evaluate on
     features = store_features(model, processor, parts, CPU)
-    rows = make_rows(parts[0], processor, Arguments(256, False, 8), seed=1, features=features)
+    rows = make_rows(parts[0], processor, Arguments(256, False), seed=1, features=features)
     batch = Collator(processor.tokenizer.pad_token_id)([rows.empty_sample])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
