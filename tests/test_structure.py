@@ -32,18 +32,18 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_920,
+    "library: lines": 32_850,
     "tests: lines": 28_050,
-    "core: lines": 18_500,
-    "core: files": 101,
+    "core: lines": 18_460,
+    "core: files": 99,
     "core: imports of wings": 0,
     "files above 400 lines": 0,
     "circles of imports": 0,
     "a training step: modules loaded": 45,
-    "a chat turn: modules loaded": 15,
+    "a chat turn: modules loaded": 14,
     "MMCA: files": 3,
     "in checkpoints: files": 16,
-    "in checkpoints: lines": 4_090,
+    "in checkpoints: lines": 4_017,
 }
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PROJECT = ("utils", "training", "chat", "eval", "helper", "tests")
