@@ -55,16 +55,11 @@ def quantisation(arguments: argparse.Namespace) -> BitsAndBytesConfig | None:
     if not (arguments.load_in_8bit or arguments.load_in_4bit):
         return None
     import torch
-    from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_8bit=arguments.load_in_8bit,
-        load_in_4bit=arguments.load_in_4bit,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
-    )
+    from utils.model.quantised import bitsandbytes_config
+
+    whole = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    return bitsandbytes_config(4 if arguments.load_in_4bit else 8, torch.bfloat16, whole)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -86,7 +86,7 @@ def checkpoints_of(
     While a folder is written, the one that it replaces is still there.
     """
     forms = {"full": weights.total * dtype.itemsize, "trained": weights.learned * dtype.itemsize}
-    if flags.frozen_bits:
+    if any(flags.frozen_bits):
         forms["full"] = forms["trained"]  # the only form that there is
     state = 0 if flags.save_only_model else weights.learned * (_OPTIMIZER + dtype.itemsize)
     held = {"final": (1, forms[flags.checkpoint_form])}

@@ -48,8 +48,9 @@ def add_flags(parser: ArgumentParser) -> None:
         nargs=2,
         default=[50.0, 300.0],
         metavar=("NETWORK", "NODE"),
-        help="GB/s into a node from the others, and into a GPU from the others of its node (default: 50 300, a 400 Gb/s"
-        " adapter and NVLink).",
+        help="GB/s into a node from the others, all its adapters together, and into a GPU from the others of its node"
+        " (default: 50 300, one adapter of 400 Gb/s a node and an A100's NVLink; eight such adapters have 400, PCIe 4.0"
+        " about 25).",
     )
     group.add_argument(
         "--gpu_memory",

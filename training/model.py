@@ -19,7 +19,7 @@ from utils.model.building import Learning, build_visual_chat, of_base_models
 from utils.model.checkpoint import readable_size
 from utils.model.configuration_visual_chat import VisualChatConfig
 from utils.model.loading import TRAINED_WEIGHTS, CheckpointError, gathered
-from utils.model.lora import GATE, PUBLISHED, held_names, is_lora, names_of, part_of_each, plain_name
+from utils.model.lora import ENCODER, GATE, PUBLISHED, held_names, is_lora, names_of, part_of_each, plain_name
 from utils.model.modeling_visual_chat import VisualChatForConditionalGeneration
 from utils.model.pretrained_encoders import HUB, LOCAL_FOLDER, OPEN_CLIP_CONFIG, is_architecture
 from utils.plugins import found
@@ -66,7 +66,7 @@ def load_model(
             lora=model_arguments.lora,
             dtype=arguments.dtype,
             train=model_arguments.train or PUBLISHED,
-            frozen_bits=model_arguments.frozen_bits,
+            frozen_bits=model_arguments.quantised,
             tiles=tiles,
         )
         if resumed is None:
@@ -75,7 +75,7 @@ def load_model(
             init_from(model, resumed)
         if arguments.epoch_checkpoint_form == "full" and model_arguments.lora:
             _refuse_merging(model)
-        logger.info("learning: %s", learning(model, arguments, model_arguments.frozen_bits))
+        logger.info("learning: %s", learning(model, arguments))
         if arguments.use_liger_kernel:
             apply_liger(model.model.language_model)
         if arguments.torch_compile:
@@ -143,12 +143,12 @@ def _refuse_merging(model: PreTrainedModel) -> None:
         )
 
 
-def learning(model: PreTrainedModel, arguments: VisualChatTrainingArguments, frozen_bits: int = 0) -> str:
+def learning(model: PreTrainedModel, arguments: VisualChatTrainingArguments) -> str:
     """What learns and, where the memory plan is there, what it takes, in a line."""
     learns = Learning.of(model).describe()
     if (states := found("training.memory.states.states_of")) is None:
         return learns
-    held = states(model, arguments, frozen_bits)
+    held = states(model, arguments)
     gradients = held.resting.get("gradients", held.accumulated)
     sizes = {name: held.resting[name] for name in ("weights", "optimizer")} | {"gradients": gradients}
     memory = ", ".join(f"{kind} {readable_size(size)}" for kind, size in sizes.items())
@@ -189,7 +189,8 @@ def init_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> 
         parameter = places[name]
         if not parameter.is_floating_point():
             raise CheckpointError(
-                f"{folder} has trained weights of the decoder, which --frozen_bits would quantise; leave it out"
+                f"{folder} has trained weights of the {'encoder' if name.startswith(ENCODER) else 'decoder'}, which"
+                " --frozen_bits would quantise; leave it out"
             )
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         if shape != tuple(tensor.shape):

@@ -17,7 +17,6 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from training import recipe
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import parse_flags, training_arguments
-from training.arguments.model_and_data import views_per_image
 from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.folders import ResumeError, remove_results, require_free, resume_folder
 from training.checkpointing.run_record import Run
@@ -167,8 +166,7 @@ def train(
     learned = rows(training_part)
     if arguments.dataloader_num_workers and features is None:
         side = image_size(model.config.vision_config)
-        images = arguments.per_device_train_batch_size * training_part.num_images / max(len(learned), 1)
-        images *= views_per_image(data_arguments.tiles)
+        images = arguments.per_device_train_batch_size * learned.mean_images
         batches = arguments.dataloader_num_workers * local_world_size()  # each worker has made one
         require_shared_memory(int(batches * images * 3 * side * side * 4))  # bytes of a float
     held_out = rows(evaluation_part) if len(evaluation_part) else None

@@ -31,6 +31,7 @@ from utils.data.readers.conversion_cache import cache_folder, in_units
 from utils.data.workers import parallel_map, signal_safe
 from utils.distributed import barrier, decided_by_main, everyone, get_logger, rank, world_size
 from utils.model.loading import gathered
+from utils.model.quantised import quantised_layers, whole_weight
 from utils.model.vision import encode_images, vision_family
 from utils.plugins import code_of
 
@@ -222,7 +223,7 @@ def _batches(pictures: _Pixels, at_once: int, workers: int) -> Iterator[tuple[li
 
 
 def _fingerprint(tower: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """The same for the same weights, whole, their type, code and preprocessing."""
+    """The same for the same weights, whole, their bits, type, code and preprocessing."""
     known = hashlib.blake2b(digest_size=16)
     parts = [tower.config.to_dict(), processor.image_processor.to_dict()]
     settings = [_FORM, *parts, str(tower.dtype), code_of(type(tower))]
@@ -230,4 +231,7 @@ def _fingerprint(tower: PreTrainedModel, processor: ProcessorMixin) -> str:
     for name, tensor in sorted(tower.state_dict().items()):
         known.update(name.encode())
         known.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    for name, layer in quantised_layers(tower).items():  # the same whole weights give others in fewer bits
+        known.update(f"{name} {type(layer).__name__}".encode())
+        known.update(whole_weight(layer).cpu().float().numpy())
     return known.hexdigest()

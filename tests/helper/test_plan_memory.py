@@ -37,16 +37,22 @@ def test_it_says_where_to_split_frozen_weights(capsys):
     text = plan(capsys, *words, "--gpus_per_node", "2").out
     assert "ZeRO-3 on 2 nodes: what a step sends, at 10 GB/s into a node and 100 GB/s into a GPU" in text
     assert all(re.search(f"^{name} .* fits ", text, re.MULTILINE) for name in ("none", "node", "all"))
-    assert "Take --shard_within none." in text
+    recommended = [line for line in text.splitlines() if line.startswith("Cheapest setting")]
+    assert len(recommended) == 1 and "ZeRO-2" in recommended[0]
     assert "--shard_within node" in plan(capsys, *words, "--shard_within", "node").out.splitlines()[0]
 
 
 def test_quantised_weights_are_planned_and_not_split(capsys):
     text = plan(capsys, "--gpus", "2", "--zero_stage", "2", "--frozen_bits", "4").out
-    assert "Cheapest setting that fits this batch: ZeRO-2, frozen weights in 4 bits, no checkpointing" in text
+    assert "Cheapest setting that fits this batch: ZeRO-2, frozen decoder in 4 bits, no checkpointing" in text
     assert "stage 3" not in text
     assert main([*TINY, "--zero_stage", "3", "--frozen_bits", "4"]) == 2
     assert "--frozen_bits 4 needs --zero_stage 0, 1 or 2" in capsys.readouterr().err
+    text = plan(capsys, "--frozen_bits", "4", "8").out
+    assert "frozen decoder in 4 bits, frozen encoder in 8 bits" in text
+    resnet = ("--frozen_bits", "4", "8", "--vision_model_name_or_path", "RN50/openai")
+    assert main([*TINY, *resnet]) == 2
+    assert "no matrices to quantise: give --frozen_bits one number, the decoder's" in capsys.readouterr().err
 
 
 def test_it_says_what_does_not(capsys):

@@ -14,6 +14,7 @@ from utils.commands import UsageError
 from utils.data import Collator, build_dataset, split_dataset
 from utils.data.readers.conversion_cache import in_units
 from utils.model import LoraSettings, build_visual_chat
+from utils.model.quantised import FrozenBits, quantised_layers, whole_weight
 from utils.model.vision import encode_images
 
 CPU = torch.device("cpu")
@@ -114,6 +115,26 @@ def test_another_encoder_has_features_of_its_own(world, parts, features_folder):
     assert (
         len({store.folder for store in (first, second, third)}) == len(list(features_folder.iterdir())) == 3
     )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_encoder_has_features_of_its_own(world, parts, features_folder, bits):
+    """Also where another one has the very weights that its bits stand for."""
+    model, processor = build(world)
+    small, _ = build(world, frozen_bits=FrozenBits(0, bits))
+    folders = {store_features(model, processor, parts, CPU).folder}
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        for name, layer in quantised_layers(small.model.vision_tower).items():
+            tower.get_submodule(name).weight.copy_(whole_weight(layer))
+    features = store_features(small, processor, parts, CPU)
+    folders |= {store_features(model, processor, parts, CPU).folder, features.folder}
+    again, _ = build(world, frozen_bits=FrozenBits(0, bits))
+    assert store_features(again, processor, parts, CPU).folder == features.folder and len(folders) == 3
+    arguments = Arguments(256, False)
+    pixels = make_rows(parts[0], processor, arguments, seed=1)[0].pixel_values
+    read = make_rows(parts[0], processor, arguments, seed=1, features=features)[0].image_features
+    torch.testing.assert_close(read, encode_images(small.model.vision_tower, pixels), atol=1e-5, rtol=1e-3)
 
 
 def test_pictures_that_cannot_be_read_are_left_to_training(world, parts, tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def training_arguments(
             raise UsageError(
                 "--packing fills every row, so there is no length to group by: leave out one of them"
             )
-        if model.frozen_bits:
+        if any(model.frozen_bits):
             model.require_whole(training.zero_stage)
             if find_spec("bitsandbytes") is None:
                 raise UsageError("--frozen_bits needs the package bitsandbytes: pip install bitsandbytes")

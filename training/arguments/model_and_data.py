@@ -15,6 +15,7 @@ from utils.commands import UsageError
 
 if TYPE_CHECKING:
     from utils.model.lora import LoraSettings
+    from utils.model.quantised import FrozenBits
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ class ModelArguments:
             " lora where the model has them)."
         },
     )
-    frozen_bits: Literal[0, 4, 8] = flag(
-        0,
-        "Bits of the frozen decoder's matrices, quantised by bitsandbytes, at ZeRO 0 to 2; 0: as --precision says. The"
-        " encoder keeps --precision. Checkpoints then hold what was trained, in all forms.",
+    frozen_bits: list[int] = flag(
+        [0],
+        "Bits of the frozen decoder's matrices, 4 or 8, quantised by bitsandbytes, at ZeRO 0 to 2; 0: as --precision"
+        " says. A second number quantises the frozen encoder's too: 4 8. Checkpoints then hold what was trained, in all"
+        " forms.",
     )
     init_from: str | None = flag(
         None,
@@ -131,19 +133,31 @@ class ModelArguments:
             raise UsageError("--train lora: the model has no adapters; add --lang_lora_dim 64, say")
 
     def _check_frozen_bits(self) -> None:
-        if self.frozen_bits and any(part.startswith("decoder") for part in self.train):
-            raise UsageError(
-                f"--frozen_bits {self.frozen_bits} quantises the decoder, so it cannot learn: leave it out of --train,"
-                " or give it adapters in its place (--train lora, --lang_lora_dim 64)"
-            )
+        given = " ".join(map(str, self.frozen_bits))
+        if len(self.frozen_bits) > 2 or set(self.frozen_bits) - {0, 4, 8}:
+            raise UsageError(f"--frozen_bits {given}: give 4, 8 or 0 for the decoder, then for the encoder")
+        for part, bits in zip(("decoder", "encoder"), self.frozen_bits, strict=False):
+            if bits and any(each.partition(":")[0] == part for each in self.train):
+                size = "lang" if part == "decoder" else "vis"
+                raise UsageError(
+                    f"--frozen_bits {given} quantises the {part}, so it cannot learn: leave it out of --train, or give"
+                    f" it adapters in its place (--train lora, --{size}_lora_dim 64)"
+                )
 
     def require_whole(self, zero_stage: int) -> None:
         """Raises `UsageError` where ZeRO would partition quantised weights."""
-        if self.frozen_bits and zero_stage == 3:
+        if any(self.frozen_bits) and zero_stage == 3:
+            given = " ".join(map(str, self.frozen_bits))
             raise UsageError(
-                f"--frozen_bits {self.frozen_bits} needs --zero_stage 0, 1 or 2: ZeRO-3 cannot partition quantised"
-                " weights"
+                f"--frozen_bits {given} needs --zero_stage 0, 1 or 2: ZeRO-3 cannot partition quantised weights"
             )
+
+    @property
+    def quantised(self) -> "FrozenBits":
+        """The bits of decoder and encoder."""
+        from utils.model.quantised import FrozenBits  # takes seconds to import
+
+        return FrozenBits(*self.frozen_bits)
 
     @property
     def lora(self) -> "LoraSettings | None":

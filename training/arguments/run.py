@@ -111,8 +111,8 @@ class RunArguments(ZeroArguments, Others):
     )
     save_in_background: bool = flag(
         False,
-        "Write checkpoint-N while training goes on, from a copy in main memory. The copy holds the trained weights"
-        " twice, and the optimizer's states.",
+        "Write checkpoint-N while training goes on, from a copy in main memory, which holds its weights, the trained"
+        " ones once more, and the optimizer's states.",
     )
     max_skipped_steps: int = flag(
         0, "Steps with a NaN or infinite loss that may be skipped before training stops."

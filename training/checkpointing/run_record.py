@@ -61,7 +61,7 @@ BEFORE = {
     "image_gate": "none",
     "image_summary": "none",
     "lora_learning_rate": 0.0,
-    "frozen_bits": 0,
+    "frozen_bits": [0, 0],
     "tiles": 1,
 }
 """What runs did that do not record a flag, because there was none."""
@@ -167,6 +167,8 @@ class Run:
             return
         before = {**BEFORE, **written.flags}
         before.setdefault("train", _trained(PUBLISHED, before))
+        if isinstance(before["frozen_bits"], int):  # the decoder's alone
+            before["frozen_bits"] = [before["frozen_bits"], 0]
         changed = {
             name: f"--{name} {_shown(before[name])} (now {_shown(flags[name])})"
             for name in sorted(before.keys() & flags.keys())
@@ -210,7 +212,7 @@ def _recorded(
     values["vis_proj"], values["attention"] = model.projector, model.attention_name
     values["image_layers"], values["image_gate"] = model.images_go_through, model.gate
     values["train"] = _trained(model.train or PUBLISHED, values)
-    values["image_summary"] = model.summary
+    values["image_summary"], values["frozen_bits"] = model.summary, model.quantised
     for part in ("lang", "vis"):
         if not values[f"{part}_lora_dim"]:
             del values[f"{part}_lora_module_name"]

@@ -30,8 +30,8 @@ from training.checkpointing.snapshot import Copies
 from training.extension import RunContext
 from utils.atomic import atomic_write, begin_directory, clear_leftovers, commit_directory, staging_of, sync
 from utils.distributed import everyone, get_logger, is_main_process, rank, separate_group
-from utils.model.checkpoint import full_form, trained_form, write_form
-from utils.model.loading import HEAD, NEW_PARTS
+from utils.model.checkpoint import full_form, new_head_rows, trained_form, write_form
+from utils.model.loading import HEAD, NEW_HEAD_ROWS, NEW_PARTS
 from utils.model.lora import held_names
 
 logger = get_logger(__name__)
@@ -277,14 +277,17 @@ class CheckpointWriter:
         import deepspeed  # at the top it would choose the device before the arguments are read
 
         model = self.context.model
-        held = held_names(model) | {HEAD}  # the head has rows of added tokens
+        held = held_names(model)
         weights = {}
         for name, parameter in model.named_parameters():
-            if trained_only and name not in held:
+            is_whole = not trained_only or name in held
+            if not is_whole and name != HEAD:
                 continue
             with deepspeed.zero.GatheredParameters([parameter]):  # does nothing unless ZeRO-3 has split it
-                if is_main_process():
+                if is_main_process() and is_whole:
                     weights[name] = copy(parameter)
+                elif is_main_process():
+                    weights[NEW_HEAD_ROWS] = copy(new_head_rows(model, parameter))
         parameters = dict(model.named_parameters(remove_duplicate=False))
         buffers = {
             name: copy(value)

@@ -17,6 +17,7 @@ from utils.commands import UsageError
 from utils.model import VisualChatConfig
 from utils.model.lora import PUBLISHED, check_parts
 from utils.model.projector import image_seq_length
+from utils.model.quantised import encoder_matrices
 
 _DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -50,6 +51,11 @@ def training_of(
         check_parts(flags.train, decoder.num_hidden_layers)
     except ValueError as error:
         raise UsageError(f"--train: {error}") from error
+    if model.quantised.encoder:
+        try:
+            encoder_matrices(encoder)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     deepspeed = _deepspeed(flags, decoder.hidden_size)
     check_shard_within(flags.shard_within, deepspeed)
     sharding = Sharding.of(deepspeed, gpus, flags.shard_within, node)
@@ -63,8 +69,10 @@ def training_of(
         gradient_checkpointing=_recomputes(flags),
         accumulation=flags.gradient_accumulation_steps,
         train=tuple(flags.train or PUBLISHED),
-        frozen_bits=model.frozen_bits,
+        frozen_bits=model.quantised,
         save_in_background=bool(flags.save_in_background),
+        checkpoint_form="trained" if model.quantised else flags.epoch_checkpoint_form,
+        save_only_model=bool(flags.save_only_model),
     )
 
 

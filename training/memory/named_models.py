@@ -30,7 +30,7 @@ from transformers import (
 
 from utils.commands import UsageError
 from utils.model.configuration_visual_chat import OWN_VISION_CONFIGS, QwenVisionConfig
-from utils.model.pretrained_encoders import vision_config_of
+from utils.model.pretrained_encoders import is_architecture, vision_config_of
 from utils.model.sizes import LLAMA_2
 from utils.model.vision import vision_family
 
@@ -111,7 +111,7 @@ ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen-vl-vit": partial(QwenVisionConfig, dtype="bfloat16"),
 }
 """Published models that hold an encoder, with what else is in their files; those of open_clip are known by their own
-names (ViT-bigG-14)."""
+names and tags (ViT-bigG-14/laion2b_s39b_b160k)."""
 
 _ENDINGS = re.compile(r"(-hf|-chat|-instruct|-base|-v0\.\d|-it)+$")
 
@@ -139,7 +139,8 @@ def encoder_config(name: str) -> PreTrainedConfig:
     try:
         return vision_config_of(name)
     except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise _unknown("vision_model_name_or_path", name, [*ENCODERS, "ViT-bigG-14"], error) from error
+        known_names = [*ENCODERS, "ViT-bigG-14/laion2b_s39b_b160k and others of open_clip"]
+        raise _unknown("vision_model_name_or_path", name, known_names, error) from error
 
 
 def decoder_size(name: str) -> int:
@@ -183,7 +184,7 @@ def _plain(name: str) -> str:
 
 
 def _unknown(flag: str, name: str, known: Iterable[str], error: Exception) -> UsageError:
-    if Path(name, "config.json").is_file():
+    if Path(name, "config.json").is_file() or is_architecture(name):
         return UsageError(f"--{flag} {name}: {str(error).splitlines()[0]}")
     offline = " while HF_HUB_OFFLINE is set" if is_offline_mode() else ""
     return UsageError(

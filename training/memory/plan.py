@@ -19,6 +19,7 @@ from training.sharding import Offload
 from utils.commands import ROOT
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.lora import PUBLISHED, LoraSettings
+from utils.model.quantised import UNQUANTISED, FrozenBits
 
 GB = 1e9
 OUTSIDE = 1.5 * GB
@@ -47,8 +48,10 @@ class Training:
     gradient_checkpointing: bool = False
     accumulation: int = 1
     train: tuple[str, ...] = PUBLISHED
-    frozen_bits: int = 0
+    frozen_bits: FrozenBits = UNQUANTISED
     save_in_background: bool = False
+    checkpoint_form: str = "trained"  # of checkpoint-N
+    save_only_model: bool = False
 
     @property
     def rows(self) -> int:
@@ -65,7 +68,7 @@ class Training:
         if self.sharding.stage == 3 and self.sharding.within != "all":
             words.append(f"--shard_within {self.sharding.within}")
         if self.frozen_bits:
-            words.append(f"frozen weights in {self.frozen_bits} bits")
+            words.append(self.frozen_bits.describe())
         words.append("checkpointing" if self.gradient_checkpointing else "no checkpointing")
         for name, device in (
             ("optimizer", self.sharding.offload.optimizer),
@@ -98,7 +101,8 @@ class MemoryPlan:
         training = self.training
         if not training.save_in_background:
             return 0
-        return copied_for_saving(self.weights, training.sharding, training.dtype)
+        form, model_only = training.checkpoint_form, training.save_only_model
+        return copied_for_saving(self.weights, training.sharding, training.dtype, form, model_only)
 
     def fits(self, memory: float) -> bool:
         """Whether a device of so many bytes has room for it, and for what is outside PyTorch's account."""
@@ -150,7 +154,7 @@ class Planner:
         return None
 
     def _plan_batch(self, training: Training, batch: BatchShape) -> MemoryPlan:
-        weights = Weights.of(self._model(training), training.frozen_bits)
+        weights = Weights.of(self._model(training))
         held = states(weights, training.sharding, training.dtype)
         activations = self._trace(training, batch)
         passing = {"activations": activations.peak}
@@ -192,7 +196,7 @@ def choices(training: Training) -> Iterator[Training]:
     """
     spreads = [replace(training.sharding, stage=2, offload=Offload())]
     if training.sharding.gpus > 1 and not training.frozen_bits:
-        spreads += [each.sharding for each in within(training) if each.sharding.within != "none"]
+        spreads += [each.sharding for each in within(training)]
     for recomputing in (False, True):
         for sharding in spreads:
             yield replace(training, sharding=sharding, gradient_checkpointing=recomputing)

@@ -30,9 +30,10 @@ def print_report(
     host: main memory that a process may use, in bytes. bandwidths: bytes a second into a node, and into a GPU.
     """
     plan = planner.plan(training)
-    lines: list[RenderableType] = [Text(line) for line in _verdicts(planner, plan, memory, host)]
+    lines: list[RenderableType] = [Text(line) for line in _verdict(planner, plan, memory)]
     if training.sharding.gpus > 1 and not training.frozen_bits:
         lines += placement(training, memory, planner, bandwidths)
+    lines += [Text(line) for line in _recommendation(planner, plan, memory, host)]
     shown = Group(Text(heading(plan), style="bold"), Padding(table(plan, memory), (1, 0)), *lines)
     Console(highlight=False, soft_wrap=True).print(shown)
 
@@ -40,27 +41,24 @@ def print_report(
 def placement(
     training: Training, memory: float, planner: Planner, bandwidths: tuple[float, float]
 ) -> list[RenderableType]:
-    """`--shard_within` under ZeRO-3: memory, bytes and seconds of each value, and which to take."""
+    """`--shard_within` under ZeRO-3: memory, bytes and seconds of each value."""
     network, inside = (each / 1e9 for each in bandwidths)
     columns = ("--shard_within", "GiB on a GPU", "", "GB between nodes", "GB in a node", "seconds")
     shown = Table(*columns, box=None, pad_edge=False)
     for column in (1, 3, 4, 5):
         shown.columns[column].justify = "right"
-    fitting = []
     for choice in within(training):
         plan = planner.plan(choice)
         sent = traffic(plan.weights, choice.sharding, choice.dtype, choice.accumulation)
-        value, seconds, fits = choice.sharding.within, sent.seconds(*bandwidths), plan.fits(memory)
-        fitting += [(seconds, value)] if fits else []
         bytes_ = (f"{each / 1e9:,.2f}" for each in (sent.between, sent.inside))
-        shown.add_row(value, size(plan.peak), "fits" if fits else "too much", *bytes_, f"{seconds:,.3f}")
+        fits, seconds = "fits" if plan.fits(memory) else "too much", f"{sent.seconds(*bandwidths):,.3f}"
+        shown.add_row(choice.sharding.within, size(plan.peak), fits, *bytes_, seconds)
     nodes = training.sharding.nodes
     title = (
         f"ZeRO-3 on {nodes} {'nodes' if nodes > 1 else 'node'}: what a step sends, at {network:g} GB/s into a node and"
         f" {inside:g} GB/s into a GPU"
     )
-    take = f"Take --shard_within {min(fitting)[1]}." if fitting else "None of them fits."
-    return [Text(), Text(title), Padding(shown, (1, 0)), Text(take)]
+    return [Text(), Text(title), Padding(shown, (1, 0))]
 
 
 def heading(plan: MemoryPlan) -> str:
@@ -104,7 +102,8 @@ def size(bytes_: float) -> str:
     return f"{bytes_ / GIB:,.2f}"
 
 
-def _verdicts(planner: Planner, plan: MemoryPlan, memory: float, host: float) -> list[str]:
+def _verdict(planner: Planner, plan: MemoryPlan, memory: float) -> list[str]:
+    """Whether it fits, and how many rows would."""
     training = plan.training
     lines = ["This fits." if plan.fits(memory) else "This does not fit."]
     largest = planner.largest(training, memory)
@@ -119,18 +118,23 @@ def _verdicts(planner: Planner, plan: MemoryPlan, memory: float, host: float) ->
             f"Largest batch in this setting ({training.describe()}): {rows} rows{more},"
             f" {size(largest.peak)} GiB."
         )
+    return lines
+
+
+def _recommendation(planner: Planner, plan: MemoryPlan, memory: float, host: float) -> list[str]:
+    """The one setting to take."""
+    training = plan.training
     cheapest = planner.cheapest(training, memory, host)
     if cheapest is None:
-        lines.append("No setting fits this batch: fewer rows, shorter rows, or more or larger GPUs.")
-        return lines
+        return ["No setting fits this batch: fewer rows, shorter rows, or more or larger GPUs."]
     chosen = cheapest.training
-    lines.append(f"Cheapest setting that fits this batch: {chosen.describe()}, {size(cheapest.peak)} GiB.")
+    lines = [f"Cheapest setting that fits this batch: {chosen.describe()}, {size(cheapest.peak)} GiB."]
     if training.frozen_bits:
         return lines  # ZeRO-3 is no choice
     if chosen.sharding.stage < 3:
         lines.append(
-            "The frozen weights fit a GPU whole, so ZeRO stage 1 or 2 gathers nothing; stage 3 gathers"
-            f" {size(plan.weights.total * training.dtype.itemsize)} GiB in every pass."
+            "The frozen weights fit a GPU whole, so ZeRO stage 1 or 2 gathers nothing; stage 3 with --shard_within all"
+            f" gathers {size(plan.weights.total * training.dtype.itemsize)} GiB in every pass."
         )
     elif (tokens := plan.batch.rows * plan.batch.length) < _ENOUGH_TOKENS:
         lines.append(

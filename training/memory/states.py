@@ -19,6 +19,7 @@ from training.parameter_groups import parameter_groups
 from training.sharding import Offload
 from utils.distributed import local_world_size
 from utils.model.building import elements
+from utils.model.lora import held_names, is_adapted
 
 _FLOAT = 4
 _QUANTISED = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1}
@@ -31,29 +32,41 @@ _DOUBLE = 8  # DeepSpeed takes the norm of a gradient in double precision
 class Weights:
     """How many elements a model has: of each tensor, and of those that learn, as the optimizer groups them.
 
-    `quantised` of the elements have so many `bits` (`--frozen_bits`), which no optimizer groups.
+    `quantised` says how many of the elements have how few bits (`--frozen_bits`); no optimizer groups these.
 
     `returning` are the tensors that the backward pass needs again, and whether each learns, in the order of the
     forward pass: all but a frozen encoder's, and frozen layers' below the first that learns.
+
+    `in_checkpoint` are the elements that a save collects for the model, by the checkpoint's form: what was trained; or
+    all, and those that adapters are merged into once more.
     """
 
     tensors: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
     returning: tuple[tuple[int, bool], ...]
-    quantised: int = 0
-    bits: int = 0
+    quantised: tuple[tuple[int, int], ...] = ()  # bits, elements
+    in_checkpoint: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, bits: int = 0) -> "Weights":
+    def of(cls, model: nn.Module) -> "Weights":
         """Those of a model, on the meta device or a real one, also where ZeRO-3 has partitioned it."""
         groups = [group["params"] for group in parameter_groups(model, 1.0, 0.0, 0.0)]
+        sizes = {name: elements(each) for name, each in model.named_parameters()}
+        held = held_names(model) | {name for name, each in model.named_parameters() if each.requires_grad}
         returning = dropwhile(lambda each: not each[1], _in_forward_order(model))
         return cls(
             tensors=tuple(elements(each) for each in model.parameters()),
             groups=tuple(tuple(elements(each) for each in group) for group in groups),
             returning=tuple((elements(each), learns) for each, learns in returning),
-            quantised=sum(map(elements, quantised_weights(model))) if bits else 0,
-            bits=bits,
+            quantised=tuple(
+                (module.frozen_bits, elements(module.weight))
+                for module in model.modules()
+                if isinstance(module, nn.Linear) and hasattr(module, "frozen_bits")
+            ),
+            in_checkpoint={
+                "trained": sum(sizes[name] for name in held),
+                "full": sum(size for name, size in sizes.items() for _ in range(1 + is_adapted(name))),
+            },
         )
 
     @property
@@ -78,7 +91,9 @@ class Weights:
 
     def nbytes(self, size: int) -> int:
         """Bytes of all, where `size` are those of an element that is not quantised."""
-        return round((self.total - self.quantised) * size + self.quantised * _QUANTISED.get(self.bits, 0))
+        quantised = sum(elements for _, elements in self.quantised)
+        packed = sum(elements * _QUANTISED[bits] for bits, elements in self.quantised)
+        return round((self.total - quantised) * size + packed)
 
     def whole_below(self, threshold: int) -> int:
         """Elements of the tensors that ZeRO-3 does not split."""
@@ -151,27 +166,32 @@ def states(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
     )
 
 
-def states_of(model: nn.Module, arguments: VisualChatTrainingArguments, frozen_bits: int = 0) -> States:
+def states_of(model: nn.Module, arguments: VisualChatTrainingArguments) -> States:
     """What a process of a training holds of its model."""
     config, gpus = arguments.hf_deepspeed_config.config, arguments.world_size
     sharding = Sharding.of(config, gpus, arguments.shard_within, local_world_size())
-    return states(Weights.of(model, frozen_bits), sharding, arguments.dtype)
+    return states(Weights.of(model), sharding, arguments.dtype)
 
 
-def copied_for_saving(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> int:
+def copied_for_saving(
+    weights: Weights, sharding: Sharding, dtype: torch.dtype, form: str = "trained", model_only: bool = False
+) -> int:
     """Bytes in main memory for the copy that is written in the background, in the first process: the others have less.
 
-    Its part of the optimizer's states, the trained weights as the checkpoint's model, and, where they are whole, once
-    more as DeepSpeed's.
+    The weights of the checkpoint's model in its form, and, unless that is all, this process's part of the optimizer's
+    states and, where they are whole, what learns once more as DeepSpeed's.
     """
     size, learned = dtype.itemsize, weights.learned
+    model = weights.in_checkpoint[form] * size
+    if model_only:
+        return model
     if sharding.stage == 0:
         optimizer = (2 if size == _FLOAT else 3) * learned
     elif sharding.stage < 3:
         optimizer = 3 * sum(_partition(group, sharding.gpus) for group in weights.groups)
     else:
         optimizer = 3 * sum(-(-each // sharding.gpus) for group in weights.groups for each in group)
-    return optimizer * _FLOAT + (1 if sharding.stage == 3 else 2) * learned * size
+    return model + optimizer * _FLOAT + (0 if sharding.stage == 3 else learned * size)
 
 
 def _whole(weights: Weights, sharding: Sharding, dtype: torch.dtype) -> States:
@@ -309,12 +329,3 @@ def _touched(groups: Sequence[Sequence[int]], gpus: int) -> int:
                 begin += size
         most = max(most, kept)
     return most
-
-
-def quantised_weights(model: nn.Module) -> list[torch.Tensor]:
-    """The matrices that `--frozen_bits` quantises: those of the decoder's layers, adapters apart."""
-    return [
-        module.weight
-        for name, module in model.model.language_model.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    ]

@@ -19,6 +19,7 @@ from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.building import freeze
 from utils.model.configuration_visual_chat import IGNORED_LABEL
 from utils.model.lora import PUBLISHED, LoraSettings, inject_lora
+from utils.model.quantised import UNQUANTISED, FrozenBits, encoder_matrices
 from utils.model.vision import image_size
 
 
@@ -119,15 +120,19 @@ def meta_model(
     lora: LoraSettings | None = None,
     gradient_checkpointing: bool = False,
     train: Sequence[str] = PUBLISHED,
-    frozen_bits: int = 0,
+    frozen_bits: FrozenBits = UNQUANTISED,
 ) -> VisualChatForConditionalGeneration:
     """The model of a configuration without its weights, frozen and in training as the real one will be."""
     with torch.device("meta"):
         model = VisualChatForConditionalGeneration(config).to(dtype)
-        if frozen_bits:
+        if frozen_bits.decoder:
             for module in model.model.language_model.modules():
                 if isinstance(module, nn.Linear):
-                    module.__class__ = {4: _In4Bits, 8: _In8Bits}[frozen_bits]
+                    module.__class__ = _IN_BITS[frozen_bits.decoder]
+        if frozen_bits.encoder:
+            tower = model.model.vision_tower
+            for name in encoder_matrices(tower.config)[0]:
+                tower.get_submodule(name).__class__ = _IN_BITS[frozen_bits.encoder]
         if lora:
             inject_lora(model, lora)
     freeze(model, train)
@@ -140,6 +145,8 @@ def meta_model(
 class _In4Bits(nn.Linear):
     """Allocates what bitsandbytes' layer of 4 bits does: the whole matrix in each pass, nothing in between."""
 
+    frozen_bits = 4
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return _Quantised.apply(inputs, self.weight, self.bias, False)
 
@@ -147,8 +154,13 @@ class _In4Bits(nn.Linear):
 class _In8Bits(nn.Linear):
     """That of 8 bits: rounds its inputs, adds up in 32 bits, and keeps the inputs, which only outliers need."""
 
+    frozen_bits = 8
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return _Quantised.apply(inputs, self.weight, self.bias, True)
+
+
+_IN_BITS = {4: _In4Bits, 8: _In8Bits}
 
 
 class _Quantised(torch.autograd.Function):

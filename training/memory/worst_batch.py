@@ -23,6 +23,7 @@ from training.memory.trace import BatchShape, largest_batches, make_batch
 from utils.commands import GIB, UsageError
 from utils.distributed import everyone, get_logger, is_main_process, local_world_size
 from utils.model.lora import PUBLISHED, LoraSettings
+from utils.model.quantised import UNQUANTISED, FrozenBits
 from utils.model.vision import image_size
 
 logger = get_logger(__name__)
@@ -44,7 +45,7 @@ class WorstBatch(Extension):
 
     def begin(self, context: RunContext) -> None:
         super().begin(context)
-        train, bits = self.model_arguments.train or PUBLISHED, self.model_arguments.frozen_bits
+        train, bits = self.model_arguments.train or PUBLISHED, self.model_arguments.quantised
         with context.pausing():
             dry_run(context, self.batches, train, bits)
 
@@ -53,11 +54,11 @@ def dry_run(
     context: RunContext,
     batches: Sequence[BatchShape],
     train: Sequence[str] = PUBLISHED,
-    frozen_bits: int = 0,
+    frozen_bits: FrozenBits = UNQUANTISED,
 ) -> None:
     """Put the largest batches through a step that changes nothing, and log its peak of memory; all processes call.
 
-    train: the parts that learn (see `utils.model.lora`). frozen_bits: of the decoder's matrices, or 0.
+    train: the parts that learn (see `utils.model.lora`). frozen_bits: of quantised matrices.
     """
     device = context.args.device
     training = _training(context, batches, train, frozen_bits)
@@ -91,7 +92,7 @@ def _described(plan: MemoryPlan, predicted: int, measured: int, available: int |
 
 
 def _training(
-    context: RunContext, batches: Sequence[BatchShape], train: Sequence[str], frozen_bits: int
+    context: RunContext, batches: Sequence[BatchShape], train: Sequence[str], frozen_bits: FrozenBits
 ) -> Training:
     args, config = context.args, context.model.config
     return Training(

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +32,7 @@ from .pretrained_encoders import LOCAL_FOLDER, encoder_source, load_vision_tower
 from .processing_visual_chat import VisualChatProcessor
 from .projector import build_projector
 from .projector import image_seq_length as tokens_per_image
+from .quantised import UNQUANTISED, FrozenBits, encoder_matrices, load_frozen
 from .vision import image_size
 
 logger = logging.getLogger(__name__)
@@ -52,24 +51,25 @@ def build_visual_chat(
     lora: LoraSettings | None = None,
     dtype: torch.dtype | str | None = None,
     train: Sequence[str] = PUBLISHED,
-    frozen_bits: int = 0,
+    frozen_bits: FrozenBits = UNQUANTISED,
     tiles: int = 1,
 ) -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
     """Model and processor from two folders (or hub names) in Hugging Face format.
 
     Adds the image token (with `image_summary` "mean" that of summaries too, and a padding token where there is none),
-    unties the head, freezes everything but what `train` names (see `lora.PARTS`). frozen_bits: 4 or 8
-    for a decoder whose layers are quantised; 0 for none. tiles: of an image at most, for the processor; 1 for none.
+    unties the head, freezes everything but what `train` names (see `lora.PARTS`). frozen_bits: of the matrices of
+    decoder and encoder, where they are quantised. tiles: of an image at most, for the processor; 1 for none.
     Works inside DeepSpeed's ZeRO-3 (an `HfDeepSpeedConfig` alive): each process then holds its part of the weights.
     """
     seed = int(torch.randint(2**31, ()))  # new weights depend on it alone, however many processes share them
     processor = build_processor(language_model, vision_model, projector_type, image_summary, tiles)
     if attention != "causal":
         check_computes_mmca(AutoConfig.from_pretrained(language_model), attention, image_layers)
-    decoder = _load_decoder(language_model, dtype, frozen_bits)
+    decoder = load_frozen(load_decoder, language_model, dtype, frozen_bits.decoder)
     base_vocabulary = decoder.config.vocab_size
     grow_vocabulary(decoder, len(processor.tokenizer))
-    tower = load_vision_tower(vision_model, decoder.dtype)
+    whole = encoder_matrices(vision_config_of(vision_model))[1] if frozen_bits.encoder else ()
+    tower = load_frozen(load_vision_tower, vision_model, decoder.dtype, frozen_bits.encoder, whole)
     config = VisualChatConfig(
         vision_config=tower.config,
         text_config=decoder.config,
@@ -207,48 +207,6 @@ def _tokenizer_with(path: str, tokens: list[str]) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         logger.info("padding with %s", tokenizer.pad_token)
     return tokenizer
-
-
-def _quantisation(bits: int, dtype: torch.dtype | str | None) -> BitsAndBytesConfig:
-    """As the chat's --load_in_4bit and --load_in_8bit have it, but computing in the model's own precision."""
-    return BitsAndBytesConfig(
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
-        llm_int8_skip_modules=["lm_head"],
-    )
-
-
-def _load_decoder(path: str, dtype: torch.dtype | str | None, bits: int) -> PreTrainedModel:
-    """A decoder; with bits, 4 or 8, its layers' matrices are quantised by bitsandbytes, to stay frozen."""
-    if not bits:
-        return load_decoder(path, dtype)
-    decoder = load_decoder(path, dtype, quantization_config=_quantisation(bits, dtype))
-    _settle_quantised(decoder)
-    return decoder
-
-
-def _settle_quantised(model: PreTrainedModel) -> None:
-    """Make a quantised decoder a part like any other: only training knows of its bits, checkpoints do not."""
-    del model.config.quantization_config
-    decoder = model.base_model
-    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # adapters ask for it
-        setattr(decoder, name, getattr(model, name, False))
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            module.support_avx512bf16_for_cpu = False  # that kernel packs weights anew, and has no backward
-            module.register_state_dict_post_hook(_without_scales)
-
-
-def _without_scales(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """Scales are no weights: whoever loads the base model again has them again."""
-    own = [
-        name for name in state if name.startswith(prefix) and name[len(prefix) :] not in ("weight", "bias")
-    ]
-    for name in own:
-        del state[name]
 
 
 def _refuse_missing_folder(path: str) -> None:

@@ -175,7 +175,8 @@ def _refuse_damaged_json(folder: Path) -> None:
 def trained_weights(
     model: VisualChatForConditionalGeneration, state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The part of a state dict that no base model has (`lora.held_names`), and the head's added rows.
+    """The part of a state dict that no base model has (`lora.held_names`), and the head's added rows: of its whole
+    head, or as they are named alone.
 
     Adapted layers that were trained too are named as they are without adapters.
     """
@@ -185,10 +186,17 @@ def trained_weights(
         for name, tensor in state.items()
         if name in held or name.startswith(NEW_PARTS)
     }
-    rows = model.config.frozen_from["vocab_size"]
-    if HEAD not in trained and state[HEAD].shape[0] > rows:
-        trained[NEW_HEAD_ROWS] = state[HEAD][rows:].detach().clone()
+    rows = state.get(NEW_HEAD_ROWS)
+    if rows is None and HEAD not in trained:
+        rows = new_head_rows(model, state[HEAD]).detach().clone()
+    if rows is not None and len(rows):
+        trained[NEW_HEAD_ROWS] = rows
     return trained
+
+
+def new_head_rows(model: VisualChatForConditionalGeneration, head: torch.Tensor) -> torch.Tensor:
+    """The rows of a whole head [V, D] that its base model has not."""
+    return head[model.config.frozen_from["vocab_size"] :]
 
 
 @contextmanager

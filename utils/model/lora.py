@@ -96,6 +96,11 @@ def is_lora(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
+def is_adapted(name: str) -> bool:
+    """Whether a parameter is the weight of a layer with an adapter, which merging changes."""
+    return name.endswith(_BASE + "weight")
+
+
 def plain_name(name: str) -> str:
     """The name of a weight as it is where its layer has no adapter."""
     return name.replace(_BASE, ".")
@@ -110,7 +115,7 @@ def merge_lora(state: dict[str, torch.Tensor], settings: LoraSettings | None) ->
         if is_lora(name):
             continue
         layer = name.removesuffix("weight").removesuffix(_BASE)
-        if name.endswith(_BASE + "weight") and layer + _DOWN in state:
+        if is_adapted(name) and layer + _DOWN in state:
             down, up = state[layer + _DOWN].float(), state[layer + _UP].float()  # [r, in], [out, r]
             update = settings.scaling(down.shape[0]) * (up @ down)
             tensor = (tensor.float() + update).to(tensor.dtype)

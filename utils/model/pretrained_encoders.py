@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,11 +61,14 @@ def vision_config_of(path: str) -> PreTrainedConfig:
     return encoder_source(path).config
 
 
-def load_vision_tower(path: str, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-    """The pretrained encoder alone; a text encoder in the same folder is left where it is."""
+def load_vision_tower(path: str, dtype: torch.dtype | str | None = None, **more: Any) -> PreTrainedModel:
+    """The pretrained encoder alone; a text encoder in the same folder is left where it is.
+
+    more: goes to `from_pretrained`.
+    """
     source = encoder_source(path)
     model = vision_family(source.config).model
-    how = dict(config=source.config, dtype=dtype, output_loading_info=True)
+    how = dict(config=source.config, dtype=dtype, output_loading_info=True, **more)
     with _quiet_report():
         if source.weights is None:
             tower, report = model.from_pretrained(path, **how)

@@ -144,6 +144,16 @@ def test_every_stage_has_a_configuration(parse, stage):
             {"frozen_bits": 4, "train": ["projector", "decoder:top-1"]},
             "--frozen_bits 4 quantises the decoder, so it cannot learn: leave it out of --train",
         ),
+        (
+            {"frozen_bits": [4, 8], "train": ["projector", "encoder"]},
+            "--frozen_bits 4 8 quantises the encoder, so it cannot learn: leave it out of --train",
+        ),
+        (
+            {"frozen_bits": [4, 8, 4]},
+            "--frozen_bits 4 8 4: give 4, 8 or 0 for the decoder, then for the encoder",
+        ),
+        ({"frozen_bits": 16}, "--frozen_bits 16: give 4, 8 or 0"),
+        ({"frozen_bits": [0, 8], "zero_stage": 3}, "--frozen_bits 0 8 needs --zero_stage 0, 1 or 2"),
         ({"torch_compile": True, "zero_stage": 3}, "--torch_compile needs --zero_stage 0, 1 or 2"),
         ({"torch_compile": True, "use_liger_kernel": True}, "--torch_compile and --use_liger_kernel fuse"),
         ({"frozen_bits": 8, "zero_stage": 3}, "--frozen_bits 8 needs --zero_stage 0, 1 or 2: ZeRO-3 cannot"),

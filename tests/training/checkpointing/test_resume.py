@@ -42,13 +42,13 @@ class Case:
     nvme_path: str | None = None
     train: tuple[str, ...] = ()  # the published recipe
     init_from: str = ""
-    frozen_bits: int = 0
+    frozen_bits: tuple[int, ...] = ()
 
     @property
     def whole(self) -> str:
         """The uninterrupted run that it is compared with."""
         offloaded = f"-{self.offload}" if self.offload else ""
-        bits = f"-bits{self.frozen_bits}" if self.frozen_bits else ""
+        bits = "".join(f"-bits{each}" for each in self.frozen_bits)
         train = "".join(f"-{part}" for part in self.train).replace(":", "-")
         return f"zero{self.stage}-ranks{self.ranks}-lora{int(self.lora)}-workers{self.workers}{offloaded}{train}{bits}"
 
@@ -334,7 +334,7 @@ def test_resume_is_bitwise_equal_where_other_parts_learn(trainings, tmp_path):
 @pytest.mark.slow
 def test_resume_is_bitwise_equal_over_quantised_weights(trainings, tmp_path):
     """And no scale of theirs is written."""
-    cases = [Case(2, 2, True, 0, MIDDLE, frozen_bits=4), Case(1, 2, False, 0, MIDDLE, frozen_bits=8)]
+    cases = [Case(2, 2, True, 0, MIDDLE, frozen_bits=(4,)), Case(1, 2, False, 0, MIDDLE, frozen_bits=(8,))]
     trainings.run_plan(plan_of(trainings, tmp_path, cases), tmp_path, processes=2, timeout=900)
     check_bitwise(tmp_path, cases)
     for path in tmp_path.glob("*/checkpoint-*/global_step*/*model_states.pt"):

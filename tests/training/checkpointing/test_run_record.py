@@ -80,6 +80,7 @@ SAME = {
     "images in a row": ({"packing": True}, {"packing": True, "max_images_per_row": 16}),
     "precision": ({"precision": "bf16"}, {"precision": "auto", "bf16": True}),
     "LoRA that is off": ({}, {"lang_lora_module_name": "q_proj"}),
+    "bits": ({"frozen_bits": 4}, {"frozen_bits": [4, 0]}),
     "micro-batches": (
         {},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
@@ -106,6 +107,7 @@ DIFFERENT = {
     "dataset_samples": {"dataset_samples": [5, "all"]},
     "max_seq_len": {"max_seq_len": 128},
     "tiles": {"tiles": 4},
+    "frozen_bits": {"frozen_bits": [0, 8]},
 }
 
 
@@ -127,6 +129,17 @@ def test_a_run_of_before_let_images_through_all_layers_and_had_no_gate_and_no_su
         run_of(image_layers="none").check(tmp_path)
     with pytest.raises(ResumeError, match=r"--image_gate none \(now head\)"):
         run_of(image_gate="head").check(tmp_path)
+
+
+def test_a_run_of_before_quantised_the_decoder_alone(run_of, tmp_path):
+    run_of(frozen_bits=4).save(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["flags"]["frozen_bits"] == [4, 0]
+    record["flags"]["frozen_bits"] = 4
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    run_of(frozen_bits=4).check(tmp_path)
+    with pytest.raises(ResumeError, match=r"--frozen_bits 4 0 \(now 4 8\)"):
+        run_of(frozen_bits=[4, 8]).check(tmp_path)
 
 
 def test_a_run_of_before_trained_the_published_parts(run_of, tmp_path):

@@ -59,6 +59,8 @@ def test_an_unknown_name_lists_the_known():
         decoder_config("nobody/knows")
     with pytest.raises(UsageError, match=r"--vision_model_name_or_path .* qwen-vl-vit"):
         encoder_config("nobody/knows")
+    with pytest.raises(UsageError, match=r"say which weights .*: ViT-bigG-14/laion2b_s39b_b160k"):
+        encoder_config("ViT-bigG-14")
 
 
 def test_sizes_are_parameters_times_bytes():

@@ -9,6 +9,7 @@ from training.memory.states import Sharding
 from training.memory.trace import BatchShape, largest_batches, make_batch
 from training.sharding import Offload
 from utils.model import VisualChatConfig
+from utils.model.quantised import FrozenBits
 
 pytestmark = pytest.mark.integration
 
@@ -90,8 +91,21 @@ def test_the_cheapest_setting_gathers_nothing_where_the_weights_fit(planner):
 
 
 def test_quantised_weights_are_never_split(planner):
-    found = [each.sharding.stage for each in choices(training(frozen_bits=4))]
+    found = [each.sharding.stage for each in choices(training(frozen_bits=FrozenBits(4)))]
     assert set(found) == {2} and 3 in {each.sharding.stage for each in choices(training())}
+
+
+def test_a_quantised_encoder_takes_less_and_computes_as_much(planner):
+    """Its two layers have 4 x 32 x 32 + 2 x 32 x 64 elements each in matrices, of two bytes or of fewer."""
+    plain, encoder, both = (
+        Planner().plan(training(stage=1, frozen_bits=FrozenBits(*bits))) for bits in ((4,), (4, 8), (4, 4))
+    )
+    elements = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert plain.device["weights"] - encoder.device["weights"] == elements
+    saved = plain.device["weights"] - both.device["weights"]
+    assert saved == pytest.approx(elements * (2 - 0.5 - 1 / 64 - 4 / (64 * 256)), abs=1)
+    assert plain.activations.peak == encoder.activations.peak == both.activations.peak  # the decoder's
+    assert "frozen decoder in 4 bits, frozen encoder in 8 bits" in encoder.training.describe()
 
 
 OUT = Sharding(8, 3, Offload("cpu", "cpu"), reduce_bucket=1000, max_reuse_distance=0)

@@ -62,7 +62,7 @@ def test_offloading_moves_to_the_host_and_to_nvme():
 def test_quantised_weights_take_their_bits_and_the_scales():
     """In 4 bits a byte for 64 elements and 4 for 256 of these: 1000 x (1/2 + 1/64 + 1/4096) = 516."""
     for bits, size in ((4, 516), (8, 1000)):
-        weights = replace(WEIGHTS, quantised=1000, bits=bits)
+        weights = replace(WEIGHTS, quantised=((bits, 900), (bits, 100)))
         for stage in (0, 1, 2):
             held = states(weights, Sharding(4, stage, reduce_bucket=10), torch.bfloat16)
             assert held.resting["weights"] == 200 + size
@@ -71,13 +71,18 @@ def test_quantised_weights_take_their_bits_and_the_scales():
 def test_what_is_copied_for_a_save_in_the_background():
     """Moments and master weights of the first process's part, in single precision; the trained weights beside them."""
 
-    def copied(stage, dtype=torch.bfloat16, gpus=4):
-        return copied_for_saving(WEIGHTS, Sharding(gpus, stage), dtype)
+    weights = replace(WEIGHTS, in_checkpoint={"trained": 100, "full": 1300})  # 200 are merged
+
+    def copied(stage, dtype=torch.bfloat16, gpus=4, **how):
+        return copied_for_saving(weights, Sharding(gpus, stage), dtype, **how)
 
     assert copied(0) == 100 * (4 + 8) + 2 * 100 * 2
     assert copied(0, torch.float32) == 100 * 8 + 2 * 100 * 4
     assert copied(1) == copied(2) == 26 * 12 + 2 * 100 * 2
     assert copied(3) == 25 * 12 + 100 * 2
+    assert copied(1, form="full") == 26 * 12 + 100 * 2 + 1300 * 2
+    assert copied(3, form="full") == 25 * 12 + 1300 * 2
+    assert copied(1, form="full", model_only=True) == 1300 * 2 and copied(1, model_only=True) == 100 * 2
 
 
 def test_deepspeed_s_configuration_is_read_with_its_defaults():

@@ -9,6 +9,7 @@ from training.memory.trace import BatchShape, enable_checkpointing, make_batch, 
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration
 from utils.model.building import freeze
 from utils.model.lora import LoraSettings, inject_lora
+from utils.model.quantised import FrozenBits
 
 pytestmark = pytest.mark.integration
 
@@ -140,7 +141,8 @@ def test_quantised_matrices_are_whole_only_while_they_compute():
     """4 bits keep nothing more for the backward pass; 8 bits keep the inputs of each matrix."""
     shape = BatchShape(1, 64, 1, TOKENS)
     plain, four, eight = (
-        trace(meta_model(config(), torch.bfloat16, frozen_bits=bits), shape, True) for bits in (0, 4, 8)
+        trace(meta_model(config(), torch.bfloat16, frozen_bits=FrozenBits(bits)), shape, True)
+        for bits in (0, 4, 8)
     )
     assert four.kept == plain.kept
     inputs = SIZES["num_hidden_layers"] * (3 * SIZES["hidden_size"] + SIZES["intermediate_size"])

@@ -21,6 +21,7 @@ from utils.data.workers import parallel_map
 
 _MAX_WORKERS = 256
 _FEW = 8  # tokens
+_SOME = 100  # conversations
 
 
 class ImageFeatures(Protocol):
@@ -191,6 +192,16 @@ class EncodedDataset(Dataset):
     def tokens_per_image(self) -> int:
         """How many tokens stand for an image."""
         return self.processor.image_seq_length
+
+    @property
+    def mean_images(self) -> float:
+        """Images of a conversation on average, tiles included: of some of them, of which no pixels are read."""
+        texts = EncodedDataset(
+            self.conversations, self.processor, self.max_seq_len, False, on_bad=self.on_bad
+        )
+        places = np.linspace(0, len(self) - 1, min(len(self), _SOME)).astype(int)
+        tokens = sum(int(texts[place].mm_token_type_ids.sum()) for place in places)
+        return tokens / self.tokens_per_image / max(len(places), 1)
 
     @property
     def cut(self) -> CutCount:

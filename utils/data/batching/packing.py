@@ -127,6 +127,11 @@ class PackedDataset(Dataset):
         """The share of the tokens in this epoch's rows that are no padding."""
         return float(self._lengths.tokens.sum()) / max(len(self._plan) * self.max_tokens, 1)
 
+    @property
+    def mean_images(self) -> float:
+        """Images of a row on average, tiles included."""
+        return float(self._lengths.images.sum()) / max(len(self._plan), 1)
+
     def members(self, row: int) -> list[int]:
         """The conversations of a row, in order; none in a row that is left over."""
         return self._plan[row].tolist() if row < len(self._plan) else []

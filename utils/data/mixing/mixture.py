@@ -265,11 +265,6 @@ class Mixture(Sequence[Conversation]):
         return digest.hexdigest()
 
     @property
-    def num_images(self) -> int:
-        """How many images the conversations have together, before weights."""
-        return int(self._known.image_counts[self._chosen].sum())
-
-    @property
     def contents(self) -> dict[str, str]:
         """A digest of each dataset's annotation files, by its name: of what is in them, not of where they are."""
         return {records.spec.name: records.content() for records in self._known.datasets}

@@ -48,6 +48,16 @@ def test_samples_and_lengths_count_every_view(
     assert lengths.tokens.tolist() == [len(sample.input_ids) for sample in samples]
 
 
+def test_the_images_of_a_row_are_those_that_are_there(
+    tiled: VisualChatProcessor, conversations: list[Conversation]
+) -> None:
+    dataset = EncodedDataset(conversations, tiled, LONGEST)
+    assert dataset.mean_images == sum(COUNTS) / len(COUNTS)
+    rows = PackedDataset(dataset, LONGEST, 9, seed=0)
+    assert rows.mean_images == sum(COUNTS) / len(rows)
+    assert EncodedDataset(conversations[:1] * 1000, tiled, LONGEST).mean_images == COUNTS[0]
+
+
 def test_a_cut_conversation_keeps_the_views_of_its_turns(
     tiled: VisualChatProcessor, conversations: list[Conversation]
 ) -> None:
