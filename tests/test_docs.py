@@ -139,7 +139,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
     for entry in (*PARTS, "assets", "docs", "recipes", "visualchat.py"):
         (folder / entry).symlink_to(ROOT / entry)
-    (folder / "my_pictures").mkdir()
+    (folder / "my_images").mkdir()
     (folder / "my.json").write_text(
         '[{"id": "1", "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hi."}]}]'
     )

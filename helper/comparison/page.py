@@ -18,13 +18,14 @@ def page(rows: Sequence[Row], picture: str) -> str:
     seeds = sorted({row["seed"] for row in rows})
     parts = [
         "# Attentions compared on pretrained parts",
-        "Written by `make compare`, which goes on where it was interrupted; every training is a line of"
-        " [comparison.jsonl](comparison.jsonl).",
+        "Written by `make compare`, which resumes after an interruption; each training is a line of"
+        f" [comparison.jsonl](comparison.jsonl). {len(_shown(rows))} of {len(FORMS)} forms are trained so far.",
         f"![Right answers against samples]({picture})",
         "## What was compared",
         _method(plan, seeds),
         as_markdown(_forms_table(rows)),
         "## What may be said",
+        "Differences from causal attention, paired by seed. Those of fewer than three seeds are no evidence.",
         "\n".join(f"- {sentence}" for sentence in verdicts(rows)),
         "This is one frozen decoder of 135 million parameters, one encoder with nine tokens an image, pictograms, and"
         " some hundred samples. It says how soon each form learns to see here; not how a larger decoder behaves, nor"
@@ -33,11 +34,12 @@ def page(rows: Sequence[Row], picture: str) -> str:
     for part, title in PARTS.items():
         parts += [
             f"## {title.capitalize()}",
-            "Right answers, mean over seeds with its 95 % interval (Student's t), after so many such samples; and how"
+            "Right answers, mean over seeds with its 95 % interval (Student's t, from three seeds on), after so many"
+            " such samples; and how"
             " many it took to answer 90 % right (geometric mean of the seeds that got there, and how many did).",
             as_markdown(accuracy_table(rows, part, _three(plan, part))),
-            f"The same less {AGAINST}'s, seed by seed on the same samples. The last column is the ratio of samples to"
-            " 90 %, with its interval, over the seeds in which both got there.",
+            f"Difference from {AGAINST}, paired by seed, on the same samples. The last column is the ratio of samples"
+            " to 90 %, with its interval, over the seeds in which both got there.",
             as_markdown(lead_table(rows, part, _three(plan, part))),
         ]
     parts += [
@@ -50,7 +52,8 @@ def page(rows: Sequence[Row], picture: str) -> str:
         " in the dialogue. Training showed at most two others.",
         as_markdown(distractor_table(rows)),
         "## What it cost",
-        "Processor time of the training steps alone, and floating-point operations by the formula of"
+        "Processor time of the training steps alone, on one thread of an Intel Xeon with AMX, and floating-point"
+        " operations by the formula of"
         " [training.md](training.md); the encoder's features are computed beforehand.",
         as_markdown(cost_table(rows)),
     ]
@@ -122,9 +125,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 def _verdict(ahead: Mean) -> str:
     points = f"{100 * ahead.value:+.1f} points"
     if ahead.half is None or ahead.n < 3:
-        return (
-            f"{points} ({ahead.n} seed{'s' * (ahead.n > 1)}, which say{'s' * (ahead.n == 1)} nothing certain)"
-        )
+        return f"{points} ({ahead.n} seed{'s' * (ahead.n > 1)})"
     interval = f"({points} ± {100 * ahead.half:.1f}, {ahead.n} seeds)"
     if not ahead.is_certain:
         return f"no certain difference {interval}"
@@ -140,18 +141,19 @@ def _method(plan: Row, seeds: Sequence[int]) -> str:
         f" questions are about a third style. A training sees {plan['asked_singles'][-1]:,} single images (*What is"
         f" this?*), then {plan['asked_names'][-1]:,} dialogues that ask what each of two or three images shows, then"
         f" {plan['asked_dialogues'][-1]:,} of all kinds, each once, {plan['batch']} a step. The rates stay constant"
-        f" after {plan['warmup']} steps, so that the model after N samples is that of a training of"
-        f" N samples: one run a seed gives all sizes. Seeds: {', '.join(map(str, seeds))}; a seed chooses samples,"
-        " questions and projection, the same for each form. Each form has the learning rate, of"
-        f" {rates} for the projection, whose loss was least at the end of {plan['search_singles']} single images and"
-        f" {plan['search_names']} dialogues of another seed; the gate's is {plan['gate_rate']:g}. An answer is"
-        " right where each of its tokens, its end too, is the likeliest one."
+        f" after {plan['warmup']} steps, so that the model after N samples is that of a training of N samples, and one"
+        f" run per seed gives all points. Seeds: {', '.join(map(str, seeds))}; a seed chooses samples, questions and"
+        f" projection, the same for each form. The projection's learning rate is the best of {rates} by the final loss"
+        f" of a short run ({plan['search_singles']} single images, {plan['search_names']} dialogues, another seed);"
+        " where that is the least or the largest of them, a better one"
+        f" may lie beyond. The gate's is {plan['gate_rate']:g}. An answer is right if every token, including the end"
+        " of the answer, is the likeliest one."
     )
 
 
 def _forms_table(rows: Sequence[Row]) -> Table:
     table: Table = [
-        ("form", "attention", "image layers", "gate", "summary", "learning rate", "loss at first")
+        ("form", "attention", "image layers", "gate", "summary", "learning rate", "loss at step 1")
     ]
     for name in _shown(rows):
         form = FORMS[name]
@@ -192,7 +194,11 @@ def _ratio(logarithm: Mean | None) -> str:
         return "-"
     low, high = (logarithm.value + side * (logarithm.half or 0) for side in (-1, 1))
     value = f"{math.exp(logarithm.value):.2f}"
-    return value if logarithm.half is None else f"{value} ({math.exp(low):.2f} to {math.exp(high):.2f})"
+    return (
+        value
+        if logarithm.half is None or logarithm.n < 3
+        else f"{value} ({math.exp(low):.2f} to {math.exp(high):.2f})"
+    )
 
 
 def _three(plan: Row, part: str) -> list[int]:
@@ -214,7 +220,7 @@ def _percent(mean: Mean | None, signed: bool = False) -> str:
     if mean is None:
         return "-"
     value = f"{100 * mean.value:+.1f}" if signed else f"{100 * mean.value:.1f}"
-    return f"{value} %" if mean.half is None else f"{value} ± {100 * mean.half:.1f} %"
+    return f"{value} %" if mean.half is None or mean.n < 3 else f"{value} ± {100 * mean.half:.1f} %"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
