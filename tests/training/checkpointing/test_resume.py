@@ -70,7 +70,7 @@ class Case:
             offload["nvme_path"] = self.nvme_path
         more = {"train": [*self.train, *("gate", "lora") * self.lora]} if self.train else {}
         if self.frozen_bits:
-            more["frozen_bits"] = self.frozen_bits
+            more["frozen_bits"] = list(self.frozen_bits)
         if self.init_from:
             more["init_from"] = self.init_from
         return {
@@ -334,7 +334,7 @@ def test_resume_is_bitwise_equal_where_other_parts_learn(trainings, tmp_path):
 @pytest.mark.slow
 def test_resume_is_bitwise_equal_over_quantised_weights(trainings, tmp_path):
     """And no scale of theirs is written."""
-    cases = [Case(2, 2, True, 0, MIDDLE, frozen_bits=(4,)), Case(1, 2, False, 0, MIDDLE, frozen_bits=(8,))]
+    cases = [Case(2, 2, True, 0, MIDDLE, frozen_bits=(4, 8)), Case(1, 2, False, 0, MIDDLE, frozen_bits=(8,))]
     trainings.run_plan(plan_of(trainings, tmp_path, cases), tmp_path, processes=2, timeout=900)
     check_bitwise(tmp_path, cases)
     for path in tmp_path.glob("*/checkpoint-*/global_step*/*model_states.pt"):
