@@ -90,7 +90,6 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m helper.compare",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--forms",

@@ -9,7 +9,6 @@ trained in its place (`run_tiny.sh`), which learns to see little.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -38,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m helper.demo",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demonstration", help="parts and images")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
