@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmarks.layouts import between
 from benchmarks.random_models import DECODERS, IMAGE_TOKENS, SIDE, attention, described, random_model
@@ -87,7 +88,7 @@ class Step:
         seed: int = 0,
         cached: bool = False,
     ) -> None:
-        """cached: pixel_values are what the encoder makes of them."""
+        """cached: the encoder's features are given in place of pixel_values."""
         self._model = model
         spans = between(text // conversations, images // conversations, IMAGE_TOKENS) * conversations
         kinds = [kind for length, image in spans for kind in [int(image)] * length]
@@ -97,23 +98,22 @@ class Step:
         words = torch.where(words == model.config.image_token_id, 3, words)
         ids = torch.where(kinds == 1, model.config.image_token_id, words)
         learned = (torch.rand(kinds.shape, generator=generator) < supervised) & (kinds == 0)
-        pixels = torch.randn(images, 3, SIDE, SIDE, generator=generator).to(model.dtype)
         positions = torch.arange(kinds.shape[1]) % (kinds.shape[1] // conversations)
-        if cached:
-            pixels = torch.randn(
-                images, IMAGE_TOKENS, model.config.vision_config.hidden_size, generator=generator
-            )
-            pixels = pixels.to(model.dtype)
         tensors = {
             "input_ids": ids,
             "mm_token_type_ids": kinds,
-            "pixel_values": pixels,
             "position_ids": positions[None],
         }
         self.inputs = {name: each.to(model.device) for name, each in tensors.items()}
+        shape = (IMAGE_TOKENS, model.config.vision_config.hidden_size) if cached else (3, SIDE, SIDE)
+        seen = torch.randn(images, *shape, generator=generator).to(model.device, model.dtype)
+        if cached:
+            self.inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(last_hidden_state=seen)}
+        else:
+            self.inputs["pixel_values"] = seen
         self.inputs |= {"image_tokens": int(kinds.sum()), "supervised_tokens": int(learned[:, 1:].sum())}
         self.labels = torch.where(learned, ids, -100).to(model.device)
-        self.tokens, self.supervised = kinds.numel(), int(learned.sum())
+        self.tokens, self.supervised, self._images = kinds.numel(), int(learned.sum()), images
 
     def run(self, form: str) -> None:
         """The model's own loss."""
@@ -133,9 +133,10 @@ class Step:
         kinds, labels = self.inputs["mm_token_type_ids"], self.labels
         positions = self.inputs["position_ids"]
         pairs = visible_pairs("mmca", positions, kinds, torch.ones_like(kinds).bool())
-        images = len(self.inputs["pixel_values"])
         supervised, image_tokens = int((labels != -100).sum()), int(kinds.sum())
-        return StepFlops.of(self._model).total(self.tokens, float(pairs), images, supervised, image_tokens)
+        return StepFlops.of(self._model).total(
+            self.tokens, float(pairs), self._images, supervised, image_tokens
+        )
 
     def kept(self, work: Callable[[], None]) -> int:
         """Bytes of activations, weights aside."""

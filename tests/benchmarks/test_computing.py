@@ -64,8 +64,9 @@ def test_layer(printed):
     assert "| 16 + 1 | f |" in out and "| 16 + 1 | fb |" in out
 
 
-def test_train_step(printed):
-    out = printed(train_step, "--size", "tiny", "--text", "64", "--images", "1")
+@pytest.mark.parametrize("features", [(), ("--cached",)], ids=["pixels", "cached features"])
+def test_train_step(printed, features):
+    out = printed(train_step, "--size", "tiny", "--text", "64", "--images", "1", *features)
     assert "useful TFLOP/s" in out and "kept for the backward pass by as in 2023" in out
 
 
