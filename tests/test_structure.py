@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_995,
-    "tests: lines": 28_160,
+    "tests: lines": 28_176,
     "core: lines": 18_550,
     "core: files": 100,
     "core: imports of wings": 0,

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from tests.ranks import run_ranks
 from tests.tiny import SHAPE
 from utils.model import LoraSettings, build_visual_chat, load_checkpoint
+from utils.model.vision import image_size
 
 STEPS = 3
 
@@ -45,6 +46,8 @@ CASES = {
     "a tied decoder": Case("qwen3", "qwen_vl", lora={"vis_dim": 2}),
     "the perceiver": Case("qwen3", "open_clip", "perceiver"),
     "a gate, LoRA": Case("llama", "clip", lora={"lang_dim": 2, "alpha": 6}, image_gate="head"),
+    "SigLIP 2, whose head pools": Case("llama", "siglip2_naflex"),
+    "DINOv3": Case("llama", "dinov3"),
     "a gate, ZeRO-0": Case("llama", "clip", image_gate="head", stage=0),
     "a gate, LoRA, ZeRO-2": Case(
         "llama", "clip", lora={"lang_dim": 2, "alpha": 6}, image_gate="head", stage=2
@@ -128,7 +131,7 @@ def partitioned(tmp_path_factory, decoders, encoder_folders) -> dict[str, Path]:
     folders, tasks = {}, []
     for number, (name, case) in enumerate(CASES.items()):
         model, processor = build(case, decoders, encoder_folders)
-        side = model.config.vision_config.image_size
+        side = image_size(model.config.vision_config)
         seen = torch.tensor([[1, 5, *[processor.image_token_id] * processor.image_seq_length, 6, 7, 8]])
         read = torch.arange(10, 20)[None]
         labels = seen.where(seen < 10, -100)
