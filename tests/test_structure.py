@@ -32,7 +32,7 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_995,
+    "library: lines": 32_986,
     "tests: lines": 28_176,
     "core: lines": 18_550,
     "core: files": 100,

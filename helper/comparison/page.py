@@ -52,8 +52,7 @@ def page(rows: Sequence[Row], picture: str) -> str:
         " in the dialogue. Training showed at most two others.",
         as_markdown(distractor_table(rows)),
         "## What it cost",
-        "Processor time of the training steps alone, on one thread of an Intel Xeon with AMX, and floating-point"
-        " operations by the formula of"
+        "Processor time of the training steps alone, on one thread, and floating-point operations by the formula of"
         " [training.md](training.md); the encoder's features are computed beforehand.",
         as_markdown(cost_table(rows)),
     ]
@@ -124,7 +123,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def _verdict(ahead: Mean) -> str:
     points = f"{100 * ahead.value:+.1f} points"
-    if ahead.half is None or ahead.n < 3:
+    if ahead.half is None:
         return f"{points} ({ahead.n} seed{'s' * (ahead.n > 1)})"
     interval = f"({points} ± {100 * ahead.half:.1f}, {ahead.n} seeds)"
     if not ahead.is_certain:
@@ -194,11 +193,7 @@ def _ratio(logarithm: Mean | None) -> str:
         return "-"
     low, high = (logarithm.value + side * (logarithm.half or 0) for side in (-1, 1))
     value = f"{math.exp(logarithm.value):.2f}"
-    return (
-        value
-        if logarithm.half is None or logarithm.n < 3
-        else f"{value} ({math.exp(low):.2f} to {math.exp(high):.2f})"
-    )
+    return value if logarithm.half is None else f"{value} ({math.exp(low):.2f} to {math.exp(high):.2f})"
 
 
 def _three(plan: Row, part: str) -> list[int]:
@@ -220,7 +215,7 @@ def _percent(mean: Mean | None, signed: bool = False) -> str:
     if mean is None:
         return "-"
     value = f"{100 * mean.value:+.1f}" if signed else f"{100 * mean.value:.1f}"
-    return f"{value} %" if mean.half is None or mean.n < 3 else f"{value} ± {100 * mean.half:.1f} %"
+    return f"{value} %" if mean.half is None else f"{value} ± {100 * mean.half:.1f} %"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -238,7 +233,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             known = {size: mean(rows, form, answered(part, size)) for size in sizes}
             known = {size: value for size, value in known.items() if value is not None}
             middle = [100 * each.value for each in known.values()]
-            halves = [100 * (each.half or 0) * (each.n > 2) for each in known.values()]
+            halves = [100 * (each.half or 0) for each in known.values()]
             colour, style = _COLOURS[place % len(_COLOURS)], "--" if place >= len(_COLOURS) else "-"
             axes.plot(
                 list(known), middle, color=colour, linestyle=style, marker="o", markersize=3, label=form

@@ -11,9 +11,11 @@ from helper.comparison.cells import Row
 Measure = Callable[[Row], float | None]
 """A number of a training; None where it has none."""
 
-# The 0.975 quantiles of Student's t with 1, 2, ... degrees of freedom, as every table of statistics has them.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
+# The 0.975 quantiles of Student's t with 2, 3, ... degrees of freedom, as every table of statistics has them.
+_T = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
       2.228, 2.201, 2.179, 2.160, 2.145, 2.131)  # fmt: skip
+_FEWEST = 3
+"""Values that have an interval: two seeds that happen to agree are none."""
 _NORMAL = 1.960
 ENOUGH = 0.9
 """The share of right answers that counts as learnt."""
@@ -21,7 +23,7 @@ ENOUGH = 0.9
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of n values and half the width of its 95 % interval; None of a single value."""
+    """The mean of n values and half the width of its 95 % interval; None of fewer than three."""
 
     value: float
     half: float | None
@@ -33,15 +35,15 @@ class Mean:
         if not len(values):
             raise ValueError("there is nothing to take the mean of")
         n, mean = len(values), float(np.mean(values))
-        if n == 1:
-            return cls(mean, None, 1)
-        quantile = _T[n - 2] if n - 2 < len(_T) else _NORMAL
+        if n < _FEWEST:
+            return cls(mean, None, n)
+        quantile = _T[n - _FEWEST] if n - _FEWEST < len(_T) else _NORMAL
         return cls(mean, quantile * float(np.std(values, ddof=1)) / n**0.5, n)
 
     @property
     def is_certain(self) -> bool:
-        """Whether the interval leaves zero out; two seeds that happen to agree are no interval."""
-        return self.half is not None and self.n > 2 and abs(self.value) > self.half
+        """Whether the interval leaves zero out."""
+        return self.half is not None and abs(self.value) > self.half
 
 
 def by_seed(rows: Iterable[Row], form: str, measure: Measure) -> dict[int, float]:

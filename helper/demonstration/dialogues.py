@@ -73,7 +73,7 @@ def _question(
     things: Sequence[str],
     kinds: Sequence[str],
     asked: set[str],
-) -> tuple[str, tuple[str, str, str]] | None:
+) -> tuple[str, _Made] | None:
     """Kind, and what that makes, a question that is not among those `asked`; None where there is none."""
     possible = [kind for kind in kinds if len(shown) >= _LEAST[kind]]
     weights = np.array([_WEIGHTS[kind] for kind in possible], float)
@@ -107,7 +107,7 @@ def _other(rng: np.random.Generator, things: Sequence[str], than: Sequence[str])
 
 
 def _seen(things: Iterable[str], asked: str | None = None) -> str:
-    """What images show, and then the thing that is asked for, where it is in one of them or more."""
+    """What images show, and the thing that is asked for, where the answer says in which or in how many it is."""
     return f"{', '.join(things)}:" + (f" {asked} in" if asked else "")
 
 
