@@ -122,8 +122,18 @@ def compile_layers(decoder: PreTrainedModel) -> None:
 def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:
     """Take over what `--init_from` has learnt; without it, refuse new parts that would never be anything."""
     if model_arguments.init_from:
-        count = init_from(model, checkpoint_folder(model_arguments.init_from, "--init_from"))
-        logger.info("beginning with what %s learnt: %d weights", model_arguments.init_from, count)
+        folder = checkpoint_folder(model_arguments.init_from, "--init_from")
+        logger.info(
+            "beginning with what %s learnt: %d weights", model_arguments.init_from, init_from(model, folder)
+        )
+        before, now = (
+            _images_path(each) for each in (VisualChatConfig.from_pretrained(folder), model.config)
+        )
+        if before != now:
+            logger.warning(
+                "%s learnt with %s, this run has %s: give the former, or its projection has much to learn again",
+                *(model_arguments.init_from, before, now),
+            )
         return
     present = {part for part in part_of_each(model).values() if part in ("projector", "gate", "lora")}
     for part in sorted(present - Learning.of(model).learns.keys()):
@@ -131,6 +141,12 @@ def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:
             f"--train {' '.join(model_arguments.train)} leaves out {part}, which is new and would stay as it begins:"
             " add it, or start from a checkpoint that has learnt it (--init_from)"
         )
+
+
+def _images_path(config: VisualChatConfig) -> str:
+    """The flags of what images go through in a model's decoder."""
+    summary = "none" if config.image_summary_token_id is None else "mean"
+    return f"--image_layers {config.image_layers} --image_summary {summary}"
 
 
 def _refuse_merging(model: PreTrainedModel) -> None:

@@ -29,25 +29,30 @@ class ModelArguments:
     vis_proj: Literal["baseline", "linear", "vit", "perceiver"] = flag(
         "baseline", "Projection from encoder to decoder; baseline and linear are the same."
     )
-    enable_mmca_attention: bool = flag(False, "Multi-modal causal attention; short for --attention mmca.")
+    enable_mmca_attention: bool = flag(
+        False,
+        "Multi-modal causal attention as published in 2023: --attention mmca, --image_layers full, --image_gate none,"
+        " --image_summary none.",
+    )
     attention: Literal["mmca", "causal", "cross"] | None = flag(
         None, "Attention of the decoder; causal unless this or --enable_mmca_attention says otherwise."
     )
     image_layers: Literal["full", "no_mlp", "none"] | None = flag(
         None,
         "What image tokens go through in the decoder's layers under --attention mmca or cross: full, attention and MLP"
-        " as text does; no_mlp, attention alone; none, nothing, so that layers read them as they are projected."
-        " full unless said.",
+        " as text does; no_mlp, attention alone; none, nothing, so that layers read them as they are projected. Unless"
+        " said: none under --attention mmca, full otherwise.",
     )
     image_gate: Literal["none", "head"] | None = flag(
         None,
         "Factor on what text reads of images, under --attention mmca: head, one learned for each layer and head, which"
-        " begins at 0; none, always 1. none unless said.",
+        " begins at 0; none, always 1. Unless said: head under --attention mmca.",
     )
     image_summary: Literal["none", "mean"] | None = flag(
         None,
         "Text token behind each image: mean, one that begins as the mean of the image's features and is read as text,"
-        " so that it knows the image's number; none, no such token. none unless said.",
+        " so that it knows the image's number; none, no such token. Unless said: mean under --attention mmca, none"
+        " otherwise.",
     )
     lang_lora_dim: int = flag(0, "Rank of LoRA in the decoder; 0 for none.")
     lang_lora_module_name: str = flag(
@@ -184,19 +189,24 @@ class ModelArguments:
         return self.attention or ("mmca" if self.enable_mmca_attention else "causal")
 
     @property
+    def _keeps_images_out(self) -> bool:
+        """Whether images stay out of the decoder's layers unless a flag says otherwise: not so in 2023."""
+        return self.attention_name == "mmca" and not self.enable_mmca_attention
+
+    @property
     def images_go_through(self) -> str:
         """The layers' parts that image tokens go through: full, no_mlp or none."""
-        return self.image_layers or "full"
+        return self.image_layers or ("none" if self._keeps_images_out else "full")
 
     @property
     def gate(self) -> str:
         """The factor on what text reads of images: none or head."""
-        return self.image_gate or "none"
+        return self.image_gate or ("head" if self._keeps_images_out else "none")
 
     @property
     def summary(self) -> str:
         """The text token behind each image: none or mean."""
-        return self.image_summary or "none"
+        return self.image_summary or ("mean" if self._keeps_images_out else "none")
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ def training_of(
         decoder_config(flags.lm_model_name_or_path),
         encoder_config(flags.vision_model_name_or_path),
     )
-    placeholders = 1 + (flags.image_summary == "mean")
-    decoder.vocab_size += placeholders  # models that have room for them need fewer rows than foretold
     model = arguments_of(ModelArguments, flags)
+    placeholders = 1 + (model.summary == "mean")
+    decoder.vocab_size += placeholders  # models that have room for them need fewer rows than foretold
     config = VisualChatConfig(
         text_config=decoder,
         vision_config=encoder,

@@ -83,6 +83,22 @@ def test_the_2023_command_line(parse):
     assert zero["stage3_max_live_parameters"] == 30_000_000
 
 
+@pytest.mark.parametrize(
+    "flags, images",
+    [
+        ({"attention": "mmca"}, ("none", "head", "mean")),
+        ({"attention": "mmca", "image_layers": "full"}, ("full", "head", "mean")),
+        ({"attention": "mmca", "enable_mmca_attention": True}, ("full", "none", "none")),  # of 2023
+        ({"attention": None, "enable_mmca_attention": True}, ("full", "none", "none")),
+        ({"attention": "cross"}, ("full", "none", "none")),
+        ({"attention": "causal"}, ("full", "none", "none")),
+    ],
+)
+def test_images_stay_out_of_the_layers_under_mmca_unless_it_is_that_of_2023(parse, flags, images):
+    model = parse(**flags)[0]
+    assert (model.images_go_through, model.gate, model.summary) == images
+
+
 @pytest.mark.parametrize("value, steps", [(0, 0), (0.1, 10), (1, 100), (2, 2), (30, 30)])
 def test_warm_up_counts_steps_or_is_a_share(parse, value, steps):
     assert parse(num_warmup_steps=value)[2].get_warmup_steps(100) == steps
@@ -134,7 +150,10 @@ def test_every_stage_has_a_configuration(parse, stage):
         ),
         ({"only_optimize_lora": True}, "add --lang_lora_dim"),
         ({"train": ["projector", "head"]}, "--train: head is no part: choose of embedding, projector, gate"),
-        ({"train": ["projector", "gate"]}, "--train gate: the model has none; add --image_gate head"),
+        (
+            {"train": ["projector", "gate"], "image_gate": "none"},
+            "--train gate: the model has none; add --image_gate head",
+        ),
         ({"train": ["projector", "lora"]}, "--train lora: the model has no adapters; add --lang_lora_dim 64"),
         (
             {"train": ["projector", "encoder"], "cache_vision_features": True},

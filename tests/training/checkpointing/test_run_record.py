@@ -69,11 +69,14 @@ def test_each_flag_may_change_and_is_said_or_may_not(run_of, tmp_path, caplog):
 
 
 SAME = {
-    "attention": ({"attention": None, "enable_mmca_attention": True}, {"attention": "mmca"}),
-    "image layers": ({"image_layers": "full"}, {}),
-    "image gate": ({"image_gate": "none"}, {}),
-    "what learns": ({"train": ["projector", "embedding"]}, {}),
-    "image summary": ({"image_summary": "none"}, {}),
+    "attention": (
+        {"attention": None, "enable_mmca_attention": True},
+        {"attention": "mmca", "image_layers": "full", "image_gate": "none", "image_summary": "none"},
+    ),
+    "image layers": ({"image_layers": "none"}, {}),
+    "image gate": ({"image_gate": "head"}, {}),
+    "what learns": ({"train": ["gate", "projector", "embedding"]}, {}),
+    "image summary": ({"image_summary": "mean"}, {}),
     "projector": ({"vis_proj": "baseline"}, {"vis_proj": "linear"}),
     "one value or one for each": ({"dataset_samples": 5}, {"dataset_samples": [5, 5]}),
     "order": ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
@@ -96,10 +99,10 @@ def test_another_way_to_say_the_same_is_the_same(run_of, tmp_path, one, other):
 
 DIFFERENT = {
     "attention": {"attention": "causal"},
-    "image_layers": {"image_layers": "none"},
-    "train": {"train": ["projector", "decoder:top-1"]},
-    "image_gate": {"image_gate": "head"},
-    "image_summary": {"image_summary": "mean"},
+    "image_layers": {"image_layers": "full"},
+    "train": {"train": ["projector", "gate", "decoder:top-1"]},
+    "image_gate": {"image_gate": "none"},
+    "image_summary": {"image_summary": "none"},
     "seed": {"seed": 99},
     "packing": {"packing": True},
     "lang_lora_dim": {"lang_lora_dim": 4},
@@ -118,17 +121,19 @@ def test_what_is_meant_differently_is_refused(run_of, tmp_path, flag):
         run_of(**DIFFERENT[flag]).check(tmp_path)
 
 
+PUBLISHED = {"image_layers": "full", "image_gate": "none", "image_summary": "none"}
+
+
 def test_a_run_of_before_let_images_through_all_layers_and_had_no_gate_and_no_summaries(run_of, tmp_path):
-    run_of().save(tmp_path)
+    run_of(**PUBLISHED).save(tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    for flag in ("image_layers", "image_gate", "image_summary"):
+    for flag in PUBLISHED:
         del record["flags"][flag]
     (tmp_path / "run.json").write_text(json.dumps(record))
-    run_of().check(tmp_path)
-    with pytest.raises(ResumeError, match=r"--image_layers full \(now none\)"):
-        run_of(image_layers="none").check(tmp_path)
-    with pytest.raises(ResumeError, match=r"--image_gate none \(now head\)"):
-        run_of(image_gate="head").check(tmp_path)
+    run_of(**PUBLISHED).check(tmp_path)
+    for flag, before in PUBLISHED.items():
+        with pytest.raises(ResumeError, match=rf"--{flag} {before} \(now \w+\)"):
+            run_of(**PUBLISHED | {flag: None}).check(tmp_path)
 
 
 def test_a_run_of_before_quantised_the_decoder_alone(run_of, tmp_path):
@@ -143,20 +148,20 @@ def test_a_run_of_before_quantised_the_decoder_alone(run_of, tmp_path):
 
 
 def test_a_run_of_before_trained_the_published_parts(run_of, tmp_path):
-    run_of(lang_lora_dim=2).save(tmp_path)
+    run_of(**PUBLISHED, lang_lora_dim=2).save(tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["flags"].pop("train") == ["embedding", "projector", "lora"]
     del record["flags"]["lora_learning_rate"]
     (tmp_path / "run.json").write_text(json.dumps(record))
-    run_of(lang_lora_dim=2).check(tmp_path)
+    run_of(**PUBLISHED, lang_lora_dim=2).check(tmp_path)
     with pytest.raises(
         ResumeError, match=r"--train embedding projector lora \(now projector lora\), which cannot"
     ):
-        run_of(lang_lora_dim=2, train=["projector", "lora"]).check(tmp_path)
+        run_of(**PUBLISHED, lang_lora_dim=2, train=["projector", "lora"]).check(tmp_path)
     record["flags"]["lora_learning_rate"] = 0.0
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(ResumeError, match=r"--lora_learning_rate 0.0 \(now 0.001\), which cannot"):
-        run_of(lang_lora_dim=2, lora_learning_rate=1e-3).check(tmp_path)
+        run_of(**PUBLISHED, lang_lora_dim=2, lora_learning_rate=1e-3).check(tmp_path)
 
 
 def test_a_model_may_move_but_not_change(run_of, trainings, tmp_path, caplog):

@@ -155,7 +155,7 @@ def flags(world, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "data_cache_path": loud.parent / "cache",
     }
     asking = {"eval_generate": 11, "per_device_eval_batch_size": 1, "metric_for_best_model": "accuracy"}
-    return {**learning, **asking, "cache_vision_features": True}
+    return {**learning, **asking, "cache_vision_features": True, "enable_mmca_attention": True}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,8 @@ def test_two_processes_under_zero_3_count_as_one_does(trainings, alone: Path, fl
     again = {"init_from": alone / "final", "max_steps": 1, "learning_rate": 1e-9, "packing": True}
     again |= {"zero_stage": 3, "cache_vision_features": False}
     again |= {"image_gate": "head", "image_gate_learning_rate": 0}
-    trainings.run(trainings.arguments(tmp_path / "run", **{**flags, **again}), processes=2)
+    printed = trainings.run(trainings.arguments(tmp_path / "run", **{**flags, **again}), processes=2)
+    assert "learnt with" not in printed
     assert accuracies(trainings, tmp_path / "run")[0] == accuracies(trainings, alone)[-1]
     evaluations = [line for line in trainings.history(tmp_path / "run") if "eval_loss" in line]
     assert [line["eval_image_gate"] for line in evaluations] == [1, 1]
