@@ -122,9 +122,7 @@ def end_process(code: int) -> NoReturn:
             for child in sys.modules["multiprocessing"].active_children():
                 child.kill()
     else:
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
+        threading._shutdown()  # type: ignore[attr-defined]  # tells idle pools to end, then waits for all threads
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed, or nobody reads it any more

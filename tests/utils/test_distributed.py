@@ -139,6 +139,7 @@ def test_alone_everything_is_one_s_own():
 
 ENDS_WITH_THREADS = """
 import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 import torch
 from utils.commands import end_process
 
@@ -150,6 +151,8 @@ def write():
     time.sleep(0.3)
     print("written")
 
+idle = ThreadPoolExecutor()  # as a library leaves one
+idle.submit(print, "begun").result()
 threading.Thread(target=communicate, daemon=True).start()
 threading.Thread(target=write).start()
 atexit.register(print, "tidied")
@@ -163,7 +166,7 @@ def test_a_process_ends_with_its_code_whatever_torch_s_threads_do():
         [sys.executable, "-c", ENDS_WITH_THREADS], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 75, ended.stderr
-    assert ended.stdout.split() == ["written", "tidied"]
+    assert ended.stdout.split() == ["begun", "written", "tidied"]
 
 
 @pytest.mark.parametrize("command", ["chat.web", "chat.serving.__main__"])

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # LLaMA-2-7B with CLIP ViT-L/14 under MMCA: the settings of the published run (6 epochs, global batch 128, sequence
-# 4096, ZeRO-3). Set any value below or in launch.sh from the environment, e.g.
+# 4096, ZeRO-3). Images stay out of the decoder's layers (docs/models.md); --enable_mmca_attention true lets them through, as
+# published. Set any value below or in launch.sh from the environment, e.g.
 #   DATA_PATH=/data OUTPUT_DIR=/runs/7b BATCH=4 bash training/training_scripts/run_7b.sh --save_total_limit 3
 # ENCODER=bigg or qwen takes another encoder; DRY_RUN=1 prints the command, the memory plan and the datasets, and stops.
 set -euo pipefail

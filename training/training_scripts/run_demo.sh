@@ -11,12 +11,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 : "${DATASETS:=$DATA_PATH/single.json $DATA_PATH/names.json $DATA_PATH/learn.json}"
 : "${OUTPUT_DIR:=$ROOT/output/demo}"
 : "${DATA_TRAIN_SPLIT:=0.99}"
-# The recipe. Images stay out of the decoder's layers, a learned factor opens their way, and the mean of each goes through
-# the layers as text does (docs/models.md).
-: "${ATTENTION:=mmca}"
-: "${IMAGE_LAYERS:=none}"
-: "${IMAGE_GATE:=head}"
-: "${IMAGE_SUMMARY:=mean}"
+# The recipe
 : "${LANG_LORA_DIM:=16}"
 : "${LORA_MODULES:=self_attn}"
 : "${LR:=3e-3}"
@@ -40,7 +35,6 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
 # The encoder is frozen and each image comes in several dialogues: its features are computed once. The files come in their
 # order, the simplest dialogues first.
-set -- --image_layers "$IMAGE_LAYERS" --image_gate "$IMAGE_GATE" --image_summary "$IMAGE_SUMMARY" \
-    --lang_lora_module_name "$LORA_MODULES" --lora_learning_rate "$LORA_LR" \
+set -- --lang_lora_module_name "$LORA_MODULES" --lora_learning_rate "$LORA_LR" \
     --torch_compile "$TORCH_COMPILE" --cache_vision_features true --train_sampling_strategy sequential "$@"
 source "$ROOT/training/training_scripts/launch.sh"
