@@ -122,18 +122,8 @@ def compile_layers(decoder: PreTrainedModel) -> None:
 def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:
     """Take over what `--init_from` has learnt; without it, refuse new parts that would never be anything."""
     if model_arguments.init_from:
-        folder = checkpoint_folder(model_arguments.init_from, "--init_from")
-        logger.info(
-            "beginning with what %s learnt: %d weights", model_arguments.init_from, init_from(model, folder)
-        )
-        before, now = (
-            _images_path(each) for each in (VisualChatConfig.from_pretrained(folder), model.config)
-        )
-        if before != now:
-            logger.warning(
-                "%s learnt with %s, this run has %s: give the former, or its projection has much to learn again",
-                *(model_arguments.init_from, before, now),
-            )
+        count = init_from(model, checkpoint_folder(model_arguments.init_from, "--init_from"))
+        logger.info("beginning with what %s learnt: %d weights", model_arguments.init_from, count)
         return
     present = {part for part in part_of_each(model).values() if part in ("projector", "gate", "lora")}
     for part in sorted(present - Learning.of(model).learns.keys()):
@@ -141,12 +131,6 @@ def _begin(model: PreTrainedModel, model_arguments: ModelArguments) -> None:
             f"--train {' '.join(model_arguments.train)} leaves out {part}, which is new and would stay as it begins:"
             " add it, or start from a checkpoint that has learnt it (--init_from)"
         )
-
-
-def _images_path(config: VisualChatConfig) -> str:
-    """The flags of what images go through in a model's decoder."""
-    summary = "none" if config.image_summary_token_id is None else "mean"
-    return f"--image_layers {config.image_layers} --image_summary {summary}"
 
 
 def _refuse_merging(model: PreTrainedModel) -> None:
@@ -180,7 +164,8 @@ def init_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> 
     Works on weights that ZeRO-3 has partitioned: all processes call.
 
     Raises `CheckpointError` where the folder is no checkpoint, where its adapters have no place in the model or
-    are merged into weights that were frozen, or where a weight is missing or has another shape.
+    are merged into weights that were frozen, where images took another way through its decoder, or where a weight is
+    missing or has another shape.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -200,6 +185,12 @@ def init_from(model: VisualChatForConditionalGeneration, folder: str | Path) -> 
         raise CheckpointError(
             f"{folder} has learnt an image gate that this run has not; give --image_gate head"
         )
+    before, now = (
+        f"--image_layers {each.image_layers} --image_summary {'mean' if each.image_summary_token_id else 'none'}"
+        for each in (theirs, model.config)
+    )
+    if before != now:
+        raise CheckpointError(f"{folder} has learnt with {before}, this run has {now}; give the former")
     found: set[str] = set()
     for name, tensor in _learnt(folder, set(places)):
         parameter = places[name]

@@ -193,8 +193,7 @@ def test_two_processes_under_zero_3_count_as_one_does(trainings, alone: Path, fl
     again = {"init_from": alone / "final", "max_steps": 1, "learning_rate": 1e-9, "packing": True}
     again |= {"zero_stage": 3, "cache_vision_features": False}
     again |= {"image_gate": "head", "image_gate_learning_rate": 0}
-    printed = trainings.run(trainings.arguments(tmp_path / "run", **{**flags, **again}), processes=2)
-    assert "learnt with" not in printed
+    trainings.run(trainings.arguments(tmp_path / "run", **{**flags, **again}), processes=2)
     assert accuracies(trainings, tmp_path / "run")[0] == accuracies(trainings, alone)[-1]
     evaluations = [line for line in trainings.history(tmp_path / "run") if "eval_loss" in line]
     assert [line["eval_image_gate"] for line in evaluations] == [1, 1]

@@ -71,6 +71,14 @@ def test_a_gate_that_the_run_has_not_is_refused(folders, tmp_path):
         init_from(model, tmp_path)
 
 
+@pytest.mark.parametrize("now", [{"image_layers": "none"}, {"image_summary": "mean"}])
+def test_another_way_of_images_through_the_decoder_is_refused(folders, tmp_path, now):
+    save_trained_only(*trained(folders), tmp_path)
+    model, _ = build_visual_chat(*folders, **now)
+    with pytest.raises(CheckpointError, match="with --image_layers full --image_summary none, this run has"):
+        init_from(model, tmp_path)
+
+
 @pytest.mark.parametrize(
     "save, wanted, message",
     [
