@@ -69,7 +69,7 @@ class VisualChat(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answers, in the order of the requests; each is cut where the task says that one ends."""
-        answers: list[str | None] = [None] * len(requests)
+        answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="answering", disable=self._rank > 0) as progress:
             for settings, places in self._groups(requests):
                 runner = DialogueRunner(self._model, self._processor, settings)

@@ -142,7 +142,7 @@ def hold_dialogue(checkpoint: Path, held_out: Path) -> None:
     session = ChatSession.from_pretrained(checkpoint, max_new_tokens=24)
     for turn in next((each for each in dialogues if each.images == 3), dialogues[0]).turns:
         for number, image in enumerate(turn.images, len(session.images) + 1):
-            console.print(f"  [dim]image {number}: {_shown(image.source)}[/dim]")
+            console.print(f"  [dim]image {number}: {_shown(str(image.source))}[/dim]")
         answer = "".join(session.ask(turn.question, turn.images))
         right = is_correct(answer, turn.references)
         verdict = "[green]right[/green]" if right else f"[red]wrong: {turn.reference}[/red]"

@@ -85,7 +85,9 @@ class PageSession:
         job = Job(GenerationRequest(dialogue, settings.sampling, settings.max_new_tokens), events.put)
         self.shared.engine.submit(job)
         try:
-            while isinstance(event := events.get(), str) and self._events is events:
+            while isinstance(event := events.get(), str):
+                if self._events is not events:
+                    return
                 said += event
                 self.asked = Turn(question, said, images)
                 yield

@@ -36,7 +36,7 @@ Event = str | RoundStatistics | ApiError
 class Job:
     """A question on its way. `emit` is called from the engine's thread with each event."""
 
-    def __init__(self, asked: GenerationRequest, emit: Callable[[Event], None]) -> None:
+    def __init__(self, asked: GenerationRequest, emit: Callable[[Event], object]) -> None:
         self.asked = asked
         self.emit = emit
         self.cancelled = threading.Event()

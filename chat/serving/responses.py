@@ -3,6 +3,7 @@
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -88,10 +89,11 @@ class Completion:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, statistics: RoundStatistics) -> ChatCompletion:
-        choice: Choice = {
+    def whole(self, text: str, statistics: RoundStatistics) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": None,
             "finish_reason": finish_reason(statistics),
         }
@@ -114,7 +116,7 @@ class Completion:
         }
 
 
-def event(body: dict[str, Any]) -> str:
+def event(body: Mapping[str, Any]) -> str:
     """A server-sent event."""
     return f"data: {json.dumps(body)}\n\n"
 

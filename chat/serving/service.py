@@ -126,7 +126,7 @@ class CompletionService:
             max_images=self._first.max_images,
             max_characters=CHARACTERS_PER_TOKEN * self._first.max_seq_len,
         )
-        account.images = sum(len(each.images) for each in (*dialogue.turns, dialogue))
+        account.images = len(dialogue.images) + sum(len(turn.images) for turn in dialogue.turns)
         length = min(request.answer_tokens or self._serving.max_new_tokens, limits.max_tokens)
         return GenerationRequest(dialogue, self._sampling(request), length, tuple(request.stop)), request
 
@@ -146,13 +146,14 @@ class _Answer:
         self._account = account
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._engine = engine
-        self._job = Job(asked, partial(loop.call_soon_threadsafe, self._events.put_nowait))
+        self._job = Job(asked, lambda told: loop.call_soon_threadsafe(self._events.put_nowait, told))
         self._gone = asyncio.create_task(_disconnected(receive))
         engine.submit(self._job)
 
     @property
-    def statistics(self) -> RoundStatistics | None:
-        """None until all pieces have come."""
+    def statistics(self) -> RoundStatistics:
+        """Known when all pieces have come."""
+        assert self._account.statistics is not None
         return self._account.statistics
 
     async def pieces(self) -> AsyncIterator[str]:
@@ -179,7 +180,7 @@ class _Answer:
     def close(self) -> None:
         """Nothing more is wanted, if it ever came to its end."""
         self._gone.cancel()
-        if self.statistics is None:
+        if self._account.statistics is None:
             self._engine.cancel(self._job)
 
 

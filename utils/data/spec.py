@@ -13,7 +13,7 @@ import numpy as np
 from utils.commands import UsageError
 from utils.conversation import Conversation, ConversationError, Image
 
-_Value = TypeVar("_Value", int, float, str)
+_Value = TypeVar("_Value", bound=int | float | str)
 
 FORMAT_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 """What reading a record's fields raises where they are not as published; `ConversationError` is among them."""

@@ -4,12 +4,11 @@ import ipaddress
 import json
 import socket
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from itertools import islice
 
@@ -21,6 +20,7 @@ import pytest
 from chat.remote_images import RemoteImageError, RemoteImages
 from chat.server_setup import MEBIBYTE, Limits
 from chat.serving.pictures import Sources
+from tests.chat.local_web import give, listener
 from tests.chat.serving.conftest import GOLDEN, Server, assert_error, data_url, png, user
 
 pytestmark = pytest.mark.integration
@@ -199,30 +199,6 @@ def internal_urls(port: int) -> list[str]:
     return urls
 
 
-@contextmanager
-def listener(answer=None) -> Iterator[tuple[int, list[str]]]:
-    """A web server on every address of this machine: its port, and the requests that reached it."""
-    reached: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            reached.append(self.path)
-            answer(self) if answer else self.send_error(404)
-
-        def log_message(self, *args) -> None:
-            pass
-
-    with ThreadingHTTPServer(("0.0.0.0", 0), Handler) as running:
-        running.daemon_threads = True
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            yield running.server_port, reached
-        finally:
-            running.shutdown()
-            thread.join()
-
-
 @pytest.mark.parametrize("allowed", [False, True])
 def test_internal_urls_reach_nothing(serve, allowed, monkeypatch):
     tried: list[tuple[str, int]] = []
@@ -244,17 +220,6 @@ def test_internal_urls_reach_nothing(serve, allowed, monkeypatch):
 
 
 OWN = [ipaddress.ip_network("127.0.0.1/32")]  # stands for a public address in these tests
-
-
-def give(content: bytes, **headers: str):
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return answer
 
 
 def redirect(location: str):

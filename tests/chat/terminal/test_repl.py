@@ -7,7 +7,7 @@ import pytest
 from chat.session import ChatSession
 from chat.terminal.repl import COMMANDS, Leave, Repl
 from chat.terminal.screens import PlainScreen
-from tests.chat.serving.test_images import give, listener
+from tests.chat.local_web import give, listener
 
 
 @pytest.fixture

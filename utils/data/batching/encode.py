@@ -184,7 +184,10 @@ class EncodedDataset(Dataset):
         if self.processor.tiles == 1 or not isinstance(self.conversations, Mixture):
             return ""
         digest = hashlib.sha256()
-        for sizes in parallel_map(_ImageSizes(self.conversations), "reading the sizes of images"):
+        read: Iterator[list[tuple[int, int]] | None] = parallel_map(
+            _ImageSizes(self.conversations), "reading the sizes of images"
+        )
+        for sizes in read:
             digest.update(f"{sizes} ".encode())
         return digest.hexdigest()
 
@@ -250,7 +253,7 @@ class EncodedDataset(Dataset):
             self._cut[worker.id + 1 if worker else 0] += torch.tensor([1, cut_turns])
 
 
-class _ImageSizes(Dataset):
+class _ImageSizes(Dataset[list[tuple[int, int]] | None]):
     """Width and height of the images of each record; None of one that cannot be read."""
 
     def __init__(self, part: Mixture) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,8 +93,10 @@ def _write(records: DatasetRecords, folder: Path) -> None:
     rules: dict[str, int] = {}
     reasons: list[str] = []
     repairs: Counter[str] = Counter()
-    summaries = RecordSummaries(records, arrangement)
-    for number, each in enumerate(parallel_map(summaries, f"looking through {records.spec.name} (once)")):
+    summaries: Iterator[RecordSummary] = parallel_map(
+        RecordSummaries(records, arrangement), f"looking through {records.spec.name} (once)"
+    )
+    for number, each in enumerate(summaries):
         status = 0
         if each.rule is not None:
             status = rules.setdefault(each.rule, len(rules) + 1)
@@ -132,7 +135,7 @@ class RecordSummary:
     repairs: tuple[str, ...] = ()  # what was left out or joined to make a conversation of it
 
 
-class RecordSummaries(Dataset):
+class RecordSummaries(Dataset[RecordSummary]):
     """Of each conversation of a dataset, in its first epoch: what adapters draw changes words alone."""
 
     def __init__(self, records: DatasetRecords, arrangement: Arrangement) -> None:

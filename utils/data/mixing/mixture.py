@@ -328,7 +328,7 @@ def build_dataset(
     """
     specs = find_specs(names, image_folder)
     samples = one_for_each(samples, names, "--dataset_samples")
-    concatenate = [int(most) for most in one_for_each(concatenate, names, "--dataset_concatenate_samples")]
+    concatenate = one_for_each(concatenate, names, "--dataset_concatenate_samples")
     if min(concatenate) < 1:
         raise DataError(f"--dataset_concatenate_samples is {min(concatenate)}; it has to be at least 1")
     weights = [float(weight) for weight in one_for_each(weights, names, "--dataset_weights")]
