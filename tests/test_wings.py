@@ -1,6 +1,7 @@
 """The core without its wings: they are deleted in a copy, and the core's unit tests pass there."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,17 +30,20 @@ def left_behind(folder: str, names: list[str]) -> set[str]:
 
 
 def files_of_the_core() -> list[Path]:
-    """Test files that need none of those wings, nor does a conftest.py above them."""
+    """Test files that need none of those wings, nor does what they import of tests, or a conftest.py above them."""
     gone = {name for name in house.modules() if house.wing(name) in house.deletable()}
 
-    def is_free(file: Path) -> bool:
-        return not gone & house.closure(*house.imported(file), everywhere=True)
-
-    def above(file: Path) -> list[Path]:
-        return [folder / "conftest.py" for folder in file.parents if (folder / "conftest.py").is_file()]
+    def needs(file: Path, known: set[Path]) -> set[str]:
+        known |= {file}
+        helpers = re.findall(r"^from (tests\.[\w.]+) import", file.read_text(encoding="utf-8"), re.MULTILINE)
+        paths = {house.ROOT / f"{name.replace('.', '/')}.py" for name in helpers}
+        paths |= {folder / "conftest.py" for folder in file.parents if (folder / "conftest.py").is_file()}
+        return house.closure(*house.imported(file), everywhere=True).union(
+            *(needs(path, known) for path in paths - known)
+        )
 
     files = [file for part in house.LIBRARY for file in (house.ROOT / "tests" / part).rglob("test_*.py")]
-    return [file for file in sorted(files) if all(map(is_free, [file, *above(file)]))]
+    return [file for file in sorted(files) if not gone & needs(file, set())]
 
 
 @pytest.mark.long
