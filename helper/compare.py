@@ -4,7 +4,8 @@ Each form of attention learns, from a random projection, from the same samples w
 that a small search finds for it, and is asked about images in a style that was held out. Results are kept in
 docs/comparison.jsonl, a line for each training, as they come: run it again to go on, or with more seeds or forms.
 
-Writes docs/comparison.md and docs/images/attentions.png.
+Writes docs/comparison.md and docs/images/comparison.png. With --without_adapters another comparison, whose files are
+called comparison_without_adapters.
 """
 
 import argparse
@@ -27,16 +28,17 @@ console = Console(highlight=False, soft_wrap=True)
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained yet, then write page and chart."""
     parsed = _parser().parse_args(argv)
-    plan = Plan()
+    plan = Plan.without_adapters() if parsed.without_adapters else Plan()
     docs = writable_folder(parsed.docs.resolve(), "--docs")
-    results = Results(parsed.results or docs / "comparison.jsonl", plan.settings)
+    name = "comparison_without_adapters" if parsed.without_adapters else "comparison"
+    results = Results(parsed.results or docs / f"{name}.jsonl", plan.settings)
     if not parsed.only_page:
         from helper.comparison.task import task_of  # here: torch takes seconds
 
         task_of(parsed.parts, plan)  # once, before several processes ask for it
         for cells in (searches(parsed.forms, plan), trainings(parsed.forms, parsed.seeds)):
             _train([cell for cell in cells if cell not in results], plan, results, parsed)
-    write_page(results, docs)
+    write_page(results, docs, name)
 
 
 def _train(cells: Sequence[Cell], plan: Plan, results: Results, parsed: argparse.Namespace) -> None:
@@ -71,7 +73,7 @@ def outcome_of(cell: Cell, rate: float, plan: Plan, parts: Path) -> Row:
     return learning.compare(FORMS[cell.form], rate, cell.seed, plan, task)
 
 
-def write_page(results: Results, docs: Path) -> None:
+def write_page(results: Results, docs: Path, name: str = "comparison") -> None:
     """The page and its chart, of all that is known."""
     from helper.comparison.page import draw, page
     from utils.atomic import atomic_write
@@ -80,10 +82,9 @@ def write_page(results: Results, docs: Path) -> None:
     if not rows:
         console.print("no training is done yet: no page")
         return
-    picture = Path("images") / "attentions.png"
-    draw(rows, docs / picture)
-    atomic_write(docs / "comparison.md", page(rows, picture.as_posix()))
-    console.print(f"{docs / 'comparison.md'}, {docs / picture}", style="dim", markup=False)
+    draw(rows, docs / "images" / f"{name}.png")
+    atomic_write(docs / f"{name}.md", page(rows, name))
+    console.print(f"{docs / name}.md", style="dim", markup=False)
 
 
 def _parser() -> Parser:
@@ -98,6 +99,11 @@ def _parser() -> Parser:
         default=list(FORMS),
         metavar="FORM",
         help=f"of {', '.join(FORMS)}; default: all",
+    )
+    parser.add_argument(
+        "--without_adapters",
+        action="store_true",
+        help="projection, embedding and gate learn alone; another page",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, a core each")

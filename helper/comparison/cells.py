@@ -65,16 +65,16 @@ class Plan:
     """How each form learns and is asked; the same for all.
 
     Every sample is seen once: first single images, then dialogues that ask what each of several images shows, then
-    dialogues of all kinds, as many as the last of `asked_singles`, `asked_names` and `asked_dialogues`. Projection,
-    embedding, gate and adapters learn, the projection at the rate that a search found. The rate rises for `warmup`
-    steps and then stays, so the model after N samples is the one that a training of N samples gives, and one run
-    answers for all N.
+    dialogues of all kinds, as many as the last of `asked_singles`, `asked_names` and `asked_dialogues` (none where that
+    is empty). Projection, embedding, gate and adapters learn, the projection at the rate that a search found. The rate
+    rises for `warmup` steps and then stays, so the model after N samples is the one that a training of N samples gives,
+    and one run answers for all N.
     """
 
     things: int = 12
     batch: int = 8
     warmup: int = 8
-    lora: int = 16  # rank of adapters in the decoder's attention
+    lora: int = 16  # rank of adapters in the decoder's attention; 0: none
     lora_rate: float = 1e-3
     embedding_rate: float = 1e-4
     rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3)
@@ -89,6 +89,16 @@ class Plan:
     held_out_dialogues: int = 32
     distractors: tuple[int, ...] = (0, 1, 2, 4, 6, 8)
     distractor_dialogues: int = 8  # for each number of them
+
+    @classmethod
+    def without_adapters(cls) -> "Plan":
+        """What learns by default: projection, embedding and gate. They take higher rates."""
+        return cls(
+            lora=0,
+            rates=(3e-3, 9e-3, 2.7e-2),
+            asked_names=(64, 128, 192, 256, 320, 384, 448),
+            asked_dialogues=(),
+        )
 
     @property
     def settings(self) -> Row:

@@ -149,7 +149,7 @@ def compare(form: Form, rate: float, seed: int, plan: Plan, task: Task) -> Row:
 
     def learn(part: str, stream: Iterator[Sample], questions: Sequence[Sample]) -> None:
         ask_after = getattr(plan, f"asked_{part}")
-        for batch in _batches(stream, ask_after[-1], plan.batch):
+        for batch in _batches(stream, max(ask_after, default=0), plan.batch):
             learner.learn(batch)
             seen[part] += len(batch)
             if seen[part] in ask_after:

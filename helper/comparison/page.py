@@ -12,15 +12,16 @@ AGAINST = "causal"
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
-def page(rows: Sequence[Row], picture: str) -> str:
-    """Markdown; of an unfinished comparison what is there."""
+def page(rows: Sequence[Row], name: str) -> str:
+    """Markdown; of an unfinished comparison what is there. Results and chart are called by `name`."""
     plan = rows[0]["settings"]
     seeds = sorted({row["seed"] for row in rows})
     parts = [
-        "# Attentions compared on pretrained parts",
-        "Written by `make compare`, which resumes after an interruption; each training is a line of"
-        f" [comparison.jsonl](comparison.jsonl). {len(_shown(rows))} of {len(FORMS)} forms are trained so far.",
-        f"![Right answers against samples]({picture})",
+        f"# Attentions compared on pretrained parts, {'with' if plan['lora'] else 'without'} adapters",
+        f"Written by `python -m helper.compare{'' if plan['lora'] else ' --without_adapters'}`, which resumes after an"
+        f" interruption; each training is a line of [{name}.jsonl]({name}.jsonl). {len(_shown(rows))} of"
+        f" {len(FORMS)} forms are trained so far.",
+        f"![Right answers against samples](images/{name}.png)",
         "## What was compared",
         _method(plan, seeds),
         as_markdown(_forms_table(rows)),
@@ -31,7 +32,7 @@ def page(rows: Sequence[Row], picture: str) -> str:
         " some hundred samples. It says how soon each form learns to see here; not how a larger decoder behaves, nor"
         " what any form knows after a long training.",
     ]
-    for part, title in PARTS.items():
+    for part, title in _parts(plan):
         parts += [
             f"## {title.capitalize()}",
             "Right answers, mean over seeds with its 95 % interval (Student's t, from three seeds on), after so many"
@@ -42,11 +43,14 @@ def page(rows: Sequence[Row], picture: str) -> str:
             " to 90 %, with its interval, over the seeds in which both got there.",
             as_markdown(lead_table(rows, part, _three(plan, part))),
         ]
+    if plan["asked_dialogues"]:
+        parts += [
+            "## By kind of question",
+            "In dialogues over three images, at the end of training. *position*-like kinds are `which` and `odd`;"
+            " `match` binds two images: it asks which other one shows what one of them shows.",
+            as_markdown(kind_table(rows)),
+        ]
     parts += [
-        "## By kind of question",
-        "In dialogues over three images, at the end of training. *position*-like kinds are `which` and `odd`;"
-        " `match` binds two images: it asks which other one shows what one of them shows.",
-        as_markdown(kind_table(rows)),
         "## With more images around",
         "Right answers to *What does image N show?*, N from 1 to 3, at the end of training, with so many other images"
         " in the dialogue. Training showed at most two others.",
@@ -96,12 +100,13 @@ def distractor_table(rows: Sequence[Row]) -> Table:
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """Seconds and operations of a sample of each part, and the part of causal attention's that they are."""
+    last = _parts(rows[0]["settings"])[-1][0]
     header = ("form", "s, a single image", "s, a dialogue", "GFLOP, a single image", "GFLOP, a dialogue")
     table: Table = [header]
     for form in _shown(rows):
         cells = []
         for cost, unit in (("seconds", 1.0), ("operations", 1e9)):
-            for part in ("singles", "dialogues"):
+            for part in ("singles", last):
                 found = mean(rows, form, _cost(cost, part))
                 cells.append("-" if found is None else f"{found.value / unit:.3g}")
         table.append((form, *cells))
@@ -112,13 +117,18 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     """For each other form and part: whether it is certainly ahead of causal attention, or behind."""
     sentences = []
     for form in _others(rows):
-        for part, title in PARTS.items():
+        for part, title in _parts(rows[0]["settings"]):
             sizes = _three(rows[0]["settings"], part)
             found = {size: lead(rows, form, AGAINST, answered(part, size)) for size in sizes}
             said = [f"{_verdict(ahead)} after {size:,}" for size, ahead in found.items() if ahead]
             if said:
                 sentences.append(f"**{form}**, {title}: {'; '.join(said)}.")
     return sentences
+
+
+def _parts(plan: Row) -> list[tuple[str, str]]:
+    """The parts that a training has, with their titles."""
+    return [(part, title) for part, title in PARTS.items() if plan[f"asked_{part}"]]
 
 
 def _verdict(ahead: Mean) -> str:
@@ -135,11 +145,17 @@ def _method(plan: Row, seeds: Sequence[int]) -> str:
     rates = ", ".join(f"{rate:g}" for rate in plan["rates"])
     return (
         "SmolLM2-135M-Instruct as decoder, EfficientNet-Lite0 (ImageNet) as encoder, both frozen. A random projection,"
-        f" the embedding (rate {plan['embedding_rate']:g}) and adapters of rank {plan['lora']} in the decoder's"
-        f" attention (rate {plan['lora_rate']:g}) learn. {plan['things']} things, drawn as pictograms in two styles;"
+        f" the embedding (rate {plan['embedding_rate']:g}) and"
+        + (
+            f" adapters of rank {plan['lora']} in the decoder's attention (rate {plan['lora_rate']:g}) learn."
+            if plan["lora"]
+            else " a gate where there is one learn, as in a training by default."
+        )
+        + f" {plan['things']} things, drawn as pictograms in two styles;"
         f" questions are about a third style. A training sees {plan['asked_singles'][-1]:,} single images (*What is"
-        f" this?*), then {plan['asked_names'][-1]:,} dialogues that ask what each of two or three images shows, then"
-        f" {plan['asked_dialogues'][-1]:,} of all kinds, each once, {plan['batch']} a step. The rates stay constant"
+        f" this?*), then {plan['asked_names'][-1]:,} dialogues that ask what each of two or three images shows,"
+        + "".join(f" then {count:,} of all kinds," for count in plan["asked_dialogues"][-1:])
+        + f" each once, {plan['batch']} a step. The rates stay constant"
         f" after {plan['warmup']} steps, so that the model after N samples is that of a training of N samples, and one"
         f" run per seed gives all points. Seeds: {', '.join(map(str, seeds))}; a seed chooses samples, questions and"
         f" projection, the same for each form. The projection's learning rate is the best of {rates} by the final loss"
@@ -227,7 +243,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
     forms = _shown(rows)
-    for axes, (part, title) in zip(figure.subplots(1, len(PARTS), sharey=True), PARTS.items(), strict=True):
+    parts = _parts(rows[0]["settings"])
+    for axes, (part, title) in zip(figure.subplots(1, len(parts), sharey=True), parts, strict=True):
         for place, form in enumerate(forms):
             sizes = rows[0]["settings"][f"asked_{part}"]
             known = {size: mean(rows, form, answered(part, size)) for size in sizes}

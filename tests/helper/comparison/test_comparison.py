@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
@@ -160,14 +161,14 @@ def test_the_page_takes_a_comparison_that_is_not_finished(tmp_path: Path) -> Non
     for place, form, seed in ((0, "causal", 1), (1, "mmca-none-gate", 1), (0, "causal", 2)):
         results.add(Cell(seed, place, form), row(form, seed, 0.5, 0.95, first=10.8))
     helper.compare.write_page(results, tmp_path)
-    with PIL.Image.open(tmp_path / "images" / "attentions.png") as picture:
+    with PIL.Image.open(tmp_path / "images" / "comparison.png") as picture:
         assert picture.size == (1680, 600)
     text = (tmp_path / "comparison.md").read_text()
     assert "| mmca-none-gate | mmca | none | head | none | 0.001 | 10.8 |" in text
     assert "| match | 25.0 % | 25.0 % |" in text  # by kind
     assert "| 2 | 80.0 % | 80.0 % |" in text  # two other images
     assert "| causal | 0.5 | 1.5 | 0.25 | 2 |" in text  # 4 s for 8 single images, 6 more for 4 dialogues
-    assert page(results.compared(), "images/attentions.png") == text
+    assert page(results.compared(), "comparison") == text
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +254,19 @@ def test_a_form_learns_and_is_asked_as_it_goes(name: str, task: Task) -> None:
     operations = [each["operations"] for each in found["asked"]]
     assert 0 < operations[0] < operations[1] < operations[2]
     assert learning.compare(FORMS[name], 1e-3, 1, PLAN, task)["losses"] == found["losses"]
+
+
+def test_without_adapters_there_are_no_dialogues_of_all_kinds(task: Task, tmp_path: Path) -> None:
+    plan = replace(PLAN, lora=0, asked_dialogues=())
+    results = Results(tmp_path / "results.jsonl", plan.settings)
+    found = learning.compare(FORMS["mmca-none-gate"], 1e-3, 1, plan, task)
+    results.add(Cell(1, 0, "mmca-none-gate"), json.loads(json.dumps(found)))
+    helper.compare.write_page(results, tmp_path, "alone")
+    text = (tmp_path / "alone.md").read_text()
+    assert [each["part"] for each in found["asked"]] == ["singles", "singles", "names"]
+    assert "pretrained parts, without adapters" in text and "[alone.jsonl](alone.jsonl)" in text
+    assert "of all kinds" not in text and "What each of three images shows" in text
+    assert (tmp_path / "images" / "alone.png").is_file()
 
 
 def test_right_answers_are_those_of_greedy_generation(task: Task) -> None:
