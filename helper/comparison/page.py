@@ -36,12 +36,9 @@ def page(rows: Sequence[Row], name: str) -> str:
         parts += [
             f"## {title.capitalize()}",
             "Right answers, mean over seeds with its 95 % interval (Student's t, from three seeds on), after so many"
-            " such samples; and how"
-            " many it took to answer 90 % right (geometric mean of the seeds that got there, and how many did).",
+            " such samples; how many it took to answer 90 % right (geometric mean of the seeds that got there, and how"
+            f" many did); and how many times as many as {AGAINST} attention took, over the seeds in which both did.",
             as_markdown(accuracy_table(rows, part, _three(plan, part))),
-            f"Difference from {AGAINST}, paired by seed, on the same samples. The last column is the ratio of samples"
-            " to 90 %, with its interval, over the seeds in which both got there.",
-            as_markdown(lead_table(rows, part, _three(plan, part))),
         ]
     if plan["asked_dialogues"]:
         parts += [
@@ -64,22 +61,14 @@ def page(rows: Sequence[Row], name: str) -> str:
 
 
 def accuracy_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Table:
-    """A row for each form: right answers after so many samples, and samples to 90 %."""
-    table: Table = [("form", *(f"{size:,}" for size in sizes), "samples to 90 %")]
+    """A row for each form: right answers after so many samples, samples to 90 %, and their ratio to causal's."""
+    table: Table = [("form", *(f"{size:,}" for size in sizes), "samples to 90 %", f"times {AGAINST}")]
     for form in _shown(rows):
         cells = [_percent(mean(rows, form, answered(part, size))) for size in sizes]
-        table.append((form, *cells, _samples_to(rows, form, part)))
+        ratio = _ratio(lead(rows, form, AGAINST, log_samples_to(part))) if form != AGAINST else "1"
+        table.append((form, *cells, _samples_to(rows, form, part), ratio))
     guessed = _percent(mean(rows, rows[0]["form"], lambda row: row["commonest"][part]))
-    return [*table, ("the commonest answer of each kind", *[guessed] * len(sizes), "-")]
-
-
-def lead_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Table:
-    """A row for each other form: its accuracy less that of causal attention."""
-    table: Table = [("form", *(f"{size:,}" for size in sizes), "ratio of samples to 90 %")]
-    for form in _others(rows):
-        cells = [_percent(lead(rows, form, AGAINST, answered(part, size)), signed=True) for size in sizes]
-        table.append((form, *cells, _ratio(lead(rows, form, AGAINST, log_samples_to(part)))))
-    return table
+    return [*table, ("the commonest answer of each kind", *[guessed] * len(sizes), "-", "-")]
 
 
 def kind_table(rows: Sequence[Row]) -> Table:
@@ -227,10 +216,10 @@ def _others(rows: Sequence[Row]) -> list[str]:
     return [name for name in _shown(rows) if name != AGAINST]
 
 
-def _percent(mean: Mean | None, signed: bool = False) -> str:
+def _percent(mean: Mean | None) -> str:
     if mean is None:
         return "-"
-    value = f"{100 * mean.value:+.1f}" if signed else f"{100 * mean.value:.1f}"
+    value = f"{100 * mean.value:.1f}"
     return f"{value} %" if mean.half is None else f"{value} ± {100 * mean.half:.1f} %"
 
 
