@@ -35,7 +35,7 @@ class Case:
 
     stage: int
     ranks: int
-    lora: bool
+    lora: bool  # with MMCA as it is by default; otherwise as published
     workers: int
     step: int
     offload: str = ""  # where the weights are: cpu, nvme; the optimizer is in main memory then
@@ -58,11 +58,7 @@ class Case:
 
     @property
     def flags(self) -> dict[str, object]:
-        lora = (
-            {"lang_lora_dim": 2, "vis_lora_dim": 2, "image_gate": "head", "image_summary": "mean"}
-            if self.lora
-            else {}
-        )
+        lora = {"lang_lora_dim": 2, "vis_lora_dim": 2} if self.lora else {"enable_mmca_attention": True}
         offload = {}
         if self.offload:
             offload = {"offload_optimizer": "cpu", "offload_param": self.offload}
