@@ -4,8 +4,8 @@ Each form of attention learns, from a random projection, from the same samples w
 that a small search finds for it, and is asked about images in a style that was held out. Results are kept in
 docs/comparison.jsonl, a line for each training, as they come: run it again to go on, or with more seeds or forms.
 
-Writes docs/comparison.md and docs/images/comparison.png. With --without_adapters another comparison, whose files are
-called comparison_without_adapters.
+Writes docs/comparison.md and docs/images/comparison.png. --without_adapters and another --decoder
+are comparisons of their own, whose files are called so too.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from helper.comparison.cells import FORMS, Cell, Plan, Results, Row, searches, trainings
+from helper.comparison.cells import DECODERS, FORMS, Cell, Plan, Results, Row, searches, trainings
 from utils.commands import ROOT, Parser, command, end_process, writable_folder
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -28,9 +28,10 @@ console = Console(highlight=False, soft_wrap=True)
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained yet, then write page and chart."""
     parsed = _parser().parse_args(argv)
-    plan = Plan.without_adapters() if parsed.without_adapters else Plan()
+    plan = (Plan.without_adapters if parsed.without_adapters else Plan)(decoder=parsed.decoder)
     docs = writable_folder(parsed.docs.resolve(), "--docs")
-    name = "comparison_without_adapters" if parsed.without_adapters else "comparison"
+    name = "comparison" + "_without_adapters" * parsed.without_adapters
+    name += f"_{plan.decoder}" * (plan.decoder != "smollm2")
     results = Results(parsed.results or docs / f"{name}.jsonl", plan.settings)
     if not parsed.only_page:
         from helper.comparison.task import task_of  # here: torch takes seconds
@@ -104,6 +105,12 @@ def _parser() -> Parser:
         "--without_adapters",
         action="store_true",
         help="projection, embedding and gate learn alone; another page",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="smollm2",
+        help="one of two; another page (default: %(default)s)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, a core each")

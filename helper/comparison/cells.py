@@ -52,6 +52,7 @@ FORMS = {
 }
 """Those that matter most first: an interrupted comparison has these of every seed."""
 
+DECODERS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M"}
 PARTS = {
     "singles": "single images",
     "names": "what each of three images shows",
@@ -71,6 +72,7 @@ class Plan:
     and one run answers for all N.
     """
 
+    decoder: str = "smollm2"  # or gemma3
     things: int = 12
     batch: int = 8
     warmup: int = 8
@@ -91,9 +93,10 @@ class Plan:
     distractor_dialogues: int = 8  # for each number of them
 
     @classmethod
-    def without_adapters(cls) -> "Plan":
+    def without_adapters(cls, decoder: str = "smollm2") -> "Plan":
         """What learns by default: projection, embedding and gate. They take higher rates."""
         return cls(
+            decoder=decoder,
             lora=0,
             rates=(3e-3, 9e-3, 2.7e-2),
             asked_names=(64, 128, 192, 256, 320, 384, 448),
@@ -145,7 +148,7 @@ class Results:
             try:
                 row = json.loads(line)
                 key = row["form"], row["seed"], row["rate"] if row["search"] else 0.0
-                before = row["settings"]
+                row["settings"] = before = {"decoder": "smollm2", **row["settings"]}  # once there was one
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(f"{path}, line {number}, is no result ({error!r}): remove it") from error
             if before != settings:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from helper.comparison.cells import FORMS, PARTS, Row
+from helper.comparison.cells import DECODERS, FORMS, PARTS, Row
 from helper.comparison.statistics import Mean, Measure, answered, by_seed, lead, log_samples_to, mean
 from training.run_report.summary import Table, as_markdown
 
@@ -17,10 +17,10 @@ def page(rows: Sequence[Row], name: str) -> str:
     plan = rows[0]["settings"]
     seeds = sorted({row["seed"] for row in rows})
     parts = [
-        f"# Attentions compared on pretrained parts, {'with' if plan['lora'] else 'without'} adapters",
-        f"Written by `python -m helper.compare{'' if plan['lora'] else ' --without_adapters'}`, which resumes after an"
-        f" interruption; each training is a line of [{name}.jsonl]({name}.jsonl). {len(_shown(rows))} of"
-        f" {len(FORMS)} forms are trained so far.",
+        f"# Attentions compared on {DECODERS[plan['decoder']]}, {'with' if plan['lora'] else 'without'} adapters",
+        f"Written by `python -m helper.compare{'' if plan['lora'] else ' --without_adapters'} --decoder"
+        f" {plan['decoder']}`, which resumes after an interruption; each training is a line of"
+        f" [{name}.jsonl]({name}.jsonl). {len(_shown(rows))} of {len(FORMS)} forms are trained so far.",
         f"![Right answers against samples](images/{name}.png)",
         "## What was compared",
         _method(plan, seeds),
@@ -28,7 +28,7 @@ def page(rows: Sequence[Row], name: str) -> str:
         "## What may be said",
         "Differences from causal attention, paired by seed. Those of fewer than three seeds are no evidence.",
         "\n".join(f"- {sentence}" for sentence in verdicts(rows)),
-        "This is one frozen decoder of 135 million parameters, one encoder with nine tokens an image, pictograms, and"
+        "This is one small frozen decoder, one encoder with nine tokens an image, pictograms, and"
         " some hundred samples. It says how soon each form learns to see here; not how a larger decoder behaves, nor"
         " what any form knows after a long training.",
     ]
@@ -133,7 +133,8 @@ def _verdict(ahead: Mean) -> str:
 def _method(plan: Row, seeds: Sequence[int]) -> str:
     rates = ", ".join(f"{rate:g}" for rate in plan["rates"])
     return (
-        "SmolLM2-135M-Instruct as decoder, EfficientNet-Lite0 (ImageNet) as encoder, both frozen. A random projection,"
+        f"{DECODERS[plan['decoder']]} as decoder, EfficientNet-Lite0 (ImageNet) as encoder, both frozen. A random"
+        " projection,"
         f" the embedding (rate {plan['embedding_rate']:g}) and"
         + (
             f" adapters of rank {plan['lora']} in the decoder's attention (rate {plan['lora_rate']:g}) learn."

@@ -133,9 +133,10 @@ def commonest(samples: Sequence[Sample]) -> float:
 def task_of(folder: Path, plan: Plan) -> Task:
     """What a folder holds: parts, images and features, made where they are not there yet.
 
-    Raises `UsageError` where a package of requirements-demo.txt is missing.
+    Raises `UsageError` where a package is missing.
     """
-    decoder, encoder = make_decoder(folder / "decoder"), make_encoder(folder / "encoder")
+    decoder = make_decoder(folder / ("decoder" if plan.decoder == "smollm2" else plan.decoder), plan.decoder)
+    encoder = make_encoder(folder / "encoder")
     things = list(THINGS)[: plan.things]
     if not (folder / "images").is_dir():
         with atomic_directory(folder / "images") as aside:

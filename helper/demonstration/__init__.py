@@ -12,15 +12,15 @@ from utils.commands import UsageError
 INSTALL = "pip install --no-deps -r requirements-demo.txt"
 
 
-def file_of(package: str, path: str) -> Path:
+def file_of(package: str, path: str, install: str = INSTALL) -> Path:
     """A file or folder of an installed package, by its path within it.
 
-    Raises `UsageError`, which says what to install, where the package or the file is not there.
+    Raises `UsageError`, which says how to `install` it, where the package or the file is not there.
     """
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise UsageError(f"the demonstration reads files of the package {package}: {INSTALL}")
+        raise UsageError(f"the demonstration reads files of the package {package}: {install}")
     file = Path(found.submodule_search_locations[0], path)
     if not file.exists():
-        raise UsageError(f"{file}: the installed {package} does not have it; install its version: {INSTALL}")
+        raise UsageError(f"{file}: the installed {package} does not have it; install its version: {install}")
     return file

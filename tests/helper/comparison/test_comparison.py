@@ -184,7 +184,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(helper.compare, "outcome_of", outcome_of)
     monkeypatch.setattr(helper.compare, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
-    monkeypatch.setattr(helper.compare, "Plan", lambda: PLAN)
+    monkeypatch.setattr(helper.compare, "Plan", lambda decoder: PLAN)
     monkeypatch.setattr(helper.comparison.task, "task_of", lambda folder, plan: None)
     words = ["--forms", "causal", "mmca", "--seeds", "1", "--docs", str(tmp_path), "--parts", str(tmp_path)]
     with pytest.raises(RuntimeError, match="killed"):
@@ -263,7 +263,7 @@ def test_without_adapters_there_are_no_dialogues_of_all_kinds(task: Task, tmp_pa
     helper.compare.write_page(results, tmp_path, "alone")
     text = (tmp_path / "alone.md").read_text()
     assert [each["part"] for each in found["asked"]] == ["singles", "singles", "names"]
-    assert "pretrained parts, without adapters" in text and "[alone.jsonl](alone.jsonl)" in text
+    assert "SmolLM2-135M-Instruct, without adapters" in text and "[alone.jsonl](alone.jsonl)" in text
     assert "of all kinds" not in text and "What each of three images shows" in text
     assert (tmp_path / "images" / "alone.png").is_file()
 
