@@ -1,57 +1,27 @@
-"""A run's log lines as series, whole also where the run was interrupted and resumed."""
+"""A run's log lines as tables, whole also where the run was interrupted and resumed."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from training.checkpointing.folders import TRAINER_STATE, resumable_checkpoints
 from utils.commands import UsageError
 
-_OF_DATASET = "loss/"
-_OF_ANSWERS = "eval_accuracy/"
 
-
-@dataclass(frozen=True, eq=False)
-class Series:
-    """Values over steps, n of each."""
-
-    steps: np.ndarray  # [n]
-    values: np.ndarray  # [n]
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def smoothed(self) -> np.ndarray:
-        """Means [n] over a window around each value, a twentieth of the series wide and narrower at its ends.
-
-        So it keeps up with a steep fall, and begins and ends where the series does.
-        """
-        place = np.arange(len(self))
-        reach = np.minimum(np.minimum(place, len(self) - 1 - place), len(self) // 40)
-        sums = np.concatenate([[0.0], np.cumsum(self.values)])
-        return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
-
-
-@dataclass(frozen=True, eq=False)
 class History:
-    """The log lines of a run, as transformers' `TrainerState.log_history` has them, and how long it is to be."""
+    """The log lines of a run, as transformers' `TrainerState.log_history` has them, and how long it is to be.
 
-    training: tuple[Mapping[str, Any], ...]
-    evaluation: tuple[Mapping[str, Any], ...]
-    max_steps: int
+    `training` and `evaluation` have a row for each line, by step.
+    """
 
-    @classmethod
-    def of(cls, log_history: Sequence[Mapping[str, Any]], max_steps: int) -> "History":
-        """Sort the lines of a trainer's state."""
-        return cls(
-            tuple(line for line in log_history if "loss" in line),
-            tuple(line for line in log_history if "eval_loss" in line),
-            max_steps,
-        )
+    def __init__(self, log_history: Sequence[Mapping[str, Any]], max_steps: int) -> None:
+        self.training = _table([line for line in log_history if "loss" in line])
+        self.evaluation = _table([line for line in log_history if "eval_loss" in line])
+        self.max_steps = max_steps
 
     @classmethod
     def read(cls, output_dir: str | Path) -> "History":
@@ -67,59 +37,40 @@ class History:
             )
         states = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         furthest = max(states, key=lambda state: state["global_step"])
-        return cls.of(furthest["log_history"], furthest["max_steps"])
+        return cls(furthest["log_history"], furthest["max_steps"])
 
-    def series(self, key: str) -> Series:
-        """The values of a measure, of those lines that have it; `eval_...` are evaluation's.
+    def series(self, key: str) -> pd.Series:
+        """The finite values of a measure by step, of the lines that have it; `eval_...` are evaluation's."""
+        table = self.evaluation if key.startswith("eval_") else self.training
+        values = table.get(key, pd.Series(dtype=float)).astype(float)
+        return values[np.isfinite(values)]
 
-        Steps that were skipped, because their loss was no number, have none.
-        """
-        lines = self.evaluation if key.startswith("eval_") else self.training
-        found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        found = [(step, value) for step, value in found if np.isfinite(value)]
-        steps, values = zip(*found, strict=True) if found else ((), ())
-        return Series(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
-
-    @property
-    def datasets(self) -> list[str]:
-        """The datasets that have a loss of their own, in the order of their first appearance."""
-        names: dict[str, None] = {}
-        for line in (*self.training, *self.evaluation):
-            for key in line:
-                name = key.removeprefix("eval_")
-                if name.startswith(_OF_DATASET):
-                    names[name.removeprefix(_OF_DATASET)] = None
-        return list(names)
-
-    @property
-    def answered(self) -> list[str]:
-        """The kinds of questions, or datasets, whose generated answers were checked, in alphabetical order."""
-        names = {key for line in self.evaluation for key in line if key.startswith(_OF_ANSWERS)}
-        return [name.removeprefix(_OF_ANSWERS) for name in sorted(names)]
+    def names(self, prefix: str) -> list[str]:
+        """What follows `prefix` in the names of measures, training's and evaluation's, as it first appears."""
+        keys = [key.removeprefix("eval_") for table in (self.training, self.evaluation) for key in table]
+        return list(dict.fromkeys(key.removeprefix(prefix) for key in keys if key.startswith(prefix)))
 
     @property
     def last_step(self) -> int:
         """The last step that a line is of."""
-        return max((line["step"] for line in (*self.training, *self.evaluation)), default=0)
+        return max([0, *self.training.index, *self.evaluation.index])
 
     @property
-    def epochs(self) -> float:
-        """How many passes over the data these steps were."""
-        return max((line.get("epoch") or 0.0 for line in (*self.training, *self.evaluation)), default=0.0)
-
-    @property
-    def seconds(self) -> float:
-        """The time spent in training steps; evaluation and saving aside."""
-        return float(sum(self._over_steps("step_seconds", per_second=False)))
+    def seconds(self) -> pd.Series:
+        """The time spent in the training steps of each line; evaluation and saving aside."""
+        each = self.training.get("step_seconds", pd.Series(0.0, self.training.index)).fillna(0)
+        return each * np.diff(self.training.index, prepend=0)
 
     def total(self, what: str) -> float:
         """How many tokens, supervised_tokens or images were trained on, padding aside."""
-        return float(sum(self._over_steps(f"{what}_per_second", per_second=True)))
+        return float((self.seconds * self.series(f"{what}_per_second")).sum())
 
-    def _over_steps(self, key: str, per_second: bool) -> list[float]:
-        parts, before = [], 0
-        for line in self.training:
-            steps, before = line["step"] - before, line["step"]
-            seconds = line.get("step_seconds", 0.0)
-            parts.append(steps * (line.get(key, 0.0) * seconds if per_second else seconds))
-        return parts
+
+def _table(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    columns = dict.fromkeys(["step", "epoch", *(key for line in lines for key in line)])
+    return pd.DataFrame(lines, columns=list(columns)).set_index("step")
+
+
+def smoothed(series: pd.Series) -> pd.Series:
+    """Means over a window around each value, a twentieth of the series wide."""
+    return series.rolling(2 * (len(series) // 40) + 1, center=True, min_periods=1).mean()

@@ -6,35 +6,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from training.checkpointing.folders import TRAINER_STATE
 from training.extension import Extension
 from training.run_report.curves import draw_curves
-from training.run_report.history import History, Series
+from training.run_report.history import History
 from utils.atomic import atomic_write
 from utils.distributed import get_logger, is_main_process
 
 if TYPE_CHECKING:
-    from transformers import TrainerState
+    import pandas as pd
 
 logger = get_logger(__name__)
 
 CURVES, SUMMARY = "curves.png", "summary.md"
+Table = Sequence[tuple[str, ...]]
 
 
 class RunReport(Extension):
-    """Closes the run."""
+    """Closes the run: keeps the whole history beside the checkpoints, and reports on it."""
 
     def finish(self) -> None:
         if is_main_process():
-            close_run(self.context.state, self.context.args.output_dir)
-
-
-def close_run(state: "TrainerState", output_dir: str | Path) -> None:
-    """Keep the whole history beside the checkpoints, and report on it; for the main process."""
-    atomic_write(Path(output_dir, TRAINER_STATE), json.dumps(asdict(state), indent=2, sort_keys=True))
-    write_report(History.of(state.log_history, state.max_steps), output_dir)
+            state, output_dir = self.context.state, self.context.args.output_dir
+            atomic_write(Path(output_dir, TRAINER_STATE), json.dumps(asdict(state), indent=2, sort_keys=True))
+            write_report(History(state.log_history, state.max_steps), output_dir)
 
 
 def write_report(history: History, output_dir: str | Path) -> None:
@@ -42,128 +37,87 @@ def write_report(history: History, output_dir: str | Path) -> None:
     folder = Path(output_dir)
     name = folder.resolve().name
     draw_curves(history, folder / CURVES, name)
-    run, datasets, answers = run_table(history), dataset_table(history), accuracy_table(history)
-    parts = [f"# Training run {name}", as_markdown([("", ""), *run])]
-    if datasets:
+    parts = [f"# Training run {name}", as_markdown([("", ""), *run_table(history)])]
+    if datasets := dataset_table(history):
         parts += ["## Loss of each dataset", as_markdown(datasets)]
-    if answers:
+    if answers := accuracy_table(history):
         parts += ["## Right answers to held-out questions", as_markdown(answers)]
-    parts.append(f"![Loss, learning rate and speed]({CURVES})")
-    atomic_write(folder / SUMMARY, ("\n\n".join(parts) + "\n").encode())
-    for table in filter(None, (run, datasets, answers)):
-        for line in ([] if table is run else [""]) + as_text(table):
-            logger.info("%s", line)
+    text = "\n\n".join(parts)
+    for line in text.splitlines():
+        logger.info("%s", line)
+    atomic_write(folder / SUMMARY, f"{text}\n\n![Loss, learning rate and speed]({CURVES})\n".encode())
 
 
-Table = list[tuple[str, ...]]
-
-
-def run_table(history: History) -> Table:
-    """What can be said of the run as a whole: pairs of a name and a value."""
-    evaluation = history.series("eval_loss")
-    rows: Table = [
-        ("steps", f"{history.last_step:,} of {history.max_steps:,}, {history.epochs:.2f} epochs"),
-        ("time in steps", _duration(history.seconds)),
-        ("trained on", _trained_on(history)),
+def run_table(history: History) -> list[tuple[str, str]]:
+    """What can be said of the run as a whole: pairs of a name and a value; measures that no line has are left out."""
+    epochs = max([0.0, *history.training["epoch"].dropna(), *history.evaluation["epoch"].dropna()])
+    tokens, supervised, images = map(history.total, ("tokens", "supervised_tokens", "images"))
+    seconds = history.seconds.sum()
+    rows = [
+        ("steps", f"{history.last_step:,} of {history.max_steps:,}, {epochs:.2f} epochs"),
+        ("time in steps", _duration(seconds)),
+        ("trained on", f"{tokens:,.0f} tokens ({supervised:,.0f} supervised), {images:,.0f} images"),
         ("training loss", _first_to_last(history.series("loss"))),
     ]
+    evaluation, accuracy = history.series("eval_loss"), history.series("eval_accuracy")
     if len(evaluation):
-        best = int(evaluation.values.argmin())
-        at = f", best {evaluation.values[best]:.4f} at step {int(evaluation.steps[best]):,}"
+        at = f", best {evaluation.min():.4f} at step {evaluation.idxmin():,}"
         rows.append(("evaluation loss", _first_to_last(evaluation) + at))
-    accuracy, seconds = history.series("eval_accuracy"), history.series("eval_accuracy_seconds").values.sum()
     if len(accuracy):
-        best = int(accuracy.values.argmax())
-        first, highest, last = (f"{accuracy.values[place]:.1%}" for place in (0, best, -1))
-        at = f"best {highest} at step {int(accuracy.steps[best]):,}"
-        rows.append(("answers right", f"{first} -> {last}, {at}"))
-        share = f", {seconds / history.seconds:.1%} of the time in steps" if history.seconds else ""
-        rows.append(("generating answers", f"{seconds:.1f} s{share}"))
-    rates = (("tokens", 0), ("supervised_tokens", 0), ("images", 1))
-    speed = [
-        f"{_median(history, f'{what}_per_second'):,.{digits}f} {what.replace('_', ' ')}/s"
-        for what, digits in rates
-    ]
-    rows.append(("speed, median", ", ".join([*speed, f"{_median(history, 'step_seconds'):.2f} s a step"])))
-    waiting, memory = history.series("data_wait_share"), history.series("peak_memory_gib")
-    if len(waiting):
-        median = _median(history, "data_wait_share")
-        rows.append(("waiting for data", f"{median:.1%} median, {waiting.values.max():.1%} most"))
-        rows.append(("peak memory of a process", f"{memory.values.max():.2f} GiB"))
-    utilisation = history.series("mfu")
-    if len(utilisation):
-        rows.append(("MFU", f"{_median(history, 'mfu'):.1%} median, {utilisation.values.max():.1%} best"))
+        at = f", best {accuracy.max():.1%} at step {accuracy.idxmax():,}"
+        rows.append(("answers right", _first_to_last(accuracy, ".1%") + at))
+        generating = history.series("eval_accuracy_seconds").sum()
+        share = f", {generating / seconds:.1%} of the time in steps" if seconds else ""
+        rows.append(("generating answers", f"{generating:.1f} s{share}"))
+    if "step_seconds" in history.training:
+        median = history.training.median(numeric_only=True)
+        speed = [
+            f"{median[f'{what}_per_second']:,.{digits}f} {what.replace('_', ' ')}/s"
+            for what, digits in (("tokens", 0), ("supervised_tokens", 0), ("images", 1))
+        ]
+        rows.append(("speed, median", ", ".join([*speed, f"{median['step_seconds']:.2f} s a step"])))
+        waiting, memory = history.series("data_wait_share"), history.series("peak_memory_gib")
+        rows.append(("waiting for data", f"{waiting.median():.1%} median, {waiting.max():.1%} most"))
+        rows.append(("peak memory of a process", f"{memory.max():.2f} GiB"))
+    if len(mfu := history.series("mfu")):
+        rows.append(("MFU", f"{mfu.median():.1%} median, {mfu.max():.1%} best"))
     return rows
 
 
 def dataset_table(history: History) -> Table:
     """The losses of each dataset, a heading first; empty where no dataset has one."""
-    rows: Table = []
-    for name in history.datasets:
+    rows = []
+    for name in history.names("loss/"):
         training, evaluation = history.series(f"loss/{name}"), history.series(f"eval_loss/{name}")
-        cells = [_at(training, 0), _at(training, -1), _at(evaluation, 0)]
-        best = f"{evaluation.values.min():.4f}" if len(evaluation) else "-"
-        rows.append((name, *cells, best, _at(evaluation, -1)))
+        best = f"{evaluation.min():.4f}" if len(evaluation) else "-"
+        ends = [_at(series, place) for series in (training, evaluation) for place in (0, -1)]
+        rows.append((name, *ends[:3], best, ends[3]))
     heading = ("dataset", "training: first", "last", "evaluation: first", "best", "last")
     return [heading, *rows] if rows else []
 
 
 def accuracy_table(history: History) -> Table:
     """The share of right answers of each kind of question or dataset, a heading first; empty where there is none."""
-    rows: Table = []
-    for name in history.answered:
-        values = history.series(f"eval_accuracy/{name}").values
-        rows.append((name, *(f"{value:.1%}" for value in (values[0], values.max(), values[-1]))))
+    rows = []
+    for name in sorted(history.names("accuracy/")):
+        values = history.series(f"eval_accuracy/{name}")
+        rows.append((name, _at(values, 0, ".1%"), f"{values.max():.1%}", _at(values, -1, ".1%")))
     return [("answers right", "first", "best", "last"), *rows] if rows else []
 
 
 def as_markdown(table: Table) -> str:
-    """A table whose first row is its heading."""
+    """A table whose first row is its heading; numbers, from the third column on, to the right."""
     heading, *rows = table
-    lines = [
-        heading,
-        ("---",) + ("---:",) * (len(heading) - 1) if len(heading) > 2 else ("---", "---"),
-        *rows,
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    border = ("---",) + ("---:",) * (len(heading) - 1) if len(heading) > 2 else ("---", "---")
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, border, *rows))
 
 
-def as_text(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines with aligned columns, numbers to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    numbers = len(widths) > 2
-    return [
-        "  ".join(
-            cell.rjust(width) if numbers and column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+def _first_to_last(series: "pd.Series", form: str = ".4f") -> str:
+    return f"{_at(series, 0, form)} -> {_at(series, -1, form)}"
 
 
-def _trained_on(history: History) -> str:
-    tokens, supervised, images = map(history.total, ("tokens", "supervised_tokens", "images"))
-    return f"{_amount(tokens)} tokens ({_amount(supervised)} supervised), {_amount(images)} images"
-
-
-def _first_to_last(series: Series) -> str:
-    return f"{_at(series, 0)} -> {_at(series, -1)}"
-
-
-def _at(series: Series, place: int) -> str:
-    return f"{series.values[place]:.4f}" if len(series) else "-"
-
-
-def _median(history: History, key: str) -> float:
-    series = history.series(key)
-    return float(np.median(series.values)) if len(series) else 0.0
-
-
-def _amount(number: float) -> str:
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= 10 * size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:,.0f}"
+def _at(series: "pd.Series", place: int, form: str = ".4f") -> str:
+    return f"{series.iloc[place]:{form}}" if len(series) else "-"
 
 
 def _duration(seconds: float) -> str:
