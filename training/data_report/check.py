@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from training.arguments import DataArguments, ModelArguments
 from training.arguments.command_line import model_and_data
-from training.data_report.measure import Measurement, measure
+from training.data_report.measure import measure
 from training.data_report.page import Report, short_name, write_report
 from training.data_report.samples import draw_samples
 from training.datasets import longest_conversation, make_rows, read_parts
@@ -47,8 +48,8 @@ def check(flags: argparse.Namespace) -> int:
     once = dataclasses.replace(data_arguments, dataset_weights=[1.0])
     parts = _read(once, flags.seed, bad)
     longest = longest_conversation(data_arguments, decoder)
-    measured = measure(parts, processor, longest, workers)
-    bad.extend(measured.bad)
+    measured, found = measure(parts, processor, longest, workers)
+    bad.extend(found)
     bad.write()
     verdict = _verdict(bad, data_arguments, is_empty=not (parts and len(parts[0])))
     rows = None
@@ -167,15 +168,12 @@ def _falls_apart(pieces: Sequence[str]) -> bool:
     return letters + in_bytes >= _LETTERS and 2 * (alone + in_bytes) >= letters + in_bytes
 
 
-def _say(bad: BadRecords, measured: Measurement, verdict: str | None, path: Path) -> None:
-    tokens = int(measured.tokens.sum())
-    share = int(measured.learned.sum()) / max(tokens, 1)
+def _say(bad: BadRecords, measured: pd.DataFrame, verdict: str | None, path: Path) -> None:
+    sums = measured[["images", "tokens", "learned"]].sum()
     logger.info(
         "%s conversations, %s images, %s tokens, %.1f %% of them supervised",
-        f"{len(measured):,}",
-        f"{int(measured.images.sum()):,}",
-        f"{tokens:,}",
-        100 * share,
+        *(f"{count:,}" for count in (len(measured), sums.images, sums.tokens)),
+        100 * sums.learned / max(sums.tokens, 1),
     )
     logger.info("%s", bad.summary())
     if verdict:

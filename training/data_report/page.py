@@ -1,15 +1,19 @@
 """One page of HTML that needs nothing else: no network, no files beside it."""
 
+import base64
+import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
-from training.data_report.charts import Histogram, histogram
-from training.data_report.measure import Measurement
 from training.data_report.samples import SampledRow, draw_samples
 from training.extension import Extension, Prepared
 from utils.atomic import atomic_write
@@ -21,6 +25,7 @@ from utils.distributed import is_main_process
 _MOST_BAD = 1000  # listed on the page; all are in the file
 _TEMPLATE = "page.html.j2"
 _DEBUG_SAMPLES = 10
+_MOST_BARS = 24
 
 
 @dataclass(frozen=True)
@@ -39,28 +44,10 @@ class Report:
     bad_file: str = ""
     verdict: str | None = None
     record_counts: Mapping[str, RecordCounts] | None = None
-    measured: Measurement | None = None
+    measured: pd.DataFrame | None = None  # a row of `measure.Facts` for each conversation
     max_seq_len: int | None = None
     packed_rows: int | None = None
     packed_fill: float = 0.0  # share of their tokens that are no padding
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A line of the table of datasets."""
-
-    name: str
-    records: int
-    used: int
-    left_out: int
-    not_asked: int
-    bad: int
-    conversations: int
-    images: int
-    tokens: int
-    mean_tokens: float
-    learned_share: float
-    cut: int
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -81,7 +68,7 @@ def write_report(report: Report, path: Path) -> None:
         histograms=_histograms(report),
         left_out=_left_out(report),
         shown_bad=list(report.bad)[:_MOST_BAD],
-        kinds_of_bad=Counter(map(_kind, report.bad)).most_common(),
+        kinds_of_bad=Counter(map(_kind, report.bad)).most_common(10),
     )
     atomic_write(path, page.encode("utf-8", "backslashreplace"))  # a file's name may be no Unicode
 
@@ -114,63 +101,72 @@ def short_name(dataset: str) -> str:
     return Path(dataset).name
 
 
-def _rows(report: Report) -> list[_Row]:
+_SUMS = (
+    *("records", "used", "left_out", "not_asked", "bad"),
+    *("conversations", "images", "tokens", "learned", "cut"),
+)
+
+
+def _rows(report: Report) -> list[dict[str, Any]]:
+    """The lines of the table of datasets."""
     if report.measured is None or report.record_counts is None:
         return []
     unread = Counter(each.place.dataset for each in report.bad if each.place.index is None)
     rows = []
     for name, account in report.record_counts.items():
-        mine = report.measured.only(name)
-        tokens, used = int(mine.tokens.sum()), int(mine.records.sum())
-        rows.append(
-            _Row(
-                name=name,
-                records=account.records,
-                used=used,
-                left_out=sum(account.left_out.values()),
-                not_asked=account.not_asked,
-                # Not the places in the list, of which related records share one; a file counts as one.
-                bad=account.bad + account.used - used + unread[name],
-                conversations=len(mine),
-                images=int(mine.images.sum()),
-                tokens=tokens,
-                mean_tokens=tokens / max(len(mine), 1),
-                learned_share=int(mine.learned.sum()) / max(tokens, 1),
-                cut=int((mine.cut_turns > 0).sum()),
-            )
-        )
+        mine = report.measured[report.measured.dataset == name]
+        used, images, tokens, learned = mine[["records", "images", "tokens", "learned"]].sum()
+        row = {
+            "name": name,
+            "records": account.records,
+            "used": used,
+            "left_out": sum(account.left_out.values()),
+            "not_asked": account.not_asked,
+            # Not the places in the list, of which related records share one; a file counts as one.
+            "bad": account.bad + account.used - used + unread[name],
+            "conversations": len(mine),
+            "images": images,
+            "tokens": tokens,
+            "learned": learned,
+            "cut": (mine.cut_turns > 0).sum(),
+        }
+        rows.append(_with_shares(row))
     return rows
 
 
-def _together(rows: Sequence[_Row]) -> _Row | None:
+def _together(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     if not rows:
         return None
-    counts = ("records", "used", "left_out", "not_asked", "bad", "conversations", "images", "tokens", "cut")
-    sums = {name: sum(getattr(row, name) for row in rows) for name in counts}
-    learned = sum(row.learned_share * row.tokens for row in rows)
-    return _Row(
-        name="together",
-        mean_tokens=sums["tokens"] / max(sums["conversations"], 1),
-        learned_share=learned / max(sums["tokens"], 1),
-        **sums,
-    )
+    return _with_shares({"name": "together"} | {key: sum(row[key] for row in rows) for key in _SUMS})
 
 
-def _histograms(report: Report) -> list[Histogram]:
+def _with_shares(row: dict[str, Any]) -> dict[str, Any]:
+    mean, share = row["tokens"] / max(row["conversations"], 1), row["learned"] / max(row["tokens"], 1)
+    return {**row, "mean_tokens": mean, "learned_share": share}
+
+
+def _histograms(report: Report) -> str:
+    """What conversations hold, as four histograms: a data URL; empty where there are none."""
     measured = report.measured
     if measured is None or not len(measured):
-        return []
-    return [
-        histogram("Tokens", measured.tokens, "tokens", report.max_seq_len, "--max_seq_len"),
-        histogram("Images", measured.images, "images"),
-        histogram("Turns", measured.turns, "turns"),
-        histogram(
-            "Share of tokens that is learned",
-            measured.learned / np.maximum(measured.tokens, 1),
-            "",
-            percent=True,
-        ),
-    ]
+        return ""
+    values = {name.capitalize(): measured[name] for name in ("tokens", "images", "turns")}
+    values["% of tokens that is learned"] = 100 * measured.learned / measured.tokens
+    figure = Figure(figsize=(11, 2.4), layout="constrained")
+    for axes, (title, numbers) in zip(figure.subplots(1, len(values)), values.items(), strict=True):
+        few = numbers.max() - numbers.min() < _MOST_BARS and title in ("Images", "Turns")
+        edges = np.arange(numbers.min(), numbers.max() + 2) - 0.5 if few else _MOST_BARS
+        axes.hist(numbers, bins=edges, rwidth=0.9)
+        axes.set_title(f"{title}: median {numbers.median():,.0f}, max {numbers.max():,.0f}", fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        if title == "Tokens" and report.max_seq_len and measured.cut_turns.any():
+            axes.axvline(report.max_seq_len, color="tab:red", linestyle="--")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=160)
+    return "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
 
 
 def _left_out(report: Report) -> list[tuple[str, str, int]]:
@@ -190,29 +186,7 @@ def _left_out(report: Report) -> list[tuple[str, str, int]]:
 
 
 def _kind(bad: BadRecord) -> str:
-    """What is wrong, without its particulars."""
+    """What is wrong, without its particulars: names, quotations and numbers."""
     if bad.place.index is None:
         return "file that cannot be read"
-    return next((kind for phrase, kind in _KINDS.items() if phrase in bad.reason), "other")
-
-
-_KINDS = {  # the first phrase that is found decides
-    "there is no such image file": "image missing",
-    "not an image, or of a format that Pillow does not read": "file that is no image",
-    "the image is damaged": "damaged image",
-    "scale the image down": "image too large",
-    "times the other; crop the image": "image too narrow",
-    "the image cannot be read": "image that cannot be opened",
-    "not in the format of": "not in the dataset's format",
-    "not a record": "not a record",
-    "not valid JSON": "not valid JSON",
-    "which is not read": "images under a key that is not read, videos or sound",
-    "has no text": "message without a text",
-    "expected ": "not question and answer in turn",
-    "questions hold": "images and tags differ in number",
-    " is empty": "question or answer empty",
-    "half a character": "broken text",
-    "which the tokenizer reserves": "reserved token in a text",
-    "it has no answer to learn from": "nothing to learn",
-    "its first turn takes": "first turn too long",
-}
+    return re.sub(r"'[^']*'|\S*\d\S*", "...", bad.reason)

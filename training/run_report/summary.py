@@ -1,7 +1,6 @@
 """A run's report: curves.png and summary.md, with tables of what was trained on, of losses and speed."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 CURVES, SUMMARY = "curves.png", "summary.md"
-Table = Sequence[tuple[str, ...]]
+Table = list[tuple[str, ...]]
 
 
 class RunReport(Extension):
@@ -48,12 +47,12 @@ def write_report(history: History, output_dir: str | Path) -> None:
     atomic_write(folder / SUMMARY, f"{text}\n\n![Loss, learning rate and speed]({CURVES})\n".encode())
 
 
-def run_table(history: History) -> list[tuple[str, str]]:
+def run_table(history: History) -> Table:
     """What can be said of the run as a whole: pairs of a name and a value; measures that no line has are left out."""
     epochs = max([0.0, *history.training["epoch"].dropna(), *history.evaluation["epoch"].dropna()])
     tokens, supervised, images = map(history.total, ("tokens", "supervised_tokens", "images"))
     seconds = history.seconds.sum()
-    rows = [
+    rows: Table = [
         ("steps", f"{history.last_step:,} of {history.max_steps:,}, {epochs:.2f} epochs"),
         ("time in steps", _duration(seconds)),
         ("trained on", f"{tokens:,.0f} tokens ({supervised:,.0f} supervised), {images:,.0f} images"),
@@ -86,7 +85,7 @@ def run_table(history: History) -> list[tuple[str, str]]:
 
 def dataset_table(history: History) -> Table:
     """The losses of each dataset, a heading first; empty where no dataset has one."""
-    rows = []
+    rows: Table = []
     for name in history.names("loss/"):
         training, evaluation = history.series(f"loss/{name}"), history.series(f"eval_loss/{name}")
         best = f"{evaluation.min():.4f}" if len(evaluation) else "-"
@@ -98,7 +97,7 @@ def dataset_table(history: History) -> Table:
 
 def accuracy_table(history: History) -> Table:
     """The share of right answers of each kind of question or dataset, a heading first; empty where there is none."""
-    rows = []
+    rows: Table = []
     for name in sorted(history.names("accuracy/")):
         values = history.series(f"eval_accuracy/{name}")
         rows.append((name, _at(values, 0, ".1%"), f"{values.max():.1%}", _at(values, -1, ".1%")))

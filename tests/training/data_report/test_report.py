@@ -27,7 +27,7 @@ def mixture(world, tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("max_seq_len", [4096, 100])
 def test_measured_is_what_is_encoded(mixture, processor, workers, max_seq_len) -> None:
-    measured = measure([mixture], processor, max_seq_len, workers)
+    measured, bad = measure([mixture], processor, max_seq_len, workers)
     encoded = EncodedDataset(mixture, processor, max_seq_len)
     rows = [encoded[index] for index in range(len(encoded))]
     assert measured.tokens.tolist() == [len(row.input_ids) for row in rows]
@@ -37,7 +37,7 @@ def test_measured_is_what_is_encoded(mixture, processor, workers, max_seq_len) -
     assert (measured.cut_turns > 0).sum() == encoded.cut.conversations
     assert measured.cut_turns.sum() == encoded.cut.turns
     assert (max_seq_len == 100) == (measured.cut_turns.sum() > 0)
-    assert len(measured.only("llava_dial")) == 30 and not measured.bad
+    assert (measured.dataset == "llava_dial").sum() == 30 and not bad
 
 
 def test_related_records_are_counted_one_by_one(world, processor, tmp_path, monkeypatch) -> None:
@@ -57,13 +57,14 @@ def test_related_records_are_counted_one_by_one(world, processor, tmp_path, monk
     (tmp_path / "MIMIC-IT" / "CGD_instructions.json").write_text(json.dumps({"data": instructions}))
     (tmp_path / "coco").symlink_to(world.data / "coco")
     mixture = build_dataset(["otter_mimicit_cgd"], tmp_path, bad=BadRecords())
-    measured = measure([mixture], processor, 512, workers=0)
-    assert [bad.place.index for bad in measured.bad] == [3]
-    report = Report("", {}, [], bad=measured.bad, record_counts=mixture.record_counts, measured=measured)
+    measured, bad = measure([mixture], processor, 512, workers=0)
+    assert [each.place.index for each in bad] == [3]
+    report = Report("", {}, [], bad=bad, record_counts=mixture.record_counts, measured=measured)
     write_report(report, tmp_path / "page.html")
     cells = re.findall(r'data-label="([^"]*)"[^>]*>(\d+)</td>', (tmp_path / "page.html").read_text())
     counts = dict(cells)
     assert (counts["records"], counts["used"], counts["bad"], counts["conversations"]) == ("6", "4", "2", "3")
+    assert "data:image/png" in (tmp_path / "page.html").read_text()  # the histograms
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -105,7 +106,7 @@ def test_tiles_are_counted_and_shown(world, tmp_path, monkeypatch, summary) -> N
         str(world.language_model), str(world.vision_model), image_summary=summary, tiles=4
     )
     encoded = EncodedDataset(mixture, processor, 512, on_bad="skip")
-    measured = measure([mixture], processor, 512, workers=0)
+    measured, _ = measure([mixture], processor, 512, workers=0)
     assert (measured.images.tolist(), measured.tokens.tolist()) == ([1 + 4], [len(encoded[0].input_ids)])
     [row] = draw_samples(encoded, 1, seed=0)
     [sample] = row.samples
@@ -113,13 +114,6 @@ def test_tiles_are_counted_and_shown(world, tmp_path, monkeypatch, summary) -> N
     shown = [piece.picture for piece in sample.pieces if piece.picture]
     assert [(each.number, each.width, each.height) for each in shown] == [(1, 40, 40), *[(1, 16, 16)] * 4]
     assert sample.text.count("<image>") == 5 and "\nTile 2,1: <image>" in sample.text
-
-
-def test_bytes_of_one_character_are_one_piece(processor, world, mixture) -> None:
-    sample = draw_samples(EncodedDataset(mixture, processor, 512, on_bad="skip"), 1, seed=1)[0].samples[0]
-    assert all(piece.text for piece in sample.pieces)
-    newlines = [piece for piece in sample.pieces if piece.text == "\n"]
-    assert newlines and all(len(piece.ids) == 1 for piece in newlines)
 
 
 def test_damaged_records_are_not_shown(world, processor, mixture, tmp_path) -> None:
