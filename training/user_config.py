@@ -94,7 +94,7 @@ def unknown_keys(config: dict[str, Any]) -> dict[str, str | None]:
             for found in error.errors():
                 place = found["loc"]
                 if found["type"] == "extra_forbidden":
-                    refused[asked.remove(place)] = _nearest(place[-1], _fields(error.title, place))
+                    refused[asked.remove(place)] = _nearest(place[-1], _fields())
                 elif found["input"] is None:
                     asked.remove(place)
                 else:
@@ -165,23 +165,11 @@ class _Asked(dict):
         raise ValueError(f"there is something wrong with {'.'.join(map(str, location))}")
 
 
-def _fields(model: str, location: tuple[Any, ...]) -> list[str]:
-    """The names that a pydantic model of DeepSpeed takes, at a place within it."""
-    known: dict[str, type[BaseModel]] = {
-        each.__name__: each for each in _descendants(BaseModel) if each.__module__.startswith("deepspeed")
-    }
-    current: Any = known.get(model)
-    for part in location[:-1]:
-        annotation = (
-            current.model_fields[part].annotation if current and part in current.model_fields else None
-        )
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        current = next(
-            (each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None
-        )
-    if current is None:
-        return []
-    return [name for key, field in current.model_fields.items() for name in (key, field.alias) if name]
+def _fields() -> set[str]:
+    """The names that pydantic models of DeepSpeed take."""
+    models = [each for each in _descendants(BaseModel) if each.__module__.startswith("deepspeed")]
+    fields = [pair for each in models for pair in each.model_fields.items()]
+    return {name for key, field in fields for name in (key, field.alias) if name}
 
 
 def _descendants(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:

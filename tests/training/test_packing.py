@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from training.loaders import GlobalBatchSampler
-from training.metrics.throughput import ThroughputMeter
 from utils.data import Batch, Collator, EncodedDataset, build_dataset
 from utils.data.batching.packing import PackedDataset, measure
 from utils.model.building import build_visual_chat
@@ -65,20 +64,6 @@ def test_losses_and_gradients_are_those_of_unpacked_batches(world, attention):
     assert alone["loss"] > 1 and max(grad.abs().max() for grad in alone.values()) > 1e-3
 
 
-def test_tokens_are_counted_without_padding(world):
-    _, processor = build_visual_chat(str(world.language_model), str(world.vision_model))
-    mixture = build_dataset(["llava_dial"], world.data)
-    encoded = EncodedDataset(mixture, processor, LENGTH, on_bad="skip")
-    packed = PackedDataset(encoded, LENGTH, max_images=8, seed=3)
-    collator = Collator(processor.tokenizer.pad_token_id, pad_to_multiple_of=64)
-    counts = []
-    for rows in (encoded, packed):
-        meter = ThroughputMeter()
-        meter.before_batch(collator([rows[index] for index in range(len(rows))]))
-        counts.append(meter._counts.tolist())
-    assert counts[0] == counts[1]
-
-
 PACKED = {"packing": True, "max_seq_len": LENGTH, "per_device_train_batch_size": 2, "logging_steps": 1}
 STEPS = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch"}
 
@@ -115,17 +100,6 @@ def test_resume_in_the_middle_of_an_epoch_is_bitwise_equal(trainings, alone, tmp
     command = trainings.arguments(tmp_path, **PACKED, **STEPS, resume_from_checkpoint=alone / "checkpoint-3")
     trainings.run(command)
     assert trainings.losses(tmp_path) == trainings.losses(alone)
-
-
-@pytest.mark.slow
-def test_groups_of_like_length_learn_and_resume_too(trainings, tmp_path):
-    flags = {"group_by_length": True, **STEPS}
-    trainings.run(trainings.arguments(tmp_path / "whole", **flags))
-    resumed = trainings.arguments(
-        tmp_path / "resumed", **flags, resume_from_checkpoint=tmp_path / "whole" / "checkpoint-3"
-    )
-    trainings.run(resumed)
-    assert trainings.losses(tmp_path / "whole") == trainings.losses(tmp_path / "resumed")
 
 
 def test_like_lengths_waste_less(world):

@@ -47,20 +47,6 @@ def test_the_published_recipe_has_a_rate_of_the_embedding_and_no_decay_of_norms_
         assert rate == (1e-3, 0.0 if "norm" in name or name.endswith("bias") else 0.1), name
 
 
-def test_zero_means_the_same_rate(model):
-    train = ["embedding", "projector", "decoder", "encoder", "lora"]
-    assert {rate for group in found(model, train) for rate, _ in group.values()} == {1e-3}
-    rates = {
-        name: rate
-        for group in found(model, train, embedding_learning_rate=1e-5)
-        for name, (rate, _) in group.items()
-    }
-    assert {rate for name, rate in rates.items() if "lora_" in name or name.startswith(PROJECTOR)} == {1e-3}
-    assert {
-        rate for name, rate in rates.items() if "lora_" not in name and not name.startswith(PROJECTOR)
-    } == {1e-5}
-
-
 def test_each_part_may_have_its_own_rate(model):
     train = ["embedding", "projector", "gate", "decoder", "encoder", "lora"]
     rates = dict(
@@ -83,6 +69,10 @@ def test_each_part_may_have_its_own_rate(model):
     assert {name: by_name[name] for name in wanted} == wanted
     assert {rate for name, rate in by_name.items() if name.startswith(PROJECTOR)} == {1e-3}
     assert all(len(set(group.values())) == 1 for group in groups)
+    assert {decay for group in groups for name, (_, decay) in group.items() if "image_gate" in name} == {0.0}
+    assert {rate for group in found(model, train, gate_learning_rate=1e-3) for rate, _ in group.values()} == {
+        1e-3
+    }
 
 
 def test_adapters_share_the_projection_s_group_unless_they_have_a_rate(model):
@@ -91,17 +81,3 @@ def test_adapters_share_the_projection_s_group_unless_they_have_a_rate(model):
     assert any({"lora_" in name for name in group} == {True, False} for group in shared)
     apart = found(model, ["projector", "lora"], lora_learning_rate=1e-4)
     assert all(len({"lora_" in name for name in group}) == 1 for group in apart)
-
-
-def test_a_gate_has_a_rate_of_its_own_and_no_decay(model):
-    rates = {
-        name: rate
-        for group in found(model, ["gate"], gate_learning_rate=0.02)
-        for name, rate in group.items()
-    }
-    assert rates == {"model.image_gate.0": (0.02, 0.0), "model.image_gate.1": (0.02, 0.0)}
-
-
-def test_nothing_to_train(model):
-    with pytest.raises(ValueError, match="nothing"):
-        parameter_groups(model.requires_grad_(False), 1e-3, 0, 0)

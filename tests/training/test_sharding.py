@@ -32,13 +32,6 @@ def test_flags_that_contradict_each_other_get_one_line(flags, says):
     assert says in str(error.value)
 
 
-def test_nvme_without_libaio_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.sharding.has_async_io", lambda: False)
-    flags = ZeroArguments(zero_stage=3, offload_param="nvme", nvme_path=str(tmp_path))
-    with pytest.raises(UsageError, match="libaio-dev"):
-        flags.deepspeed_settings(None)
-
-
 @pytest.mark.parametrize(
     "flags, processes",
     [

@@ -13,27 +13,16 @@ from training.user_config import mismatches_named, read_user_config, unknown_key
 from utils.commands import UsageError
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_our_own_configurations_have_no_unknown_key(stage):
-    assert unknown_keys(zero_config(stage)) == {}
-
-
 @pytest.mark.parametrize(
     "place, key, nearest",
     [
         ((), "gradient_cliping", "gradient_clipping"),
-        ((), "train_batch_sise", "train_batch_size"),
         ((), "a_word_of_mine", None),
         (("zero_optimization",), "reduce_bucket", "reduce_bucket_size"),
-        (("zero_optimization",), "stage3_max_live_parameter", "stage3_max_live_parameters"),
         (("zero_optimization", "offload_optimizer"), "devise", "device"),
-        (("zero_optimization", "offload_param"), "buffer_sise", "buffer_size"),
-        (("bf16",), "enable", "enabled"),
         (("fp16",), "loss_scale_windows", "loss_scale_window"),
         (("activation_checkpointing",), "partition_activation", "partition_activations"),
         (("flops_profiler",), "profil_step", "profile_step"),
-        (("tensorboard",), "enabeld", "enabled"),
-        (("aio",), "block_sice", "block_size"),
         (("optimizer",), "parms", "params"),
     ],
 )
@@ -47,8 +36,10 @@ def test_a_key_that_deepspeed_would_ignore_is_named_with_the_nearest_known(place
     assert unknown_keys(config) == {".".join([*place, key]): nearest}
 
 
-def test_the_values_of_known_keys_may_be_auto_and_parameters_of_the_optimizer_are_its_own():
-    config = zero_config(3)
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_values_of_known_keys_may_be_auto_and_parameters_of_the_optimizer_are_its_own(stage):
+    config = zero_config(stage)
+    assert unknown_keys(config) == {}
     config["zero_optimization"] |= {"reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
     config["optimizer"] = {"type": "AdamW", "params": {"lr": "auto", "something": 3}}
     config["scheduler"] = {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}}
@@ -87,18 +78,11 @@ def test_flags_that_contradict_a_file_get_one_line(tmp_path, stage, moved, flags
     assert says in str(error.value)
 
 
-def test_a_file_is_read_as_it_is(tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(zero_config(2)))
-    assert read_user_config(str(path)) == zero_config(2)
-
-
 @pytest.mark.parametrize(
     "text, says",
     [
         (None, "no such file"),
         ("{", "not valid JSON"),
-        ("[]", "not a JSON object, but a list"),
         ('{"bf16": {}, "bf16": {}}', "bf16 is there twice"),
         ('{"zero_optimization": {"stage": 7}}', "stage: Input should be 0, 1, 2, 3 or 3"),
         ('{"amp": {"enabled": true}}', "has been removed"),

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -24,58 +23,45 @@ class OutputInUseError(AgreedError):
     """Another job is writing there; the message is one line and names it."""
 
 
-class OutputLock:
-    """The right to write in a folder, held until `release` or the end of the process, however it ends.
-
-    The kernel holds it, so nothing stays locked after kill -9, and on network file systems that pass locks on
-    it is good between machines.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        """Take the right; raises `OutputInUseError` where another process has it."""
-        path = Path(folder) / LOCK
-        self._file: IO[str] = path.open("a+", encoding="utf-8")
-        try:
-            # Of the process, unlike flock(2): a loader's worker that outlives it does not keep it.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise OutputInUseError(
-                f"{folder} is being written by {self._holder()}: give another --output_dir, or end that job"
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                raise
-            logger.warning("%s cannot be locked (%s): start no second job there", folder, error.strerror)
-        self._file.truncate(0)
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        json.dump({"process": os.getpid(), "host": socket.gethostname(), "started": started}, self._file)
-        self._file.flush()
-
-    def release(self) -> None:
-        """Let others write there."""
-        self._file.close()
-
-    def _holder(self) -> str:
-        self._file.seek(0)
-        try:
-            holder = json.load(self._file)
-            return f"process {holder['process']} on {holder['host']} since {holder['started']}"
-        except (ValueError, KeyError, TypeError):
-            return "another process"
-
-
 @contextmanager
 def reserved(folder: str | Path) -> Iterator[None]:
-    """Hold a folder, made where it is missing, for all processes of this job within the block."""
-    held: list[OutputLock] = []
+    """Hold a folder, made where it is missing, for all processes of this job within the block.
+
+    The kernel holds it, so nothing stays locked after kill -9, and on network file systems that pass locks on it is
+    good between machines. Raises `OutputInUseError` where another job has it.
+    """
+    held: list[IO[str]] = []
 
     def take() -> None:
         writable_folder(Path(folder), "--output_dir")
-        held.append(OutputLock(folder))
+        held.append(_locked(Path(folder)))
 
     decided_by_main(take)
     try:
         yield
     finally:
         for lock in held:
-            lock.release()
+            lock.close()
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock file, held until it is closed; it names the holder."""
+    file = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        # Of the process, unlike flock(2): a loader's worker that outlives it does not keep it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read() or "another process"
+        raise OutputInUseError(
+            f"{folder} is being written by {holder}: give another --output_dir, or end that job"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        logger.warning("%s cannot be locked (%s): start no second job there", folder, error.strerror)
+    file.truncate(0)
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
+    file.flush()
+    return file

@@ -37,14 +37,11 @@ def refuse(parse, capsys):
 
 
 def test_published_defaults(trainings, parse, tmp_path):
-    unset = {
-        name: None for name in ("max_seq_len", "per_device_train_batch_size", "per_device_eval_batch_size")
-    }
-    unset |= {
-        name: None
-        for name in ("learning_rate", "num_train_epochs", "dataset_names", "attention", "precision")
-    }
-    model, data, arguments = parse(**unset, stage3_param_persistence_threshold=None)
+    given = (
+        "max_seq_len per_device_train_batch_size per_device_eval_batch_size learning_rate num_train_epochs"
+    )
+    given += " dataset_names attention precision stage3_param_persistence_threshold"
+    model, data, arguments = parse(**dict.fromkeys(given.split()))
     assert (model.projector, model.attention_name) == ("linear", "causal")
     assert model.lang_lora_module_name == "model.layers." and model.vis_lora_module_name == "encoder.layers."
     assert (data.dataset_names, data.samples, data.dataset_concatenate_samples) == (
@@ -99,7 +96,7 @@ def test_images_stay_out_of_the_layers_under_mmca_unless_it_is_that_of_2023(pars
     assert (model.images_go_through, model.gate, model.summary) == images
 
 
-@pytest.mark.parametrize("value, steps", [(0, 0), (0.1, 10), (1, 100), (2, 2), (30, 30)])
+@pytest.mark.parametrize("value, steps", [(0, 0), (0.1, 10), (1, 100), (2, 2)])
 def test_warm_up_counts_steps_or_is_a_share(parse, value, steps):
     assert parse(num_warmup_steps=value)[2].get_warmup_steps(100) == steps
 
@@ -112,13 +109,6 @@ def test_transformers_flags_work_too(parse):
     assert arguments.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_stage_has_a_configuration(parse, stage):
-    config = parse(zero_stage=stage)[2].hf_deepspeed_config.config
-    assert config["zero_optimization"]["stage"] == stage
-    assert config["gradient_clipping"] == 1.0
-
-
 @pytest.mark.parametrize(
     "flags, says",
     [
@@ -129,10 +119,7 @@ def test_every_stage_has_a_configuration(parse, stage):
         ({"lm_model_name_or_path": "/nowhere"}, "--lm_model_name_or_path /nowhere: no such folder"),
         ({"lm_model_name_or_path": "/tmp"}, "no config.json in this folder"),
         ({"dataset_samples": ["1", "2", "3"]}, "--dataset_samples has 3 values for 2 datasets"),
-        ({"dataset_samples": "-3"}, "--dataset_samples"),
-        ({"dataset_weights": ["1", "2", "3"]}, "--dataset_weights has 3 values for 2 datasets"),
         ({"dataset_weights": "-1"}, "--dataset_weights: give positive numbers"),
-        ({"dataset_weights": "nan"}, "--dataset_weights: give positive numbers"),
         ({"max_num_image_per_sample": 0}, "--max_num_image_per_sample 0: give a positive number"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"enable_mmca_attention": True, "attention": "cross"}, "contradicts --attention cross"),
@@ -144,17 +131,12 @@ def test_every_stage_has_a_configuration(parse, stage):
             {"attention": "cross", "image_gate": "head"},
             "--image_gate head needs --attention mmca; under cross",
         ),
-        (
-            {"attention": "causal", "image_gate": "head"},
-            "--image_gate head needs --attention mmca; under causal",
-        ),
         ({"only_optimize_lora": True}, "add --lang_lora_dim"),
         ({"train": ["projector", "head"]}, "--train: head is no part: choose of embedding, projector, gate"),
         (
             {"train": ["projector", "gate"], "image_gate": "none"},
             "--train gate: the model has none; add --image_gate head",
         ),
-        ({"train": ["projector", "lora"]}, "--train lora: the model has no adapters; add --lang_lora_dim 64"),
         (
             {"train": ["projector", "encoder"], "cache_vision_features": True},
             "--cache_vision_features needs an encoder that stays as it is: leave it out, or encoder in --train",
@@ -164,15 +146,9 @@ def test_every_stage_has_a_configuration(parse, stage):
             "--frozen_bits 4 quantises the decoder, so it cannot learn: leave it out of --train",
         ),
         (
-            {"frozen_bits": [4, 8], "train": ["projector", "encoder"]},
-            "--frozen_bits 4 8 quantises the encoder, so it cannot learn: leave it out of --train",
-        ),
-        (
             {"frozen_bits": [4, 8, 4]},
             "--frozen_bits 4 8 4: give 4, 8 or 0 for the decoder, then for the encoder",
         ),
-        ({"frozen_bits": 16}, "--frozen_bits 16: give 4, 8 or 0"),
-        ({"frozen_bits": [0, 8], "zero_stage": 3}, "--frozen_bits 0 8 needs --zero_stage 0, 1 or 2"),
         ({"torch_compile": True, "zero_stage": 3}, "--torch_compile needs --zero_stage 0, 1 or 2"),
         ({"torch_compile": True, "use_liger_kernel": True}, "--torch_compile and --use_liger_kernel fuse"),
         ({"frozen_bits": 8, "zero_stage": 3}, "--frozen_bits 8 needs --zero_stage 0, 1 or 2: ZeRO-3 cannot"),
@@ -201,9 +177,7 @@ def test_data_of_ones_own_need_no_data_folder(parse, refuse):
     assert "--data_path /nowhere: no such folder" in line
 
 
-@pytest.mark.parametrize(
-    "cores, processes, workers", [(1, 1, 0), (2, 1, 1), (2, 2, 0), (16, 4, 3), (96, 8, 4)]
-)
+@pytest.mark.parametrize("cores, processes, workers", [(1, 1, 0), (16, 4, 3), (96, 8, 4)])
 def test_pictures_are_decoded_beside_training_where_there_are_cores(
     parse, monkeypatch, cores, processes, workers
 ):
@@ -216,8 +190,3 @@ def test_a_packed_row_has_room_for_the_images_of_two_conversations(parse):
     assert images_per_row(parse(packing=True, max_num_image_per_sample=5)[1]) == 10
     assert images_per_row(parse(packing=True, max_images_per_row=30)[1]) == 30
     assert images_per_row(parse(packing=True, max_num_image_per_sample=5, tiles=4)[1]) == 2 * 5 * (1 + 4)
-
-
-def test_group_by_length_is_the_strategy_of_transformers(parse):
-    assert parse("--group_by_length")[2].train_sampling_strategy == "group_by_length"
-    assert parse()[2].train_sampling_strategy == "random"

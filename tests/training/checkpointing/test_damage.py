@@ -13,36 +13,15 @@ from training.checkpointing.folders import ResumeError, read_manifest, resume_fo
 pytestmark = pytest.mark.slow
 
 
-def missing(path: Path) -> None:
-    path.unlink()
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def longer(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def a_bit_flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def a_block_of_zeros(path: Path) -> None:
-    """What a power cut leaves of a file whose size reached the disk before its content."""
-    content = path.read_bytes()
-    half = len(content) // 2
-    path.write_bytes(content[:half] + bytes(len(content) - half))
-
-
-DAMAGES = (missing, empty, cut_short, longer, a_bit_flipped, a_block_of_zeros)
+DAMAGES = {
+    "missing": lambda content: None,
+    "empty": lambda content: b"",
+    "cut short": lambda content: content[:-1],
+    "longer": lambda content: content + b"\0",
+    "a bit flipped": lambda content: content[:9] + bytes([content[9] ^ 1]) + content[10:],
+    # What a power cut leaves of a file whose size reached the disk before its content.
+    "zeros": lambda content: content[: len(content) // 2] + bytes(len(content) - len(content) // 2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +46,16 @@ def test_damaged_files(run, tmp_path, caplog):
         shutil.copytree(run, copy, copy_function=os.link)
         path = copy / "checkpoint-2" / name
         content = path.read_bytes()
-        path.unlink()  # a file of its own, where the link was
-        path.write_bytes(content)
-        damage(path)
+        path.unlink()  # a link
+        if (damaged := DAMAGES[damage](content)) is not None:
+            path.write_bytes(damaged)
         caplog.clear()
         tried += 1
         found = resume_folder(copy, "auto")
         with pytest.raises(ResumeError, match="the newest complete one is checkpoint-1") as named:
             resume_folder(copy, str(copy / "checkpoint-2"))
         if found != copy / "checkpoint-1" or name not in caplog.text or name not in str(named.value):
-            lost.append((name, damage.__name__))
+            lost.append((name, damage))
         shutil.rmtree(copy)
     print(f"damaged files: tried={tried} lost={len(lost)}")
     assert tried >= 60 and not lost
-
-
-def test_files_that_come_later_do_no_harm(run, tmp_path):
-    shutil.copytree(run, tmp_path / "copy")
-    (tmp_path / "copy" / "checkpoint-2" / "notes.txt").write_text("looks good")
-    assert resume_folder(tmp_path / "copy", "auto").name == "checkpoint-2"

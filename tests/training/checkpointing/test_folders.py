@@ -3,9 +3,12 @@ import json
 import pytest
 
 from training.checkpointing.folders import (
+    MANIFEST,
     ResumeError,
+    damage,
     next_order,
     point_to,
+    read_manifest,
     remove_results,
     require_free,
     resumable_checkpoints,
@@ -64,16 +67,12 @@ def test_nothing_wanted_nothing_found(tmp_path):
         resume_folder(tmp_path, str(make(tmp_path, 3, complete=False)))
     with pytest.raises(ResumeError, match="all of its checkpoints are damaged"):
         resume_folder(tmp_path, "auto")
+    (make(tmp_path, 2) / "run.json").unlink()
+    make(tmp_path, 1)
+    with pytest.raises(ResumeError, match=r"run\.json is missing; the newest complete one is checkpoint-1"):
+        resume_folder(tmp_path, str(tmp_path / "checkpoint-2"))
     with pytest.raises(ResumeError, match="no such folder"):
         resume_folder(tmp_path, str(tmp_path / "checkpoint-4"))
-
-
-def test_a_named_one_that_is_damaged_names_the_one_to_take(tmp_path):
-    make(tmp_path, 5)
-    newest = make(tmp_path, 6)
-    (newest / "run.json").unlink()
-    with pytest.raises(ResumeError, match=r"run\.json is missing; the newest complete one is checkpoint-5"):
-        resume_folder(tmp_path, str(newest))
 
 
 def test_weights_alone_cannot_be_gone_on_from(tmp_path):
@@ -87,23 +86,16 @@ def test_weights_alone_cannot_be_gone_on_from(tmp_path):
     assert resumable_checkpoints(tmp_path) == []
 
 
-def test_rotation_keeps_newest_and_best(tmp_path):
-    best, *_ = [make(tmp_path, step) for step in (1, 2, 3, 4)]
+def test_rotation_keeps_newest_and_best_and_looks_at_complete_ones_alone(tmp_path):
+    """Others are left for a person to look at."""
+    best, *_ = [make(tmp_path, step) for step in (5, 6, 7, 1)]
     rotate(tmp_path, 2, [str(best)])
-    assert names(resumable_checkpoints(tmp_path)) == ["checkpoint-1", "checkpoint-4"]
-    rotate(tmp_path, 1, [None])
-    assert names(resumable_checkpoints(tmp_path)) == ["checkpoint-4"]
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3])
-def test_rotation_never_removes_the_last_complete_one(tmp_path, limit):
-    """Newer ones that are cut short or have no manifest do not count, and are left to look at."""
-    make(tmp_path, 1)
+    assert names(resumable_checkpoints(tmp_path)) == ["checkpoint-5", "checkpoint-1"]
     for step in (2, 3):
         make(tmp_path, step)
         (tmp_path / f"checkpoint-{step}" / "run.json").write_text("")
     make(tmp_path, 4, complete=False)
-    rotate(tmp_path, limit)
+    rotate(tmp_path, 1, [None])
     assert names(resumable_checkpoints(tmp_path)) == ["checkpoint-1"]
     assert len(list(tmp_path.glob("checkpoint-*"))) == 4
 
@@ -149,6 +141,38 @@ def test_auto_begins_again_before_the_first_checkpoint_but_replaces_no_finished_
         require_free(tmp_path, None, may_begin=True)
 
 
-def test_what_is_written_about_a_run_can_be_read_by_people(tmp_path):
-    folder = make(tmp_path, 1)
-    assert json.loads((folder / "run.json").read_text())["global_batch"] == 128
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "sub" / "b").write_bytes(b"")
+    write_manifest(tmp_path, order=3)
+    return tmp_path
+
+
+def test_a_manifest_says_what_is_there_and_what_is_damaged(folder):
+    """The SHA-256 of "abc" is the published one (FIPS 180-2, appendix B.1)."""
+    found = read_manifest(folder)
+    assert found.order == 3 and set(found.files) == {"a", "sub/b"}
+    assert found.files["a"].sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (folder / "c").write_bytes(b"later")
+    assert damage(folder) == []
+    (folder / "a").write_bytes(b"abd")
+    (folder / "sub" / "b").unlink()
+    assert damage(folder) == ["a is damaged: its content has changed", "sub/b is missing"]
+    assert damage(folder, contents=False) == ["sub/b is missing"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"digest": 1}', None])
+def test_a_manifest_that_is_none(folder, text):
+    body = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(body | {"order": 4}) if text is None else text)
+    [said] = damage(folder)
+    assert said.startswith("manifest.json is damaged: ")
+
+
+def test_a_manifest_of_another_format(folder, monkeypatch):
+    monkeypatch.setattr("training.checkpointing.folders._FORMAT", 2)
+    write_manifest(folder)
+    monkeypatch.undo()
+    assert damage(folder) == ["manifest.json has format 2, this program reads 1"]

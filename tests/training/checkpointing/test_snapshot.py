@@ -1,10 +1,14 @@
 """Copies that later steps do not change, and whose files hold what files of the originals would."""
 
+import errno
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from training.checkpointing.snapshot import Copies
+from training.checkpointing.writer import CheckpointWriter, SavingError
 
 
 class Scale:
@@ -59,19 +63,6 @@ def test_later_changes_do_not_reach_a_copy():
     assert copied["scale"].value == 2.0 and copied["scale"].window.tolist() == [1, 1, 1]
 
 
-def test_the_file_of_a_copy_is_that_of_the_original(tmp_path):
-    state = {name: value for name, value in state_of_everything().items() if name != "scale"}
-    files = []
-    for name, value in (("original", state), ("copy", Copies().snapshot(state)())):
-        (tmp_path / name).mkdir()
-        files.append(tmp_path / name / "state.pt")  # the file's own name is a part of its content
-        torch.save(value, files[-1])
-    assert files[0].stat().st_size == files[1].stat().st_size
-    files = [torch.load(file) for file in files]
-    sizes = [each["first"].untyped_storage().nbytes() for each in files]
-    assert sizes[0] == sizes[1] == 48, "a view brings its whole storage along, once"
-
-
 def test_the_memory_of_a_save_is_filled_again_by_the_next_one():
     copies, places = Copies(), []
     for value in (1.0, 2.0):
@@ -91,3 +82,32 @@ def test_tensors_on_a_device_are_copied_to_main_memory():
     assert copied["flat"].device.type == "cpu" and torch.equal(copied["flat"], flat.cpu())
     copied["flat"][3] = 100
     assert copied["part"][0] == 100
+
+
+def test_no_room_for_a_copy_costs_the_checkpoint(tmp_path):
+    """As an error of the disk does, and not in the middle of DeepSpeed's save."""
+    from training.checkpointing.deepspeed_state import DurableCheckpointEngine  # imports DeepSpeed: seconds
+
+    def keep(state):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    settings = SimpleNamespace(checkpoint_config={"checkpoint_serialization": True})
+    writer = DurableCheckpointEngine(settings, keep)
+    writer.save({}, str(tmp_path / "state.pt"))
+    with pytest.raises(OSError, match="--save_in_background false") as raised:
+        writer.writes[0]()
+    assert raised.value.errno == errno.ENOMEM
+
+
+def test_training_stops_at_one_failed_save_too_many_in_a_row():
+    writer = CheckpointWriter(SimpleNamespace(args=SimpleNamespace(max_failed_saves=2)), run=None)
+
+    def save(succeeds):
+        with writer.tolerating_failed_saves():
+            if not succeeds:
+                raise SavingError("checkpoint-5 could not be written (No space left on device)")
+
+    for succeeds in (False, False, True, False, False):
+        save(succeeds)
+    with pytest.raises(SavingError, match="No space left"):
+        save(False)

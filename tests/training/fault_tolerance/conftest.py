@@ -1,44 +1,38 @@
 """Trainings of two ranks forked from one process that has everything imported."""
 
-import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.ranks import ON_CPUS, ROOT
+from tests.ranks import ON_CPUS, free_port
 
 
 class Forked:
     """The ranks of one training."""
 
-    def __init__(self, forks: "Forks", pids: Sequence[int], log: Path) -> None:
-        self.forks, self.pids, self.log = forks, list(pids), log
+    def __init__(self, ranks: Sequence[multiprocessing.Process], log: Path) -> None:
+        self.ranks, self.log = ranks, log
+        self.pids = [each.pid for each in ranks]
 
     @property
     def printed(self) -> str:
         return self.log.read_text()
 
-    def await_line(self, pattern: str, timeout: float = 300) -> str:
-        """Wait until a printed line matches, and return it."""
+    def await_line(self, pattern: str, timeout: float = 300) -> None:
+        """Wait until a printed line matches, or all have come to their end."""
         end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            if found := re.search(pattern, self.printed):
-                return found[0]
-            if not any(_runs(pid) for pid in self.pids):
-                break  # it came to its end before
+        while not re.search(pattern, self.printed) and any(each.exitcode is None for each in self.ranks):
+            assert time.monotonic() < end, f"no {pattern} in {timeout} s:\n{self.printed[-4000:]}"
             time.sleep(0.05)
-        else:
-            raise AssertionError(f"no {pattern} in {timeout} s:\n{self.printed[-4000:]}")
-        return ""
 
     def signal(self, number: int, ranks: Sequence[int], children: bool = False) -> None:
         """Send a signal to some ranks; with `children` to what they have started first, as launchers do."""
@@ -50,23 +44,21 @@ class Forked:
 
     def wait(self, timeout: float = 300) -> list[int]:
         """The exit codes; ranks that still run are killed, and an error."""
-        codes = self.forks.ask({"wait": self.pids, "timeout": timeout})["codes"]
-        if None in codes:
-            for pid, code in zip(self.pids, codes, strict=True):
-                if code is None:
-                    os.killpg(pid, signal.SIGKILL)
-            self.forks.ask(
-                {"wait": [p for p, c in zip(self.pids, codes, strict=True) if c is None], "timeout": 9}
-            )
-            raise AssertionError(f"{codes} after {timeout} s:\n{self.printed[-4000:]}")
+        end = time.monotonic() + timeout
+        for each in self.ranks:
+            each.join(max(end - time.monotonic(), 0))
+        codes = [each.exitcode for each in self.ranks]
+        for each in self.ranks:
+            if each.exitcode is None:
+                os.killpg(each.pid, signal.SIGKILL)
+                each.join()
+        assert None not in codes, f"{codes} after {timeout} s:\n{self.printed[-4000:]}"
         return codes
 
     def left_behind(self, timeout: float = 15) -> list[str]:
         """What is still alive, after some time, of all that the ranks have started."""
         end = time.monotonic() + timeout
-        while alive := alive_in(self.pids):
-            if time.monotonic() > end:
-                break
+        while (alive := alive_in(self.pids)) and time.monotonic() < end:
             time.sleep(0.1)
         return alive
 
@@ -81,41 +73,30 @@ def alive_in(groups: Sequence[int]) -> list[str]:
     return alive
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 class Forks:
     """The process from which trainings are forked."""
 
     def __init__(self, logs: Path) -> None:
         self.logs, self.started = logs, 0
-        self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("forking.py")],
-            cwd=ROOT,
-            env={**os.environ, **ON_CPUS},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answer()
-
-    def ask(self, order: dict) -> dict:
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["tests.training.fault_tolerance.rank"])
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in ON_CPUS.items():
+                patch.setenv(name, value)
+            ensure_running()
 
     def start(self, flags: Sequence[str], ranks: int = 2, disk: dict | None = None) -> Forked:
-        """Begin a training; its ranks print into one log. disk: what befalls that of `ranks` (`forking.Disk`)."""
+        """Begin a training; its ranks print into one log. disk: what befalls that of its `ranks` (`disks.py`)."""
+        from tests.training.fault_tolerance.rank import train  # takes seconds
+
         self.started += 1
         log = self.logs / f"{self.started}.log"
         log.touch()
-        order = {"start": list(flags), "ranks": ranks, "log": str(log), "disk": disk}
-        pids = self.ask(order)["pids"]
-        return Forked(self, pids, log)
+        rest = (ranks, free_port(), list(flags), str(log), disk)
+        made = [self.context.Process(target=train, args=(number, *rest)) for number in range(ranks)]
+        for each in made:
+            each.start()
+        return Forked(made, log)
 
     def run(
         self, flags: Sequence[str], ranks: int = 2, timeout: float = 600, disk: dict | None = None
@@ -125,16 +106,7 @@ class Forks:
         assert forked.wait(timeout) == [0] * ranks, forked.printed[-4000:]
         return forked.printed
 
-    def _answer(self) -> dict:
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        raise AssertionError("the forking process has ended")
-
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    made = Forks(tmp_path_factory.mktemp("logs"))
-    yield made
-    made.process.stdin.close()
-    made.process.wait(timeout=300)
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    return Forks(tmp_path_factory.mktemp("logs"))

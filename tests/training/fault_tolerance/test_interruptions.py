@@ -9,6 +9,8 @@ import random
 import re
 import signal
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,17 +50,16 @@ def flags(trainings, output: Path, **others: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(forks, trainings, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed")
-    forks.run(flags(trainings, output), timeout=3000)
-    return output
+def undisturbed(forks, trainings, tmp_path_factory) -> Callable[[dict], Path]:
+    """A run that ends undisturbed, by its flags; each is made once."""
 
+    @cache
+    def run(*more: tuple[str, object]) -> Path:
+        output = tmp_path_factory.mktemp("undisturbed")
+        forks.run(flags(trainings, output, **dict(more)), timeout=3000)
+        return output
 
-@pytest.fixture(scope="module")
-def long_undisturbed(forks, trainings, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("long_undisturbed")
-    forks.run(flags(trainings, output, **LONG), timeout=3000)
-    return output
+    return lambda more: run(*more.items())
 
 
 def interrupt(forks, trainings, output: Path, times: int, hit, after=(1,), **others) -> int:
@@ -131,16 +132,26 @@ def lost(forked, rng: random.Random) -> int:
     return 1
 
 
-@pytest.mark.slow
-def test_stopped_3_times(forks, trainings, undisturbed, tmp_path):
-    interrupt(forks, trainings, tmp_path, 3, stopped, dataloader_num_workers=1)
-    assert_nothing_lost(undisturbed, tmp_path)
+INTERRUPTIONS = {  # how often, by what, after how many steps (3, 6, ... are saved), other flags
+    "3_times": (3, "stopped", stopped, (1,), {}),
+    "2_times": (2, "killed rank", lost, (4, 5), {}),
+    "20_times_SIGTERM": (20, "SIGTERM", terminated, (1,), LONG),
+    "20_times_killed": (20, "killed rank", lost, (1, 3, 4), LONG),
+}
 
 
-@pytest.mark.slow
-def test_a_rank_killed_twice(forks, trainings, undisturbed, tmp_path):
-    interrupt(forks, trainings, tmp_path, 2, lost, after=(4, 5))
-    assert_nothing_lost(undisturbed, tmp_path)
+@pytest.mark.parametrize(
+    "times, what, hit, after, more",
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.long if "20" in name else pytest.mark.slow)
+        for name, case in INTERRUPTIONS.items()
+    ],
+)
+def test_interrupted(forks, trainings, undisturbed, tmp_path, times, what, hit, after, more):
+    whole = undisturbed(more)
+    tried = interrupt(forks, trainings, tmp_path, times, hit, after, dataloader_num_workers=1, **more)
+    assert_nothing_lost(whole, tmp_path)
+    print(f"{what}: tried={tried} lost=0")
 
 
 @pytest.mark.slow
@@ -171,14 +182,3 @@ def test_stopped_while_it_evaluates(forks, trainings, tmp_path):
         second = forks.run(command)
         assert evaluations(first) + evaluations(second) == evaluations(whole)
         assert_nothing_lost(tmp_path / "whole", output)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    "what, hit, after",
-    [("SIGTERM", terminated, (1,)), ("killed rank", lost, (1, 3, 4))],  # saved are steps 3, 6, ...
-)
-def test_interrupted_20_times(forks, trainings, long_undisturbed, tmp_path, what, hit, after):
-    tried = interrupt(forks, trainings, tmp_path, 20, hit, after, dataloader_num_workers=1, **LONG)
-    assert_nothing_lost(long_undisturbed, tmp_path)
-    print(f"{what}: tried={tried} lost=0")

@@ -24,7 +24,7 @@ def noted(guard: NanGuard, token_losses: list[float]) -> bool:
     return bool(guard.note(losses.sum(), losses, [Origin((place,), 2) for place in PLACES]))
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("bad", [NAN, INF])
 def test_names_the_conversation_and_stops(tmp_path, bad):
     guard = NanGuard(tmp_path, max_skipped=0)
     assert not noted(guard, [1.0] * 6)
@@ -52,19 +52,6 @@ def test_skips_as_many_steps_as_allowed(tmp_path):
     with pytest.raises(TrainingDivergedError, match="after 2 that were skipped"):
         again.skip(6)
     assert [json.loads(line)["step"] for line in again.path.read_text().splitlines()] == [3, 5, 6]
-
-
-def test_a_disk_that_takes_no_list_is_named_once_and_stops_nothing(tmp_path, caplog):
-    folder = tmp_path / "run"
-    folder.write_text("")  # a file where the folder should be refuses whatever goes into it
-    guard = NanGuard(folder, max_skipped=9)
-    for step in (3, 5):
-        guard.skip(step)
-    [warning] = [line for line in caplog.records if line.levelname == "WARNING"]
-    assert str(guard.path) in warning.getMessage() and "File exists" in warning.getMessage()
-    folder.unlink()
-    guard.catch_up()
-    assert [json.loads(line)["step"] for line in guard.path.read_text().splitlines()] == [3, 5]
 
 
 @pytest.fixture(scope="module")

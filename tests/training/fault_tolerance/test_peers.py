@@ -1,51 +1,59 @@
 """Every process hears at once of another that left, and how it did."""
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
+import threading
+import time
 
 import pytest
+import torch.distributed as dist
 
-from training.fault_tolerance.peers import Departure, described
+from tests.ranks import free_port
+from training.fault_tolerance.peers import Departure, PeerWatch
 
-ROOT = Path(__file__).resolve().parents[3]
-CASES = [
-    f"{rank} {how}" for rank in (0, 1, 2) for how in ("killed", "killed with a child", "failed", "finished")
-]
+RANKS = 3
+
+
+def leave(how: str, watch: PeerWatch) -> None:
+    if "child" in how and os.fork() == 0:
+        time.sleep(20)  # a loader's worker that outlives its process
+        os._exit(0)
+    if "killed" in how:
+        os.kill(os.getpid(), signal.SIGKILL)
+    watch.leave(*((1, "RuntimeError: out of memory") if how == "failed" else (0,)))
+    os._exit(0)
+
+
+def live(rank: int, leaver: int, how: str, port: int, heard) -> None:
+    """One process's life."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo")
+    seen: list[Departure] = []
+    noticed = threading.Event()
+    watch = PeerWatch(lambda departure: (seen.append(departure), noticed.set()))
+    dist.barrier()
+    if rank == leaver:
+        time.sleep(1.5)
+        leave(how, watch)
+    noticed.wait(60)
+    heard.put([(each.rank, each.code, each.reason) for each in seen])
+    heard.close()
+    heard.join_thread()
+    os._exit(0)
 
 
 @pytest.mark.slow
-def test_all_hear_of_one_that_left(tmp_path):
-    subprocess.run(
-        [
-            sys.executable,
-            Path(__file__).with_name("peers_of_three.py"),
-            tmp_path / "seen.jsonl",
-            *CASES,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=500,
-    )
-    lines = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * len(CASES)  # the two that stayed
-    left = set()
-    for line in lines:
-        [seen] = line["seen"]
-        code = {"failed": 1, "finished": 0}.get(line["case"])
-        assert seen["code"] == code
-        assert seen["reason"] == ("RuntimeError: out of memory" if code == 1 else "")
-        left.add(f"{seen['rank']} {line['case']}")
-    assert left == set(CASES)
-
-
-def test_a_departure_in_words():
-    assert described(Departure(3, "node2", 71)) == (
-        "rank 3 (node2, pid 71) is gone: it was killed, or its machine is down"
-    )
-    assert described(Departure(3, "node2", 71, 1, "RuntimeError: out of memory")) == (
-        "rank 3 (node2, pid 71) failed: RuntimeError: out of memory"
-    )
+@pytest.mark.parametrize("leaver", [0, 2])
+@pytest.mark.parametrize("how", ["killed", "killed with a child", "failed", "finished"])
+def test_all_hear_of_one_that_left(forks, leaver, how):
+    port, heard = free_port(), forks.context.Queue()
+    ranks = [
+        forks.context.Process(target=live, args=(rank, leaver, how, port, heard)) for rank in range(RANKS)
+    ]
+    for each in ranks:
+        each.start()
+    code = {"failed": 1, "finished": 0}.get(how)
+    expected = [(leaver, code, "RuntimeError: out of memory" if code else "")]
+    assert [heard.get(timeout=120) for _ in range(RANKS - 1)] == [expected] * 2
+    for each in ranks:
+        each.join()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from training.memory.states import Sharding, Weights, copied_for_saving, states
-from training.sharding import Offload, zero_config
+from training.sharding import Offload
 
 WEIGHTS = Weights(
     tensors=(60, 40, 1000), groups=((60,), (40,)), returning=((60, True), (40, True), (1000, False))
@@ -32,12 +32,6 @@ def test_stages_1_and_2_split_the_optimizer():
         assert held.passing == {"communication": 20}
     assert at(1).accumulated == 200
     assert at(2).accumulated == 200  # each process owns a part of both tensors
-
-
-def test_stage_2_keeps_whole_the_gradients_of_which_it_owns_a_part():
-    weights = Weights(tensors=(80, 20), groups=((80, 20),), returning=((80, True), (20, True)))
-    sharding = Sharding(5, 2, reduce_bucket=10)
-    assert states(weights, sharding, torch.float32).accumulated == 80 * 4  # 0-20, ..., 60-80 | 80-100
 
 
 def test_stage_3_splits_all_but_the_small_and_gathers_what_returns():
@@ -83,14 +77,6 @@ def test_what_is_copied_for_a_save_in_the_background():
     assert copied(1, form="full") == 26 * 12 + 100 * 2 + 1300 * 2
     assert copied(3, form="full") == 25 * 12 + 1300 * 2
     assert copied(1, form="full", model_only=True) == 1300 * 2 and copied(1, model_only=True) == 100 * 2
-
-
-def test_deepspeed_s_configuration_is_read_with_its_defaults():
-    sharding = Sharding.of(zero_config(3, 123, offload=Offload("cpu", "none")), gpus=8)
-    assert (sharding.stage, sharding.gpus, sharding.persistence_threshold) == (3, 8, 123)
-    assert sharding.offload == Offload("cpu", "none")
-    assert sharding.max_reuse_distance == 10**9
-    assert Sharding.of({}, 1).stage == 0
 
 
 def test_frozen_weights_within_a_node_are_split_over_it_and_what_learns_stays_whole():

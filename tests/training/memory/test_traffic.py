@@ -16,9 +16,7 @@ def sent(stage, within="all", accumulation=1, **sizes):
     return traffic(WEIGHTS, Sharding(8, stage, within=within, **values), torch.bfloat16, accumulation)
 
 
-@pytest.mark.parametrize(
-    "stage, accumulation, times", [(0, 1, 2), (0, 3, 2), (1, 1, 3), (1, 3, 3), (2, 1, 3), (2, 3, 7)]
-)
+@pytest.mark.parametrize("stage, accumulation, times", [(0, 3, 2), (1, 3, 3), (2, 1, 3), (2, 3, 7)])
 def test_whole_weights_send_only_what_learns(stage, accumulation, times):
     """A reduction to all is two rounds; stages 1 and 2 then gather what was stepped."""
     bytes_ = times * LEARNED * ALL
@@ -38,12 +36,3 @@ def test_frozen_weights_never_cross_nodes_and_what_learns_does_so_twice(within, 
     found = sent(3, within)
     assert found.between == 2 * LEARNED * ALL
     assert found.inside == found.between + inside
-
-
-def test_one_node_uses_no_network_and_one_gpu_sends_nothing():
-    assert sent(3, node=None).between == 0 and sent(3, node=None).inside > 0
-    assert traffic(WEIGHTS, Sharding(1, 3), torch.bfloat16) == Traffic()
-
-
-def test_the_time_is_bytes_by_bandwidth():
-    assert Traffic(100e9, 60e9).seconds(50e9, 300e9) == pytest.approx(2.2)

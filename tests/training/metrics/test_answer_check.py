@@ -119,16 +119,13 @@ def test_questions_with_long_references_are_not_asked(rows, processor, tmp_path)
             check(none, processor, 9)
 
 
-FAR, NEAR = "--image_gate head --image_layers none", None
-
-
 @pytest.mark.parametrize(
     "loss, attention, says",
     [
-        (18.8, "mmca", FAR),
+        (18.8, "mmca", "--image_gate head --image_layers none"),
         (21.5, "cross", "--num_warmup_steps"),
-        (10.9, "mmca", NEAR),
-        (math.nan, "mmca", NEAR),
+        (10.9, "mmca", None),
+        (math.nan, "mmca", None),
     ],
 )
 def test_a_first_loss_far_above_guessing_is_explained(loss, attention, says) -> None:

@@ -7,8 +7,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from training.metrics.mfu import StepFlops, encoder_forward, peak_flops
 from utils.model import VisualChatConfig, VisualChatForConditionalGeneration, freeze
-from utils.model.building import build_visual_chat
-from utils.model.configuration_visual_chat import QwenVisionConfig
+from utils.model.building import LoraSettings, build_visual_chat
 
 
 def test_the_encoder_of_llava_costs_162_gflop_an_image() -> None:
@@ -25,12 +24,6 @@ def test_the_encoder_of_llava_costs_162_gflop_an_image() -> None:
     attention = 24 * 4 * 1024 * 257**2
     patches = 2 * 256 * 3 * 14**2 * 1024
     assert encoder_forward(config) == pytest.approx(2 * matrices * 257 + attention + patches, rel=1e-4)
-
-
-def test_the_encoder_of_qwen_vl_costs_4_tflop_an_image() -> None:
-    """48 layers of width 1664 and 8192 on 1,024 patches, then a resampler that is small beside them."""
-    layers = 48 * (2 * (4 * 1664**2 + 2 * 1664 * 8192) * 1024 + 4 * 1664 * 1024**2)
-    assert layers < encoder_forward(QwenVisionConfig()) < 1.05 * layers
 
 
 @pytest.mark.parametrize(
@@ -69,8 +62,6 @@ def test_a_decoder_costs_what_torch_counts(world, train, attention_passes) -> No
 
 
 def test_adapters_cost_the_gradients_of_their_weights_too(world) -> None:
-    from utils.model.building import LoraSettings
-
     paths = str(world.language_model), str(world.vision_model)
     plain, _ = build_visual_chat(*paths)
     adapted, _ = build_visual_chat(*paths, lora=LoraSettings(lang_dim=4))
@@ -80,22 +71,12 @@ def test_adapters_cost_the_gradients_of_their_weights_too(world) -> None:
 
 
 def test_an_encoder_that_learns_costs_its_backward(world) -> None:
-    from utils.model.building import LoraSettings
-
     paths = str(world.language_model), str(world.vision_model)
     frozen, _ = build_visual_chat(*paths)
     adapted, _ = build_visual_chat(*paths, lora=LoraSettings(vis_dim=2))
     learning, _ = build_visual_chat(*paths, train=["projector", "encoder"])
     forward = encoder_forward(frozen.config.vision_config)
     assert [StepFlops.of(each).per_image / forward for each in (frozen, adapted, learning)] == [1, 2, 3]
-
-
-def test_llama_2_7b_with_1024_text_tokens_and_4_images() -> None:
-    """About 53 TFLOP for the matrices of the decoder."""
-    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
-    matrices = config.num_hidden_layers * (4 * 4096**2 + 3 * 4096 * 11008)
-    flops = StepFlops(4.0 * matrices, 4.0 * matrices, 3.5 * 4 * 32 * 4096, 162e9, 4.0 * 4096 * 32000)
-    assert flops.total(2048, 0, 0, 0, 1024) == pytest.approx(53e12, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -128,20 +109,9 @@ def test_an_image_token_costs_what_it_goes_through(image_layers: str, matrices: 
         ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756.5),
         ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA A100-PCIE-40GB", 312),
-        ("Tesla V100-PCIE-16GB", 112),
-        ("NVIDIA A10G", 70),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA RTX A6000", 154.8),
         ("NVIDIA RTX 6000 Ada Generation", 364.2),
-        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA A1000", None),
     ],
 )
-def test_devices_are_known_by_their_names(name: str, tflops: float) -> None:
-    assert peak_flops(name) == tflops * 1e12
-
-
-@pytest.mark.parametrize("name", ["NVIDIA GeForce GTX 1080", "NVIDIA RTX A4000", "cpu", "NVIDIA A1000"])
-def test_others_are_not_guessed(name: str) -> None:
-    assert peak_flops(name) is None
+def test_devices_are_known_by_their_names_and_others_not_guessed(name: str, tflops: float | None) -> None:
+    assert peak_flops(name) == (tflops and tflops * 1e12)

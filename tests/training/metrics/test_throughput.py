@@ -8,7 +8,7 @@ import torch
 
 from training.metrics import throughput
 from training.metrics.mfu import Efficiency, StepFlops, visible_pairs
-from training.metrics.throughput import ThroughputMeter, peak_memory
+from training.metrics.throughput import ThroughputMeter
 from utils.data import Batch
 
 CPU = torch.device("cpu")
@@ -71,14 +71,6 @@ def test_measures_of_two_steps(clock: SimpleNamespace) -> None:
     assert meter.read(CPU) == {}
 
 
-def test_without_a_peak_there_is_no_share_of_it(clock: SimpleNamespace) -> None:
-    meter = ThroughputMeter()
-    for each in meter.reading(iter([batch(1)])):
-        clock.now += 1
-        learn(meter, each)
-    assert "mfu" not in meter.read(CPU)
-
-
 def test_an_image_that_was_encoded_earlier_costs_no_encoder(clock: SimpleNamespace) -> None:
     flops = StepFlops(0.0, 0.0, per_pair=0.0, per_image=100.0, per_supervised_token=0.0)
     meter = ThroughputMeter(Efficiency(flops, "mmca", peak=1000.0))
@@ -101,11 +93,3 @@ def test_keys_that_queries_see(attention: str, pairs: int) -> None:
     for each in (padded, packed):
         positions, real = throughput._positions(each)
         assert visible_pairs(attention, positions, each["mm_token_type_ids"], real) == pairs
-
-
-def test_peak_memory_grows_with_what_is_used() -> None:
-    before = peak_memory(CPU)
-    block = torch.ones(150 * 2**20, dtype=torch.uint8)
-    assert peak_memory(CPU) - before > 100 * 2**20
-    del block
-    assert peak_memory(CPU) - before > 100 * 2**20  # the peak, not what is used now

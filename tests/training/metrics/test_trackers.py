@@ -12,11 +12,6 @@ from training.metrics.trackers import TensorBoard, check_reporters
 from utils.commands import UsageError
 
 
-@pytest.mark.parametrize("names", [None, [], "none", ["none"], "tensorboard", ["tensorboard"], ["all"]])
-def test_reporters_that_can_be_had(names: list[str] | str | None) -> None:
-    check_reporters(names)
-
-
 def test_a_reporter_that_is_not_known_or_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"--report_to weights: not known; give some of .*wandb.* or none"):
         check_reporters(["weights"])

@@ -119,34 +119,21 @@ def test_every_value_comes_from_the_environment(dry_run, tmp_path):
 
 @pytest.mark.slow
 def test_own_data_are_found_where_the_script_is_called(dry_run, tmp_path):
-    """A published name is no file, also where a folder is called so; what is not here is below DATA_PATH."""
-    (tmp_path / "my.json").write_text("[]")
+    """A published name is no file, also where a folder is called so; what is not here is below DATA_PATH. Names may
+    hold spaces."""
+    for file in ("my data.json", "data.json"):
+        (tmp_path / file).write_text("[]")
     for folder in ("my pictures", "llava", "saved"):
         (tmp_path / folder).mkdir()
     (tmp_path / "saved" / "state.json").write_text("{}")
-    names = {"DATASETS": "my.json llava saved below.jsonl", "IMAGE_FOLDER": "my pictures"}
+    names = {"DATASETS": "my data.json llava  saved\nbelow.jsonl", "IMAGE_FOLDER": "my pictures"}
     printed = dry_run("run_7b.sh", **TINY, **names, DATASET_WEIGHTS="3 1 1 0.5", COLUMNS=500)
-    here = [str(tmp_path / name) for name in ("my.json", "saved", "my pictures")]
+    here = [str(tmp_path / name) for name in ("my data.json", "saved", "my pictures")]
     assert printed.flags.dataset_names == [here[0], "llava", here[1], "below.jsonl"]
     assert printed.flags.image_folder == here[2] and f"{here[2]}/" in printed.text
     assert printed.flags.dataset_weights == [3, 1, 1, 0.5]
     assert "missing for below.jsonl: below.jsonl (a path given by you)" in printed.text
     assert "missing for llava: " in printed.text and printed.code == 1
-
-
-@pytest.mark.slow
-def test_names_of_datasets_may_hold_spaces(dry_run, tmp_path):
-    (tmp_path / "my own").mkdir()
-    for file in ("my data.json", "data.json", "my own/all of it.NDJSON", "my own/a.parquet"):
-        (tmp_path / file).write_text("[]")
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "some other.jsonl.gz").touch()
-    names = "llava  my data.json data.json my own/all of it.NDJSON\nsome other.jsonl.gz my own llava_dial"
-    printed = dry_run("run_7b.sh", **TINY, DATASETS=names, DATA_PATH="below", DATASET_CONCAT=1)
-    here = [
-        str(tmp_path / name) for name in ("my data.json", "data.json", "my own/all of it.NDJSON", "my own")
-    ]
-    assert printed.flags.dataset_names == ["llava", *here[:3], "some other.jsonl.gz", here[3], "llava_dial"]
 
 
 @pytest.mark.slow
