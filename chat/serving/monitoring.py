@@ -3,11 +3,17 @@
 import re
 import secrets
 import time
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +25,8 @@ from utils.distributed import get_logger
 logger = get_logger(__name__)
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+disable_created_metrics()  # a time beside each count, which nobody asks for
+
 _UNSEEN = ("/health", "/metrics")
 """Routes that other programs ask every few seconds: a line in the log where they fail, and no other."""
 
@@ -45,78 +53,49 @@ class Account:
         return scope.setdefault("state", {}).setdefault("account", Account())
 
 
-class Histogram:
-    """Counts of durations in seconds, as Prometheus wants them: each bucket holds those that are shorter too."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(_SECONDS) + 1)
-        self._sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        self._counts[bisect_left(_SECONDS, seconds)] += 1
-        self._sum += seconds
-
-    def lines(self, name: str) -> list[str]:
-        total, lines = 0, []
-        for most, count in zip((*map(str, _SECONDS), "+Inf"), self._counts, strict=True):
-            total += count
-            lines.append(f'{name}_bucket{{le="{most}"}} {total}')
-        return [*lines, f"{name}_sum {self._sum:.6f}", f"{name}_count {total}"]
-
-
 class Metrics:
-    """Counts since the server started; only its event loop touches them."""
+    """Counts since the server started."""
 
     def __init__(self) -> None:
-        self._requests: Counter[tuple[str, int]] = Counter()
-        self._endings: Counter[str] = Counter()
-        self._sums: Counter[str] = Counter()
-        self._durations = Histogram()
-        self._first_pieces = Histogram()
+        self._registry = registry = CollectorRegistry()
+        about = "Requests by route and HTTP status (499: the client left)."
+        self._requests = Counter("visualchat_requests", about, ["route", "status"], registry=registry)
+        about = "Finished answers by finish reason."
+        self._answers = Counter("visualchat_answers", about, ["finish_reason"], registry=registry)
+        self._durations, self._first_pieces = (
+            Histogram(
+                f"visualchat_{name}_seconds",
+                f"Time from a request's arrival to the {what}.",
+                buckets=_SECONDS,
+                registry=registry,
+            )
+            for name, what in (("answer", "end of its answer"), ("first_piece", "first piece of its answer"))
+        )
+        self._sums = {
+            name: Counter(f"visualchat_{name}", what, registry=registry) for name, what in _SUMS.items()
+        }
+        self._load = {
+            name: Gauge(f"visualchat_{name}_now", what, registry=registry) for name, what in _LOAD.items()
+        }
 
     def add(self, route: str, status: int, account: Account) -> None:
         """A request that is over; `route` is the server's name of it, not what the client wrote."""
-        self._requests[route, status] += 1
+        self._requests.labels(route, status).inc()
         if account.seconds_to_first_piece is not None:
-            self._first_pieces.add(account.seconds_to_first_piece)
+            self._first_pieces.observe(account.seconds_to_first_piece)
         if (answer := account.statistics) is not None:
-            self._durations.add(time.perf_counter() - account.started)
-            self._endings[finish_reason(answer)] += 1
-            self._sums["prompt_tokens"] += answer.prompt_tokens
-            self._sums["cached_prompt_tokens"] += cached_tokens(answer)
-            self._sums["generated_tokens"] += answer.generated_tokens
-            self._sums["images"] += account.images
+            self._durations.observe(time.perf_counter() - account.started)
+            self._answers.labels(finish_reason(answer)).inc()
+            self._sums["prompt_tokens"].inc(answer.prompt_tokens)
+            self._sums["cached_prompt_tokens"].inc(cached_tokens(answer))
+            self._sums["generated_tokens"].inc(answer.generated_tokens)
+            self._sums["images"].inc(account.images)
 
-    def text(self, load: Mapping[str, int]) -> str:
+    def text(self, load: Mapping[str, int]) -> bytes:
         """Prometheus's text format; `load` are numbers of requests that are in the house now."""
-        lines: list[str] = []
-
-        def say(name: str, kind: str, what: str, values: Mapping[str, float] | Histogram) -> None:
-            """`values` by their labels."""
-            name = f"visualchat_{name}"
-            lines.extend([f"# HELP {name} {what}", f"# TYPE {name} {kind}"])
-            if isinstance(values, Histogram):
-                lines.extend(values.lines(name))
-            else:
-                lines.extend(f"{name}{labels} {value}" for labels, value in values.items())
-
-        requests = {
-            f'{{route="{route}",status="{status}"}}': count
-            for (route, status), count in sorted(self._requests.items())
-        }
-        say(
-            "requests_total", "counter", "Requests by route and HTTP status (499: the client left).", requests
-        )
-        endings = {f'{{finish_reason="{each}"}}': self._endings[each] for each in ("stop", "length")}
-        say("answers_total", "counter", "Finished answers by finish reason.", endings)
-        for name, what in _SUMS.items():
-            say(f"{name}_total", "counter", what, {"": self._sums[name]})
-        until = "Time from a request's arrival to the"
-        say("answer_seconds", "histogram", f"{until} end of its answer.", self._durations)
-        say("first_piece_seconds", "histogram", f"{until} first piece of its answer.", self._first_pieces)
         for name, count in load.items():
-            say(f"{name}_now", "gauge", _LOAD[name], {"": count})
-        return "\n".join(lines) + "\n"
+            self._load[name].set(count)
+        return generate_latest(self._registry)
 
 
 _SUMS = {
