@@ -32,8 +32,8 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_678,
-    "tests: lines": 27_270,
+    "library: lines": 32_657,
+    "tests: lines": 27_255,
     "core: lines": 18_568,
     "core: files": 100,
     "core: imports of wings": 0,
