@@ -151,13 +151,13 @@ def _histograms(report: Report) -> str:
     if measured is None or not len(measured):
         return ""
     values = {name.capitalize(): measured[name] for name in ("tokens", "images", "turns")}
-    values["% of tokens that is learned"] = 100 * measured.learned / measured.tokens
+    values["% of tokens learned"] = 100 * measured.learned / measured.tokens
     figure = Figure(figsize=(11, 2.4), layout="constrained")
     for axes, (title, numbers) in zip(figure.subplots(1, len(values)), values.items(), strict=True):
         few = numbers.max() - numbers.min() < _MOST_BARS and title in ("Images", "Turns")
         edges = np.arange(numbers.min(), numbers.max() + 2) - 0.5 if few else _MOST_BARS
         axes.hist(numbers, bins=edges, rwidth=0.9)
-        axes.set_title(f"{title}: median {numbers.median():,.0f}, max {numbers.max():,.0f}", fontsize=9)
+        axes.set_title(f"{title}: median {numbers.median():,.0f}, max {numbers.max():,.0f}", fontsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(labelsize=8)
