@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.data.readers.conversion_cache import in_units, use_cache_folder
+from utils.commands import in_units
+from utils.data.readers.conversion_cache import use_cache_folder
 from utils.data.readers.image_archive import ImageArchive, open_image_archive
 
 _SMALLEST, _LARGEST = 20_000, 60_000  # bytes of a picture, as JPEGs of 480 x 320 pixels have

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.atomic import atomic_directory
 from utils.data.batching.batch import Sample, joined
 from utils.data.batching.encode import CutCount, EncodedDataset
-from utils.data.readers.conversion_cache import cache_folder, locked
+from utils.data.readers.conversion_cache import cache_folder, keep
 from utils.data.spec import DataError, Grouping
 from utils.data.workers import parallel_map
 
-_FORMAT = 1  # raise it when other lengths would be counted, and old entries are passed over
+_FORMAT = 2  # raise it when other lengths would be counted, and old entries are passed over
 _FILE = "lengths.npz"
 
 
@@ -42,27 +41,17 @@ def measure(dataset: EncodedDataset) -> Lengths:
     """
     if dataset.fingerprint is None:
         return _count(dataset)
-    entry = cache_folder() / "lengths" / f"{_FORMAT}-{dataset.fingerprint}"
-    try:
-        if not entry.exists():
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            with locked(entry.with_name(f"{entry.name}.lock"), "counts the tokens of conversations"):
-                if not entry.exists():  # another process may have been faster
-                    _write(_count(dataset), entry)
-        with np.load(entry / _FILE) as arrays:
-            return Lengths(arrays["tokens"].astype(np.int64), arrays["images"].astype(np.int64))
-    except OSError as error:
-        raise DataError(
-            f"cannot keep the lengths of conversations in the cache ({error}); set --data_cache_path to a folder"
-            " with space"
-        ) from error
+    entry = cache_folder() / "lengths" / dataset.fingerprint / f"{_FORMAT}"
 
-
-def _write(lengths: Lengths, entry: Path) -> None:
-    with atomic_directory(entry) as folder:
+    def write(folder: Path) -> None:
+        lengths = _count(dataset)
         np.savez(
             folder / _FILE, tokens=lengths.tokens.astype(np.int32), images=lengths.images.astype(np.int32)
         )
+
+    keep(entry, "the lengths of conversations", "counts the tokens of conversations", write)
+    with np.load(entry / _FILE) as arrays:
+        return Lengths(arrays["tokens"].astype(np.int64), arrays["images"].astype(np.int64))
 
 
 def _count(dataset: EncodedDataset) -> Lengths:

@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.conversation import Conversation, ConversationError, ImageError
 from utils.data.bad_records import BadRecord, BadRecords, RecordPlace
-from utils.data.readers.annotations import ARCHIVE, Unusable, open_records, reader
+from utils.data.readers.annotations import Unusable, open_records
 from utils.data.readers.conversion_cache import Source, cached
 from utils.data.spec import (
     FORMAT_ERRORS,
@@ -26,6 +26,7 @@ from utils.data.spec import (
     PictureStore,
     RawRecord,
 )
+from utils.plugins import wing
 
 _DIGEST = "sha256"
 _CHUNK = 1 << 20  # bytes
@@ -61,7 +62,7 @@ class DatasetRecords:
             path = located(part, self.data_path)
             files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
             source = Source(path, tuple(files), "content")
-            entry = cached(source, "contents", partial(_write_digest, files), share=0, is_quiet=True)
+            entry = cached(source, "contents", partial(_write_digest, files), share=0)
             digest.update((entry / _DIGEST).read_bytes())
         return digest.hexdigest()
 
@@ -141,4 +142,5 @@ def _place(part: Part, data_path: Path) -> Path | PictureStore:
     path = located(part, data_path)
     if not part.is_store:
         return path
-    return PictureStore(part.path, reader(ARCHIVE, path)(path))
+    open_archive = wing("utils.data.readers.image_archive.open_image_archive", str(path))
+    return PictureStore(part.path, open_archive(path))

@@ -74,7 +74,7 @@ def index_dataset(records: DatasetRecords) -> DatasetIndex:
     variant = f"{spec.name} {data_path.resolve()} {[len(file) for file in records.files]} {code}"
     # A folder of images changes when files come and go in it.
     source = Source(parts[0], parts, variant)
-    entry = cached(source, "indexes", lambda folder: _write(records, folder), share=0, is_quiet=True)
+    entry = cached(source, "indexes", lambda folder: _write(records, folder), share=0)
     texts = json.loads((entry / _TEXTS).read_text())
     with np.load(entry / _ARRAYS) as arrays:
         return DatasetIndex(
@@ -216,14 +216,6 @@ class RecordCounts:
     repairs: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Places in the index of the conversations that are used, in order, and the account."""
-
-    chosen: np.ndarray  # [c] int64
-    account: RecordCounts
-
-
 def select(
     records: DatasetRecords,
     known: DatasetIndex,
@@ -231,8 +223,10 @@ def select(
     max_images: int,
     seed: int,
     bad: BadRecords | None = None,
-) -> Selection:
+) -> tuple[np.ndarray, RecordCounts]:
     """Choose `samples` conversations at random, or all, of those that no rule leaves out.
+
+    Returns places in the index, in order, [c] int64, and the account.
 
     Bad records among them go into `bad`, and are not used. Raises `DataError` for a number of samples that is
     none, and without `bad` `ConversationError` for the first bad record.
@@ -264,7 +258,7 @@ def select(
         repairs=known.repairs,
     )
     _log(records.spec.name, account, len(known))
-    return Selection(chosen, account)
+    return chosen, account
 
 
 def _sample(name: str, candidates: np.ndarray, samples: str | int, seed: int) -> np.ndarray:

@@ -226,11 +226,6 @@ class Mixture(Sequence[Conversation]):
         return [self._known.record(each, self._epoch) for each in self._grouping[index].tolist()]
 
     @property
-    def num_records(self) -> int:
-        """How many records the conversations are made of; at weight 1 each is in exactly one of an epoch."""
-        return sum(self.records_per_dataset.values())
-
-    @property
     def num_sources(self) -> int:
         """How many conversations, before joining, there are to choose from in any epoch."""
         return len(self._chosen)
@@ -279,23 +274,6 @@ class Mixture(Sequence[Conversation]):
         borders = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
         self._grouping = Grouping(np.concatenate([grouping.members for grouping in groupings]), borders)
 
-    def split(self, train_ratio: float, seed: int) -> tuple["Mixture", "Mixture"]:
-        """See `split_dataset`."""
-        if not 0 < train_ratio <= 1:
-            raise DataError(f"the training share is {train_ratio}; it has to be above 0 and at most 1")
-        _, image = np.unique(self._known.first_images[self._chosen], return_inverse=True)  # [chosen]
-        sizes = np.bincount(image)
-        order = np.random.default_rng(seed).permutation(len(sizes))
-        wanted = round((1 - train_ratio) * len(image))
-        count = int(np.searchsorted(sizes[order].cumsum(), wanted)) + 1 if train_ratio < 1 else 0
-        is_eval = np.zeros(len(sizes), dtype=bool)
-        is_eval[order[: min(count, len(sizes) - 1)]] = True
-        known, held_out = self._known, is_eval[image]
-        return (
-            Mixture(known, self._chosen[~held_out], known.weights),
-            Mixture(known, self._chosen[held_out], [1.0] * len(known.datasets)),
-        )
-
 
 def build_dataset(
     names: Sequence[str],
@@ -343,7 +321,7 @@ def build_dataset(
         select(records, index, count, max_images, seed, bad)
         for records, index, count in zip(datasets, indexes, samples, strict=True)
     ]
-    chosen = [each.chosen for each in selected]
+    chosen = [places for places, _ in selected]
     if bad is not None:
         bad.check()
         if len(bad) and not sum(map(len, chosen)):
@@ -363,7 +341,7 @@ def build_dataset(
         systems=_of_all([index.systems for index in indexes], chosen),
         max_images=max_images,
         seed=seed,
-        record_counts={spec.name: each.account for spec, each in zip(specs, selected, strict=True)},
+        record_counts={spec.name: account for spec, (_, account) in zip(specs, selected, strict=True)},
     )
     return Mixture(known, np.arange(len(known.dataset_of)), weights)
 
@@ -376,7 +354,21 @@ def split_dataset(dataset: Mixture, train_ratio: float = 0.9, seed: int = 1234) 
     is. A ratio below 1 holds out at least one picture where there are two. Weights are for training: in the
     evaluation part every record comes once.
     """
-    return dataset.split(train_ratio, seed)
+    if not 0 < train_ratio <= 1:
+        raise DataError(f"the training share is {train_ratio}; it has to be above 0 and at most 1")
+    known, chosen = dataset._known, dataset._chosen
+    _, image = np.unique(known.first_images[chosen], return_inverse=True)  # [chosen]
+    sizes = np.bincount(image)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    wanted = round((1 - train_ratio) * len(image))
+    count = int(np.searchsorted(sizes[order].cumsum(), wanted)) + 1 if train_ratio < 1 else 0
+    is_eval = np.zeros(len(sizes), dtype=bool)
+    is_eval[order[: min(count, len(sizes) - 1)]] = True
+    held_out = is_eval[image]
+    return (
+        Mixture(known, chosen[~held_out], known.weights),
+        Mixture(known, chosen[held_out], [1.0] * len(known.datasets)),
+    )
 
 
 def _of_all(values: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,16 +10,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from utils.commands import byte_bar
-from utils.data.readers.conversion_cache import ArrowRows, RowWriter, Source, cached, in_units
+from utils.commands import byte_bar, in_units
+from utils.data.readers.conversion_cache import ArrowRows, Source, batched, cached, write_batches
 from utils.data.readers.json_stream import (
     FETCH,
     READ_ERRORS,
@@ -34,6 +32,7 @@ from utils.data.readers.json_stream import (
 )
 from utils.data.spec import DataError
 from utils.distributed import get_logger
+from utils.plugins import wing
 
 _LONGEST_LINE = 1 << 27  # bytes
 _LINES = (".jsonl", ".ndjson")
@@ -205,30 +204,6 @@ _OWN = (
 )
 _SCHEMA = pa.schema({"record": pa.large_string(), "problem": pa.large_string()})
 
-PARQUET, ARCHIVE = "parquet", "image archive"
-_OF_ARCHIVES = ("parquet", "image_archive")  # the modules beside this one that register readers
-_READERS: dict[str, Callable[..., Any]] = {}
-
-
-def register_reader(kind: str, open_file: Callable[..., Any]) -> None:
-    """Let files of a kind be read: `PARQUET` opens (path, whether it is the user's own) as records, `ARCHIVE` opens
-    (path) as a mapping of encoded images by their ids.
-    """
-    _READERS[kind] = open_file
-
-
-def reader(kind: str, path: Path) -> Callable[..., Any]:
-    """What opens files of a kind; `DataError` that names the path where nothing does."""
-    for name in _OF_ARCHIVES:
-        if find_spec(f"{__package__}.{name}"):
-            import_module(f"{__package__}.{name}")
-    if kind not in _READERS:
-        raise DataError(
-            f"{path}: no reader for files of the kind {kind} is installed with this code; clone the repository"
-            " again, or give JSON"
-        )
-    return _READERS[kind]
-
 
 @dataclass(frozen=True)
 class Unusable:
@@ -295,7 +270,7 @@ def open_records(path: Path, key: str | None = None, is_own: bool = False) -> Se
     if not shards:
         return Records(_open_saved(path), _of_table)
     if is_parquet(shards[0]):
-        return reader(PARQUET, path)(path, is_own)
+        return wing("utils.data.readers.parquet.open_parquet", str(path))(path, is_own)
     if is_own:
         read, variant, expected = read_own, "own", _OWN
     elif path.suffix == ".jsonl":
@@ -315,16 +290,20 @@ def _write_texts(
     folder: Path,
 ) -> None:
     count = objects = 0
-    size = path.stat().st_size * (_UNPACKED if is_packed(path) else 1)
-    with byte_bar(path.name, size) as advance, RowWriter(folder / RECORDS, _SCHEMA) as writer:
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal count, objects
         for record in read(path, advance):
-            writer.add({"record": record.text, "problem": record.problem}, len(record.text or ""))
             count += 1
             objects += record.is_object
-        if count and not objects:
-            raise DataError(
-                f"{path} holds {count:,} values, none of them a record (a JSON object): {expected}"
-            )
+            yield {"record": record.text, "problem": record.problem}
+
+    size = path.stat().st_size * (_UNPACKED if is_packed(path) else 1)
+    with byte_bar(path.name, size) as advance:
+        batches = batched(rows(), _SCHEMA, lambda row: len(row["record"] or ""))
+        write_batches(folder / RECORDS, _SCHEMA, batches)
+    if count and not objects:
+        raise DataError(f"{path} holds {count:,} values, none of them a record (a JSON object): {expected}")
     logger.info("%s: %s records, %s", path, f"{count:,}", in_units(path.stat().st_size))
 
 

@@ -8,12 +8,11 @@ mapped file, so neither needs more memory for more rows. `datasets` reads the fi
 
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,7 +32,7 @@ logger = get_logger(__name__)
 CACHE_VARIABLE = "VISUALCHAT_CACHE"
 """The environment variable that names the cache folder; `--data_cache_path` sets it for a run."""
 
-_FORMAT = 2  # raise it when what is written changes, and old entries are passed over
+_FORMAT = 3  # raise it when what is written changes, and old entries are passed over
 _MANIFEST = "manifest.json"  # the sizes of an entry's files, so that one that lost a part is made anew
 _REMEDY = f"set --data_cache_path (or {CACHE_VARIABLE}) to a folder with space"
 
@@ -73,34 +72,56 @@ class Source:
         return _digest(*((name, each.st_size, each.st_mtime_ns) for name, each in status))
 
 
-def cached(
-    source: Source, kind: str, write: Callable[[Path], None], share: float = 1.0, is_quiet: bool = False
-) -> Path:
+def cached(source: Source, kind: str, write: Callable[[Path], None], share: float = 1.0) -> Path:
     """The entry's folder for `source`, which `write` fills if it is not there yet.
 
     Args:
         kind: the cache's subfolder.
         write: gets an empty folder; called in one process of this machine at a time.
-        share: how many bytes an entry takes for each of the source, roughly: asked for before writing.
-        is_quiet: say nothing about it, where it is quick or tells of itself.
+        share: how many bytes an entry takes for each of the source, roughly: asked for before writing. Of one that
+            takes none, nothing is said.
 
     Raises `DataError` where the source changes meanwhile and where the cache cannot be written, and whatever
     `write` raises; an entry is then not made.
     """
-    try:
-        entry = cache_folder() / kind / source.place() / source.state()
-        if not _is_whole(entry):
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            with locked(entry.parent / ".lock", f"reads {source.path}"):
-                if not _is_whole(entry):  # another process may have been faster
-                    _require_space(source, entry.parent, share)
-                    if not is_quiet:
-                        size = in_units(source.size)
-                        logger.info("Reading %s (%s) into %s, once", source.path, size, cache_folder())
-                    _make(source, entry, write)
-    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
-        raise DataError(f"cannot keep {source.path} in the cache ({error}); {_REMEDY}") from error
+    entry = cache_folder() / kind / source.place() / source.state()
+
+    def convert(folder: Path) -> None:
+        _require_space(source, entry.parent, share)
+        if share:
+            logger.info("Reading %s (%s) into %s, once", source.path, in_units(source.size), cache_folder())
+        write(folder)
+        if source.state() != entry.name:
+            raise DataError(
+                f"{source.path} changed while it was read; run again when its download is complete"
+            )
+
+    keep(entry, str(source.path), f"reads {source.path}", convert)
     return entry
+
+
+def keep(entry: Path, name: str, work: str, write: Callable[[Path], None]) -> None:
+    """Fill the folder `entry` of the cache by `write` if it is not there yet; what stands beside it is older, and goes.
+
+    Messages say that `name` is to be kept, and `work` ("reads a.json") to those who wait. Raises `DataError` where the
+    cache cannot be written.
+    """
+    try:
+        if _is_whole(entry):
+            return
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with locked(entry.parent / ".lock", work):
+            if _is_whole(entry):  # another process was faster
+                return
+            with atomic_directory(entry) as folder:
+                write(folder)
+                sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+                (folder / _MANIFEST).write_text(json.dumps(sizes))
+            for other in entry.parent.iterdir():  # of earlier contents, or left by a crash
+                if other.is_dir() and other != entry:
+                    shutil.rmtree(other, ignore_errors=True)
+    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
+        raise DataError(f"cannot keep {name} in the cache ({error}); {_REMEDY}") from error
 
 
 @contextmanager
@@ -121,20 +142,6 @@ def locked(path: Path, work: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _make(source: Source, entry: Path, write: Callable[[Path], None]) -> None:
-    with atomic_directory(entry) as folder:
-        write(folder)
-        if source.state() != entry.name:
-            raise DataError(
-                f"{source.path} changed while it was read; run again when its download is complete"
-            )
-        sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-        (folder / _MANIFEST).write_text(json.dumps(sizes))
-    for other in entry.parent.iterdir():  # made of earlier contents of the same file, or left by a crash
-        if other.is_dir() and other != entry:
-            shutil.rmtree(other, ignore_errors=True)
 
 
 def _is_whole(entry: Path) -> bool:
@@ -160,61 +167,38 @@ def _digest(*parts: object) -> str:
 
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 4096
-_MAPPED_AT_MOST = 128 << 20  # bytes before pages are given back
-_MAPPED_PER_READ = 2 << 20  # bytes: Linux maps as much of a cached file around the one that is read
 
 
-class RowWriter:
-    """Writes rows to a new Arrow file. `cost` of a row is its size in bytes, roughly."""
+def batched(
+    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, cost: Callable[[Mapping[str, Any]], int]
+) -> Iterator[pa.RecordBatch]:
+    """Rows as Arrow, many at a time. `cost` of a row is its size in bytes, roughly."""
+    batch: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += cost(row)
+        if size > _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
+            yield pa.RecordBatch.from_pylist(batch, schema=schema)
+            batch, size = [], 0
+    yield pa.RecordBatch.from_pylist(batch, schema=schema)
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._stream = pa.ipc.new_stream(str(path), schema)
-        self._rows: list[Mapping[str, Any]] = []
-        self._cost = 0
 
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._flush()
-        finally:
-            self._stream.close()
-
-    def add(self, row: Mapping[str, Any], cost: int) -> None:
-        """Write a row, in time."""
-        self._rows.append(row)
-        self._cost += cost
-        if self._cost > _BATCH_BYTES or len(self._rows) >= _BATCH_ROWS:
-            self._flush()
-
-    def write_batch(self, batch: pa.RecordBatch) -> None:
-        """Write rows that are Arrow already."""
-        self._stream.write_batch(batch)
-
-    def _flush(self) -> None:
-        self.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-        self._rows, self._cost = [], 0
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a new Arrow file."""
+    with pa.ipc.new_stream(str(path), schema) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
 
 
 class ArrowRows(Sequence[dict[str, Any]]):
-    """The rows of an Arrow file. Pickled, it is the file's path: a loader's worker maps the file itself.
-
-    Mapped pages count as memory of the process while they stay mapped; so those that were read are given back
-    now and then. They stay in the system's file cache.
-    """
+    """The rows of an Arrow file. Pickled, it is the file's path: a loader's worker maps the file itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with pa.ipc.open_stream(pa.py_buffer(self._map)) as stream:
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
             self._batches = [batch for batch in stream if batch.num_rows]
         self._first = [0, *accumulate(batch.num_rows for batch in self._batches)]
-        self._mapped = 0
-        self._give_back()
 
     def __reduce__(self) -> tuple[type["ArrowRows"], tuple[Path]]:
         return ArrowRows, (self.path,)
@@ -223,36 +207,9 @@ class ArrowRows(Sequence[dict[str, Any]]):
         return self._first[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        batch, place = self._find(index)
-        row = batch.slice(place, 1)
-        self._count(row.nbytes)
-        return row.to_pylist()[0]
+        batch = bisect_right(self._first, index) - 1
+        return self._batches[batch].slice(index - self._first[batch], 1).to_pylist()[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._batches:
-            self._count(batch.nbytes)
             yield from batch.to_pylist()
-
-    def cell(self, index: int, column: str) -> Any:
-        """One value of a row, without the others."""
-        batch, place = self._find(index)
-        value = batch.column(column)[place].as_py()
-        self._count(len(value) if isinstance(value, str | bytes) else 0)
-        return value
-
-    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        index %= len(self)
-        batch = bisect_right(self._first, index) - 1
-        return self._batches[batch], index - self._first[batch]
-
-    def _count(self, count: int) -> None:
-        self._mapped += count + _MAPPED_PER_READ
-        if self._mapped > _MAPPED_AT_MOST:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        self._mapped = 0
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)

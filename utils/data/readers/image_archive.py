@@ -2,27 +2,22 @@
 
 These are MIMIC-IT's JSON objects of base64, tens of GB each, and the parquet files of its later releases.
 Whatever their size, a process needs little memory for them: a JSON file is converted once per machine, as it
-streams by, into an Arrow file of encoded pictures with an index of their ids beside it; both are mapped. A
-parquet file is read where it is, if its row groups are small enough to be unpacked for one picture. Rows are found by
-their ids in a sorted array on the disk: no dictionary of millions in every process.
+streams by, into an SQLite table of encoded pictures. A parquet file is read where it is, if its row groups are small
+enough to be unpacked for one picture; the table then has the ids and their rows alone.
 """
 
-import json
-import zlib
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from utils.commands import byte_bar
+from utils.commands import byte_bar, in_units
 from utils.conversation import ImageError
-from utils.data.readers.annotations import ARCHIVE, register_reader
-from utils.data.readers.conversion_cache import ArrowRows, RowWriter, Source, cached, in_units
+from utils.data.readers.conversion_cache import Source, cached
 from utils.data.readers.json_stream import JsonStream
 from utils.data.readers.parquet import PictureTable, TablePictures, table_entries
 from utils.data.spec import DataError
@@ -31,84 +26,9 @@ from utils.images import image_bytes
 
 logger = get_logger(__name__)
 
-_ROWS, _INDEX, _NOTES = "pictures.arrow", "ids.npy", "notes.json"
-_SCHEMA = pa.schema({"id": pa.string(), "picture": pa.large_binary(), "problem": pa.string()})
-_IDS_SCHEMA = pa.schema({"id": pa.string()})
+_DATABASE = "pictures.sqlite"
 _DIRECT_AT_MOST = 16 << 20  # bytes of a row group that is unpacked for one picture
-_NOTED_AT_MOST = 1000
-_ROW, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)  # of an entry of the index of ids
-
-
-@dataclass(frozen=True)
-class IdIndex:
-    """n ids as sorted numbers: the upper half of each is a checksum of the id, the lower half its row.
-
-    Ids that share a checksum are told apart by `id_of`, which says the id of a row.
-    """
-
-    path: Path
-    entries: np.ndarray  # [n] uint64, mapped
-    id_of: Callable[[int], str]
-
-    @classmethod
-    def open(cls, path: Path, id_of: Callable[[int], str]) -> "IdIndex":
-        """One that `IdIndexWriter` wrote."""
-        return cls(path, np.load(path, mmap_mode="r"), id_of)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def find(self, name: str) -> int | None:
-        """The row of an id, or None."""
-        checksum = _checksum(name)
-        at = int(np.searchsorted(self.entries, np.uint64(checksum << 32)))
-        while at < len(self.entries) and int(self.entries[at]) >> 32 == checksum:
-            row = int(self.entries[at] & _ROW)
-            if self.id_of(row) == name:
-                return row
-            at += 1
-        return None
-
-    def rows(self) -> np.ndarray:
-        """[n] uint64: the rows in their order in the file."""
-        return np.sort(self.entries & _ROW)
-
-
-class IdIndexWriter:
-    """Collects ids in the order of their rows: 8 bytes of memory each."""
-
-    def __init__(self) -> None:
-        self._entries = array("Q")
-        self._rows = 0
-
-    def add(self, name: str) -> None:
-        """The id of the next row."""
-        self._entries.append(_checksum(name) << 32 | self._rows)
-        self._rows += 1
-
-    def write(self, path: Path, id_of: Callable[[int], str]) -> list[str]:
-        """Write the index; of rows with the same id it keeps the last. Returns the ids that came repeatedly."""
-        entries = np.frombuffer(self._entries, dtype=np.uint64) if self._entries else np.empty(0, np.uint64)
-        entries.sort()  # in place
-        checksums = entries >> _BITS
-        shared = np.flatnonzero(checksums[1:] == checksums[:-1]) + 1
-        superseded, repeated = [], []
-        for at in shared.tolist():
-            # Entries of one checksum are in the order of their rows: a later one of the same id wins.
-            name = id_of(int(entries[at] & _ROW))
-            before = at - 1
-            while before >= 0 and checksums[before] == checksums[at]:
-                if id_of(int(entries[before] & _ROW)) == name:
-                    superseded.append(before)
-                    repeated.append(name)
-                    break
-                before -= 1
-        np.save(path, np.delete(entries, superseded))
-        return list(dict.fromkeys(repeated))
-
-
-def _checksum(name: str) -> int:
-    return zlib.crc32(name.encode(errors="surrogatepass"))
+_SETTINGS = ("page_size = 16384", "cache_size = -65536", "journal_mode = off", "synchronous = off")
 
 
 class ImageArchive(Mapping[str, bytes]):
@@ -116,7 +36,7 @@ class ImageArchive(Mapping[str, bytes]):
 
     It can be sent to other processes, which open the files themselves. An id that is there twice stands for
     its last picture, as in any JSON object. `store[id]` raises `KeyError` for an id that is not there, and
-    `ImageError` for one whose entry is no picture; `notes` names such ids.
+    `ImageError` for one whose entry is no picture.
     """
 
     def __init__(self, path: Path, folder: Path, shards: Sequence[Path] = ()) -> None:
@@ -125,39 +45,48 @@ class ImageArchive(Mapping[str, bytes]):
         """
         self.path = path
         self._opening = (path, folder, shards)
-        self._rows = ArrowRows(folder / _ROWS)
-        self._index = IdIndex.open(folder / _INDEX, partial(self._rows.cell, column="id"))
+        self._database = folder / _DATABASE
         self._tables = TablePictures([PictureTable(shard) for shard in shards]) if shards else None
-        self.notes: tuple[str, ...] = tuple(json.loads((folder / _NOTES).read_text()))
 
     def __reduce__(self) -> tuple[type["ImageArchive"], tuple[Any, ...]]:
         return ImageArchive, self._opening
 
     def __len__(self) -> int:
-        return len(self._index)
+        return self._select("SELECT count(*) FROM pictures").fetchone()[0]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._index.find(name) is not None
+        return self._select("SELECT 1 FROM pictures WHERE id = ?", name).fetchone() is not None
 
     def __iter__(self) -> Iterator[str]:
-        return (self._rows.cell(row, "id") for row in self._index.rows().tolist())
+        return (name for (name,) in self._select("SELECT id FROM pictures ORDER BY number"))
 
     def __getitem__(self, name: str) -> bytes:
-        row = self._index.find(name)
+        row = self._select("SELECT number, picture, problem FROM pictures WHERE id = ?", name).fetchone()
         if row is None:
             raise KeyError(name)
+        number, picture, problem = row
         try:
-            return self._picture(row)
+            picture = picture if self._tables is None else self._tables.picture(number)
         except ValueError as error:
-            raise ImageError(f"{self.path}#{name}: {error}") from error
+            problem = error
+        if problem is not None:
+            raise ImageError(f"{self.path}#{name}: {problem}")
+        return picture
 
-    def _picture(self, row: int) -> bytes:
-        """The encoded image of a row; raises `ValueError` where there is none."""
-        if self._tables is not None:
-            return self._tables.picture(row)
-        if (problem := self._rows.cell(row, "problem")) is not None:
-            raise ValueError(problem)
-        return self._rows.cell(row, "picture")
+    def _select(self, query: str, *values: object) -> sqlite3.Cursor:
+        try:
+            return _connection(self._database, os.getpid()).execute(query, values)
+        except sqlite3.Error as error:
+            raise DataError(
+                f"cannot read {self._database} ({error}); remove that file and start again"
+            ) from error
+
+
+@lru_cache
+def _connection(database: Path, process: int) -> sqlite3.Connection:
+    """A connection that reads, of this process: those of before a fork are not to be used."""
+    uri = f"{database.absolute().as_uri()}?immutable=1"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 
 def open_image_archive(path: Path) -> ImageArchive:
@@ -198,43 +127,51 @@ def _json_entries(path: Path) -> Iterable[tuple[str, Any]]:
 
 
 def _convert(entries: Iterable[tuple[str, Any]], path: Path, folder: Path) -> None:
-    ids, problems = IdIndexWriter(), []
+    problems: list[str] = []
     pictures = size = 0
-    with RowWriter(folder / _ROWS, _SCHEMA) as writer:
+
+    def rows() -> Iterator[tuple[str, bytes | None, str | None]]:
+        nonlocal pictures, size
         for name, value in entries:
-            picture, problem = None, None
             try:
                 picture = image_bytes(value)
-                pictures, size = pictures + 1, size + len(picture)
             except ValueError as error:
-                problem = str(error)
-                problems.append(f"{name}: {problem}")
-            ids.add(name)
-            writer.add({"id": name, "picture": picture, "problem": problem}, len(picture or b""))
+                problems.append(f"{name}: {error}")
+                yield name, None, str(error)
+            else:
+                pictures, size = pictures + 1, size + len(picture)
+                yield name, picture, None
+
+    _write(rows(), path, folder)
     if problems and not pictures:
         raise DataError(f"{path} holds no picture as base64 ({problems[0]}); name a file of {{id: base64}}")
-    _finish(folder, path, ids, problems)
+    _warn(path, problems, "cannot be decoded")
     logger.info("%s: %s pictures, %s encoded", path, f"{pictures:,}", in_units(size))
 
 
 def _index_ids(tables: Iterable[PictureTable], path: Path, folder: Path) -> None:
-    ids = IdIndexWriter()
-    with RowWriter(folder / _ROWS, _IDS_SCHEMA) as writer:
-        for table in tables:
-            for name in table.ids():
-                ids.add(name)
-                writer.add({"id": name}, len(name))
-    _finish(folder, path, ids, [])
+    _write(((name, None, None) for table in tables for name in table.ids()), path, folder)
 
 
-def _finish(folder: Path, path: Path, ids: IdIndexWriter, problems: list[str]) -> None:
-    rows = ArrowRows(folder / _ROWS)
-    repeated = ids.write(folder / _INDEX, partial(rows.cell, column="id"))
-    notes = [*problems, *(f"{name}: it comes more than once; the last is used" for name in repeated)]
-    for kind, found in (("cannot be decoded", problems), ("come more than once; the last is used", repeated)):
-        if found:
-            logger.warning("%s: %s ids %s: %s", path, f"{len(found):,}", kind, "; ".join(found[:3]))
-    (folder / _NOTES).write_text(json.dumps(notes[:_NOTED_AT_MOST]))
+def _write(rows: Iterable[tuple[str, bytes | None, str | None]], path: Path, folder: Path) -> None:
+    """Number the rows and keep them; of those with the same id the last."""
+    repeated: dict[str, None] = {}
+    try:
+        with closing(sqlite3.connect(folder / _DATABASE)) as connection, connection:
+            for setting in _SETTINGS:
+                connection.execute(f"PRAGMA {setting}")
+            connection.execute(
+                "CREATE TABLE pictures (number INTEGER PRIMARY KEY, id TEXT UNIQUE, picture BLOB, problem TEXT)"
+            )
+            for number, row in enumerate(rows):
+                if connection.execute("DELETE FROM pictures WHERE id = ?", row[:1]).rowcount:
+                    repeated[row[0]] = None
+                connection.execute("INSERT INTO pictures VALUES (?, ?, ?, ?)", (number, *row))
+    except sqlite3.Error as error:
+        raise OSError(str(error)) from error
+    _warn(path, list(repeated), "come more than once; the last is used")
 
 
-register_reader(ARCHIVE, open_image_archive)
+def _warn(path: Path, found: list[str], what: str) -> None:
+    if found:
+        logger.warning("%s: %s ids %s: %s", path, f"{len(found):,}", what, "; ".join(found[:3]))

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from utils.data.readers.conversion_cache import in_units
+from utils.commands import in_units
 from utils.data.spec import DataError
 
 FETCH = "fetch it again"
@@ -125,7 +125,6 @@ class JsonStream:
         try:
             self._file = open_unpacked(self.path)
             mark = refuse_other_kinds(self.path, self._file, remedy=self.remedy)
-            _refuse_cut_off(self.path, self.remedy)
         except READ_ERRORS as error:
             raise DataError(f"cannot read {self.path} ({error})") from error
         self._bytes_read = self._file.seek(mark)
@@ -284,21 +283,6 @@ def _line(path: Path, byte: int) -> int:
             lines += chunk.count(b"\n")
             byte -= len(chunk)
     return lines
-
-
-def _refuse_cut_off(path: Path, remedy: str) -> None:
-    """Find out at once that a large file was not fetched whole, not when minutes have gone into reading it."""
-    size = path.stat().st_size
-    if size < 1 << 26 or is_packed(path):
-        return  # reading it takes no time, and tells more
-    with path.open("rb") as file:
-        file.seek(size - 4096)
-        ending = file.read().rstrip()
-    if ending[-1:] not in (b"]", b"}"):
-        raise DataError(
-            f"{path} is cut off: after {size:,} bytes it ends with {ending[-20:]!r}, not with ] or }};"
-            f" {remedy}"
-        )
 
 
 def _end(pattern: re.Pattern[str], text: str, place: int) -> int:

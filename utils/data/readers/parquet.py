@@ -1,6 +1,7 @@
 """Parquet files, a few rows at a time: of records, and of images by their ids, as MIMIC-IT's later releases are."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.commands import byte_bar
-from utils.data.readers.annotations import PARQUET, RECORDS, register_reader
-from utils.data.readers.conversion_cache import ArrowRows, RowWriter, Source, cached
+from utils.data.readers.annotations import RECORDS
+from utils.data.readers.conversion_cache import ArrowRows, Source, cached, write_batches
 from utils.data.readers.json_stream import FETCH, REWRITE, parquet_files
 from utils.data.spec import DataError
 from utils.images import image_bytes
@@ -31,10 +32,8 @@ class ParquetSource:
         """`remedy` is what messages advise for a damaged file."""
         self.path = path
         self.remedy = remedy
-        try:
+        with self._naming():
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
-        except (OSError, pa.ArrowException) as error:
-            raise self.error(error) from error
         self.schema = self._file.schema_arrow
 
     @property
@@ -50,23 +49,21 @@ class ParquetSource:
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order."""
-        try:
+        with self._naming():
             yield from self._file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise self.error(error) from error
 
     def row_group(self, number: int, column: str) -> pa.ChunkedArray:
         """A column of one row group."""
-        try:
+        with self._naming():
             return self._file.read_row_group(number, columns=[column], use_threads=False).column(0)
-        except (OSError, pa.ArrowException) as error:
-            raise self.error(error) from error
 
-    def error(self, reason: object) -> DataError:
-        """An error about this file."""
-        return DataError(
-            f"{self.path} is not a valid parquet file ({' '.join(str(reason).split())}); {self.remedy}"
-        )
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self.path} is not a valid parquet file ({reason}); {self.remedy}") from error
 
 
 class PictureTable:
@@ -135,14 +132,14 @@ def open_parquet(path: Path, is_own: bool) -> ArrowRows:
                 f" ({', '.join(schema.names)}), or of other types: name one of the files alone"
             )
 
-    def write(folder: Path) -> None:
-        with byte_bar(path.name, size) as advance, RowWriter(folder / RECORDS, schema) as writer:
+    def batches() -> Iterator[pa.RecordBatch]:
+        with byte_bar(path.name, size) as advance:
             for batch in (batch for shard in shards for batch in shard.batches()):
-                writer.write_batch(batch)
+                yield batch
                 advance(batch.nbytes)
+
+    def write(folder: Path) -> None:
+        write_batches(folder / RECORDS, schema, batches())
 
     source = Source(path, tuple(shard.path for shard in shards))
     return ArrowRows(cached(source, "records", write, share=size / source.size) / RECORDS)
-
-
-register_reader(PARQUET, open_parquet)

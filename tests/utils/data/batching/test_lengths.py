@@ -57,7 +57,7 @@ def test_they_are_counted_once(
     measure(dataset().without_pixels(1))
     measure(dataset(200).without_pixels(0))
     assert len(counted) == 3
-    assert len(list((cache / "lengths").glob("*/lengths.npz"))) == 3
+    assert len(list((cache / "lengths").glob("*/*/lengths.npz"))) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_named(

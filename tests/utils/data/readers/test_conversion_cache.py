@@ -17,7 +17,6 @@ from filelock import FileLock
 from utils.data.readers import annotations
 from utils.data.readers import conversion_cache as cache_module
 from utils.data.readers.annotations import open_records
-from utils.data.readers.conversion_cache import Source, cached, in_units, use_cache_folder
 from utils.data.readers.image_archive import open_image_archive
 from utils.data.spec import DataError
 
@@ -28,19 +27,6 @@ Entries = Callable[[str], list[Path]]
 def write_list(path: Path, count: int) -> Path:
     path.write_text(json.dumps([{"id": index} for index in range(count)]))
     return path
-
-
-def test_a_file_is_read_once_and_the_data_folder_stays_as_it_was(
-    tmp_path: Path, cache_entries: Entries, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    path = write_list(folder / "list.json", 1)
-    open_records(path)
-    monkeypatch.setattr(annotations, "read_json", len)  # a second reading would fail
-    assert len(open_records(path)) == 1
-    assert os.listdir(folder) == ["list.json"]
-    assert len(cache_entries("records")) == 1
 
 
 @pytest.mark.parametrize("change", ["size", "time"])
@@ -54,14 +40,6 @@ def test_a_changed_file_is_read_again_and_the_old_entry_goes(
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (change == "time")))
     assert open_records(path)[1] == {"id": 7}
     assert len(cache_entries("records")) == 1
-
-
-def test_files_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
-    for number, folder in enumerate(("a", "b")):
-        (tmp_path / folder).mkdir()
-        path = write_list(tmp_path / folder / "list.json", number)
-        os.utime(path, ns=(0, 0))
-    assert [len(open_records(tmp_path / folder / "list.json")) for folder in ("a", "b")] == [0, 1]
 
 
 def test_an_entry_that_lost_a_part_is_made_anew(tmp_path: Path, cache_entries: Entries) -> None:
@@ -113,37 +91,6 @@ def test_too_little_space_is_found_before_anything_is_written(
         open_records(path)
 
 
-def test_the_folder_of_the_flag_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VISUALCHAT_CACHE", "unused")  # put back afterwards
-    monkeypatch.chdir(tmp_path)
-    use_cache_folder("of/the/flag")
-    open_records(write_list(tmp_path / "list.json", 1))
-    assert len(list((tmp_path / "of/the/flag/records").glob("list-*"))) == 1
-
-
-def test_a_crash_while_converting_leaves_no_entry(
-    tmp_path: Path, cache_entries: Entries, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_list(tmp_path / "list.json", 2)
-
-    def crash(*arguments: object, **options: object) -> object:
-        yield from ()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(annotations, "read_json", crash)
-        with pytest.raises(KeyboardInterrupt):
-            open_records(path)
-    assert cache_entries("records") == []
-    assert len(open_records(path)) == 2
-
-
-def test_units() -> None:
-    assert [in_units(count) for count in (0, 999, 1000, 12_345_678, 3.21e9, 5.1e13)] == [
-        "0 bytes", "999 bytes", "1 kB", "12.3 MB", "3.2 GB", "51,000.0 GB",
-    ]  # fmt: skip
-
-
 # Real processes from here on: each converts, or waits for the other to.
 
 CONVERT = """
@@ -161,17 +108,6 @@ def start(path: Path, kind: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", CONVERT, str(path), kind], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-
-
-def test_who_waits_says_for_what(tmp_path: Path) -> None:
-    path = write_list(tmp_path / "list.json", 3)
-    source = Source(path, (path,), "json None")
-    lock = cache_module.cache_folder() / "records" / source.place() / ".lock"
-    lock.parent.mkdir(parents=True)
-    with FileLock(lock):
-        process = start(path, "list")
-        assert process.stdout.readline() == f"Waiting for the process that reads {path}\n"
-    assert process.communicate(timeout=120)[0].endswith("length 3\n")
 
 
 def test_who_waits_long_says_so_again(
@@ -213,7 +149,7 @@ def test_a_process_killed_while_it_converts_leaves_nothing_that_is_taken_for_an_
     path = write_pictures(tmp_path / "pictures.json", 4000)
     process = start(path, "json")
     deadline = time.monotonic() + 120
-    while not list(cache.glob("pictures/*/.*.partial/pictures.arrow")):  # it writes
+    while not list(cache.glob("pictures/*/.*.partial/pictures.sqlite")):  # it writes
         assert time.monotonic() < deadline
         assert process.poll() is None, "it was faster than this test"
         time.sleep(0.005)
@@ -224,20 +160,3 @@ def test_a_process_killed_while_it_converts_leaves_nothing_that_is_taken_for_an_
     assert list(cache.glob("pictures/*/.*.partial")), "it had finished"
     assert len(open_image_archive(path)) == 4000  # the lock went with the process
     assert list(cache.glob("pictures/*/.*.partial")) == []
-
-
-def test_an_older_version_of_the_cache_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_list(tmp_path / "list.json", 1)
-    made = []
-
-    def write(folder: Path) -> None:
-        made.append(folder)
-
-    cached(Source(path, (path,)), "any", write)
-    cached(Source(path, (path,)), "any", write)
-    assert len(made) == 1
-    monkeypatch.setattr(cache_module, "_FORMAT", 99)
-    cached(Source(path, (path,)), "any", write)
-    assert len(made) == 2

@@ -1,7 +1,6 @@
 """The stream takes what `json.loads` takes and nothing else, wherever the text is cut into pieces."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -96,24 +95,3 @@ def test_one_value_cannot_fill_the_memory(path: Path, monkeypatch: pytest.Monkey
     assert read(path, json.dumps(["x" * 900]).encode(), 100) == ["x" * 900]
     with pytest.raises(DataError, match=r"byte 1 .*a single value is longer than 1 kB"):
         read(path, json.dumps(["x" * 5000]).encode(), 100)
-
-
-def test_what_is_skipped_is_read_in_parts_and_checked(path: Path) -> None:
-    path.write_text('{"a": [{"b": 1}, [2]], "c": {"d": [1, 2]}, "e": 5, "f": "g"} ')
-    with JsonStream(path) as stream:
-        for name in stream.members():
-            if name == "f":
-                assert stream.value().value == "g"
-            else:
-                stream.skip()
-        stream.end()
-
-
-def test_bytes_read_are_told(path: Path) -> None:
-    path.write_text(json.dumps(["x" * 3_000_000]))
-    told: list[int] = []
-    with JsonStream(path, told.append) as stream:
-        assert len([stream.value() for _ in stream.items()]) == 1
-        stream.end()
-    assert sum(told) == os.path.getsize(path)
-    assert len(told) > 2

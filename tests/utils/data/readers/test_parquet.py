@@ -46,16 +46,6 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes) -> None
         open_records(path)
 
 
-def test_a_parquet_file_with_a_damaged_middle_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "records.parquet"
-    pq.write_table(pa.table({"a": [str(index) * 50 for index in range(5000)]}), path, compression="gzip")
-    content = bytearray(path.read_bytes())
-    content[500:1500] = b"?" * 1000
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file"):
-        open_records(path)
-
-
 def test_files_of_ones_own_are_names_and_so_is_their_folder(tmp_path: Path) -> None:
     for number, name in enumerate(["a.parquet", "b.PARQUET"]):
         said = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": f"Number {number}."}]
