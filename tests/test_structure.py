@@ -32,9 +32,9 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_657,
-    "tests: lines": 27_255,
-    "core: lines": 18_568,
+    "library: lines": 32_488,
+    "tests: lines": 26_567,
+    "core: lines": 18_465,
     "core: files": 100,
     "core: imports of wings": 0,
     "files above 400 lines": 0,

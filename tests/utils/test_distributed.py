@@ -2,14 +2,11 @@ import importlib.util
 import json
 import logging
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 
 from utils import distributed
@@ -26,25 +23,6 @@ def second_of_two(monkeypatch):
 def test_the_launcher_s_environment_says_who_we_are(second_of_two):
     assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (1, 2, 1)
     assert not distributed.is_main_process()
-
-
-def test_one_process_alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
-    distributed.barrier()
-
-
-@pytest.mark.parametrize(
-    "words, expected", [({}, 1), ({"LOCAL_WORLD_SIZE": "8"}, 8), ({"LOCAL_SIZE": "4"}, 4)]
-)
-def test_launchers_say_how_many_share_a_machine(monkeypatch, words, expected):
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in words.items():
-        monkeypatch.setenv(name, value)
-    assert distributed.local_world_size() == expected
-    assert distributed.cores() >= 1
 
 
 @pytest.fixture
@@ -71,14 +49,6 @@ def test_the_main_process_says_everything_once(shown):
 
 def test_other_processes_only_warn(shown, second_of_two):
     assert shown() == ["[rank 1] careful: 3"]
-
-
-def test_seeds_all_generators():
-    drawn = []
-    for _ in range(2):
-        distributed.seed_everything(7)
-        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
-    assert drawn[0] == drawn[1]
 
 
 def in_two_processes(work, tmp_path):

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 from pathlib import Path
 
 import httpx
@@ -65,20 +64,6 @@ def test_what_is_no_checkpoint_is_described(tmp_path, files, says):
     line = str(refused.value)
     assert line.startswith(f"--checkpoint_path {folder} ") and "\n" not in line
     assert says.format(folder=folder) in line
-
-
-def test_of_several_checkpoints_the_newest_is_offered(tmp_path):
-    folder = folder_of({f"checkpoint-{step}/config.json": OURS for step in (2, 10, 9)}, tmp_path / "run")
-    for age, step in enumerate((10, 9, 2)):
-        os.utime(folder / f"checkpoint-{step}", (1000 - age, 1000 - age))
-    with pytest.raises(UsageError, match=r"newest checkpoint, .*/checkpoint-10$"):
-        checkpoint_folder(folder)
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "model.safetensors").write_text("")
-    with pytest.raises(UsageError, match=f"is a file: give the folder of a checkpoint, {tmp_path}"):
-        checkpoint_folder(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "../up"])

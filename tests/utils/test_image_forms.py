@@ -111,12 +111,6 @@ def test_what_is_transparent_is_white() -> None:
         assert difference.max() <= 2
 
 
-def test_lab_is_not_taken_for_transparent() -> None:
-    """transformers takes the A of LAB for transparency and makes all of it white."""
-    encoded = file_of(PIL.Image.new("LAB", SIZE, (128, 128, 128)), "TIFF")
-    assert max(Image(encoded).open().getpixel((0, 0))) < 140
-
-
 def grey_file(values: np.ndarray, mode: str, format: str, **options: object) -> bytes:
     kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4", "F": "<f4"}[mode]
     made = PIL.Image.frombytes(mode, values.shape[::-1], values.astype(kind).tobytes())
@@ -162,16 +156,6 @@ def test_greys_that_are_bytes_stay(mode: str) -> None:
     assert_as_theirs(encoded)
 
 
-def test_dark_greys_of_sixteen_bits_are_dark() -> None:
-    for mode, format in (("I;16", "PNG"), ("I;16B", "TIFF"), ("I", "PPM")):
-        assert Image(grey_file(np.full((2, 2), 255), mode, format)).open().getpixel((0, 0)) == (1, 1, 1)
-
-
-def test_floats_up_to_one() -> None:
-    encoded = grey_file(np.array([[0.0, 0.25, 0.7, 1.0]]), "F", "TIFF")
-    assert np.array(Image(encoded).open())[0, :, 0].tolist() == [0, 64, 178, 255]
-
-
 @pytest.mark.parametrize("values", [[-1, 5], [0, 65_536], [0, float("nan")], [0, float("inf")]])
 def test_greys_without_a_white_are_refused(values: list[float]) -> None:
     encoded = grey_file(np.array([values]), "F", "TIFF")
@@ -180,12 +164,6 @@ def test_greys_without_a_white_are_refused(values: list[float]) -> None:
             ImageError, match=r"depth\.tif: its grey values \(Pillow mode F\) range from .*save it"
         ):
             read(Image(encoded, "depth.tif"))
-
-
-def test_a_transparent_grey_of_sixteen_bits() -> None:
-    made = PIL.Image.frombytes("I;16", (2, 1), np.array([300, 25_700], "<u2").tobytes())
-    encoded = file_of(made, "PNG", transparency=300)
-    assert [Image(encoded).open().getpixel((x, 0))[0] for x in (0, 1)] == [255, 100]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -78,13 +78,3 @@ def test_what_the_quick_decoder_finds_fault_with_is_left_to_pillow() -> None:
         encoded[:scan] + b"\0\0\0" + encoded[scan:]
     )  # bytes between two segments, which may be passed over
     assert np.array_equal(read_pixels(faulty, "a", 40)[0], np.array(read_picture(encoded, "a")))
-
-
-def test_orientation_in_xmp_counts_as_it_does_for_pillow() -> None:
-    packet = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    plain = jpeg(photograph(160, 96))
-    encoded = plain[:2] + b"\xff\xe1" + (len(packet) + 2).to_bytes(2, "big") + packet + plain[2:]
-    upright = read_picture(encoded, "a")
-    pixels, size = read_pixels(encoded, "a", 90)
-    assert upright.size == size == (96, 160)
-    assert np.array_equal(pixels, np.array(upright))

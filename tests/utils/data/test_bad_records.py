@@ -53,13 +53,6 @@ def test_what_was_written_is_taken_over(tmp_path: Path) -> None:
         read_bad_samples(tmp_path / "bad_samples.jsonl")
 
 
-def test_a_reason_does_not_repeat_the_place() -> None:
-    place = RecordPlace("own", "a.json", 3)
-    found = BadRecord.of(place, ValueError("a.json#3: the answer\n is empty"))
-    assert found == BadRecord(place, "the answer is empty")
-    assert BadRecord.of(place, ValueError("x.jpg: damaged")).reason == "x.jpg: damaged"
-
-
 @pytest.mark.parametrize(
     ("count", "total", "max_fraction", "passes"),
     [

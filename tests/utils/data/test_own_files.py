@@ -60,11 +60,6 @@ def test_every_shape_is_read_under_every_ending(tmp_path: Path, ending: str) -> 
         assert answers(name) == ["Number 0.", "Number 1."], shape
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_a_single_record_is_a_file_of_one(tmp_path: Path, ending: str) -> None:
-    assert answers(write(tmp_path / f"one{ending}", LINES[0])) == ["Number 0."]
-
-
 def test_a_bad_line_costs_one_record(tmp_path: Path) -> None:
     bad = BadRecords(max_fraction=1)
     assert answers(write(tmp_path / "my.ndjson", f"{LINES[0]}\n{LINES[1][:-1]}\n"), bad) == ["Number 0."]

@@ -8,11 +8,6 @@ from utils.data.registry import DATASETS, find_specs, require_files
 from utils.data.spec import DataError
 
 
-def test_every_row_says_where_its_parts_are_to_be_had() -> None:
-    parts = [part for row in DATASETS.values() for part in row.annotations + row.images]
-    assert all(part.origin.startswith("http") for part in parts)
-
-
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         DataError,
@@ -45,16 +40,6 @@ def test_a_missing_image_store_is_named_with_its_later_releases(tmp_path: Path) 
         require_files(find_specs(["otter_mimicit_sd"]), tmp_path)
     store = f"{tmp_path / 'MIMIC-IT' / 'SD.json'} or SD.parquet or SD_images.parquet or SD_Images (from http"
     assert store in str(caught.value)
-
-
-def test_a_later_release_of_an_image_store_is_found(tmp_path: Path) -> None:
-    (tmp_path / "MIMIC-IT").mkdir()
-    store = DATASETS["otter_mimicit_tvc"].images[0]
-    assert store.locate(tmp_path) is None
-    (tmp_path / "MIMIC-IT" / "TVC.parquet").touch()
-    assert store.locate(tmp_path) == tmp_path / "MIMIC-IT" / "TVC.parquet"
-    (tmp_path / "MIMIC-IT" / "TVC.json").touch()
-    assert store.locate(tmp_path) == tmp_path / "MIMIC-IT" / "TVC.json"
 
 
 def test_own_files_stand_beside_their_pictures_or_an_image_folder(tmp_path: Path) -> None:

@@ -76,12 +76,6 @@ def test_what_is_drawn() -> None:
     assert set(counts) == {"f1", "f2", "f3", "s0", "s1", "s2", "s3", "p1", "p2", "p3"}
 
 
-def test_the_same_picture_twice_is_introduced_twice() -> None:
-    twice = [instruction("1", [FIRST, FIRST])]
-    for conversation in blended(twice, [dialogue("a", FIRST), dialogue("b", FIRST)]):
-        assert [image.source.stem for image in conversation.images] == [FIRST, FIRST]
-
-
 def test_three_pictures_need_partners_of_the_first_two() -> None:
     third = "000000000100"
     three = [instruction("1", [FIRST, SECOND, third])]
@@ -99,11 +93,6 @@ def test_pairs_get_their_partners_from_all_files() -> None:
     instructions = [instruction("1", related=["2"]), instruction("2"), instruction("3", [SECOND, FIRST])]
     files = [dialogue("a", FIRST)], [dialogue("b", SECOND), dialogue("c", FIRST)], [dialogue("d", "7")]
     assert arranged(instructions, *files) == ([[0, 1, 3, 5, 4], [2, 4, 3, 5]], [2, 1])
-
-
-def test_names_that_begin_other_names_do_not_match() -> None:
-    partners = [dialogue("a", "0000000000010"), dialogue("b", "00000000001"), dialogue("c", FIRST)]
-    assert arranged([instruction("1")], partners, [], []) == ([[0, 3]], [1])
 
 
 @pytest.mark.parametrize(

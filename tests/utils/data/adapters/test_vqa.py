@@ -43,25 +43,12 @@ def test_a_choice_and_its_reasons(raw: Raw, folders: tuple[Path, Path]) -> None:
     assert {aokvqa(raw(UMBRELLA, seed)).turns[0].question.split("? ", 1)[1] for seed in range(90)} == set(WHY)
 
 
-@pytest.mark.parametrize(
-    ("image_id", "name"),
-    [(9, "000000000009.jpg"), ("000000581929", "000000581929.jpg"), (123456789012, "123456789012.jpg")],
-)
-def test_names_of_coco_have_twelve_digits(raw: Raw, image_id: object, name: str) -> None:
-    image = aokvqa(raw(UMBRELLA | {"image_id": image_id})).images[0]
-    assert Path(image.source).name == name
-
-
 @pytest.mark.parametrize("right", [4, -1])
 def test_a_choice_that_is_not_there_is_named(raw: Raw, right: int) -> None:
     with pytest.raises(
         ConversationError, match=rf"set/file\.json#7: its correct choice is number {right} of 4"
     ):
         aokvqa(raw(UMBRELLA | {"correct_choice_idx": right}))
-
-
-def test_no_reasons_leave_the_choice(raw: Raw) -> None:
-    assert aokvqa(raw(UMBRELLA | {"rationales": []})).turns[0].answer == "The answer is sun."
 
 
 def test_one_question_of_a_cover(raw: Raw, folders: tuple[Path, Path], write_picture: Callable) -> None:

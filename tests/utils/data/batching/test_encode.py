@@ -1,8 +1,6 @@
 """Encoding within a length: whole turns are cut, counted, and nothing else."""
 
-import pickle
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +22,6 @@ def three_turns(tmp_path: Path, write_root: WriteRoot, record: MakeRecord) -> Co
     image = [Image(folder / f"{number:06d}-0.png") for number in (10, 100, 200)]
     turns = (Turn("first?", "one", (image[0],)), Turn("second?", "two", image[1:]), Turn("third?", "three"))
     return Conversation(turns, "set.json#5")
-
-
-def test_what_fits_is_left_as_it_is(processor: VisualChatProcessor, three_turns: Conversation) -> None:
-    whole = processor.encode(three_turns)
-    dataset = EncodedDataset([three_turns], processor, max_seq_len=len(whole.input_ids))
-    for name in ("input_ids", "labels", "mm_token_type_ids", "turn_ends"):
-        assert np.array_equal(getattr(dataset[0], name), getattr(whole, name))
-    assert torch.equal(dataset[0].pixel_values, whole.pixel_values)
-    assert dataset.cut == CutCount(0, 0)
 
 
 def test_whole_turns_are_cut_from_the_end_and_counted(
@@ -95,14 +84,6 @@ def test_workers_give_the_same_batches_and_count_what_they_cut(
         one, other = one.inputs, other.inputs
         assert one.keys() == other.keys()
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-def test_a_dataset_can_be_handed_to_a_spawned_worker(
-    processor: VisualChatProcessor, write_root: WriteRoot, record: MakeRecord
-) -> None:
-    dataset = EncodedDataset(build_dataset(["llava"], write_root([record(1)])), processor, 100)
-    copy = pickle.loads(ForkingPickler.dumps(dataset))
-    assert np.array_equal(copy[0].input_ids, dataset[0].input_ids)
 
 
 def test_a_missing_image_is_named_with_its_record(

@@ -59,15 +59,6 @@ def test_rows_hold_all_conversations_once(
             assert positions.tolist() == list(range(len(ids)))
 
 
-def test_pixels_are_in_the_order_of_their_tokens(processor: VisualChatProcessor, mixture: Mixture) -> None:
-    packed = rows_of(mixture, processor)
-    alone = EncodedDataset(mixture, processor, LENGTH, on_bad="skip")
-    by_ids = {tuple(alone[index].input_ids): alone[index].pixel_values for index in range(len(alone))}
-    for number in range(len(packed)):
-        row = packed[number]
-        assert torch.equal(row.pixel_values, torch.cat([by_ids[tuple(ids)] for ids in parts(row)]))
-
-
 def test_epochs_pack_differently_and_repeat(processor: VisualChatProcessor, mixture: Mixture) -> None:
     def seen(packed: PackedDataset, epoch: int) -> list[list[int]]:
         packed.set_epoch(epoch)

@@ -41,12 +41,6 @@ def test_the_tightest_place_is_taken() -> None:
     assert sorted(map(sorted, rows)) == [[0, 1], [2, 3]]
 
 
-def test_images_bound_rows_too() -> None:
-    rows = packed([2] * 6, [2, 2, 2, 0, 0, 0], 12, 3)
-    assert len(rows) == 3 and sorted(len(row) for row in rows) != [6]
-    assert all(sum(index < 3 for index in row) == 1 for row in rows)
-
-
 @pytest.mark.parametrize(("max_images", "over"), [(8, 1.03), (16, 1.005)])  # with 8, both budgets bind
 def test_rows_are_nearly_full(max_images: int, over: float) -> None:
     """Lengths as of pictures of 257 tokens with short dialogues; more windows than one."""

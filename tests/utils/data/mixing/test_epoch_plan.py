@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.conversation import Conversation, ConversationError, Image, Turn, join
-from utils.data.mixing.mixture import group, refill, visit
+from utils.data.mixing.mixture import group, visit
 
 sizes = st.sampled_from([0, 1, 2]) | st.integers(3, 400)
 seeds = st.integers(0, 2**32)
@@ -23,28 +23,6 @@ def test_every_index_is_in_exactly_one_group(size: int, most: int, max_images: i
     assert all(counts[each].sum() <= max_images for each in members)
 
 
-@settings(max_examples=100, deadline=None)
-@given(size=sizes, most=st.integers(1, 5), seed=seeds)
-def test_what_is_kept_apart_is_in_no_common_group(size: int, most: int, seed: int) -> None:
-    apart = np.random.default_rng(seed).integers(0, 3, size=size)
-    groups = group(np.ones(size, dtype=int), most, 8, np.random.default_rng(seed), apart)
-    assert sorted(groups.members.tolist()) == list(range(size))
-    assert all(len(set(apart[groups[number]].tolist())) == 1 for number in range(len(groups)))
-
-
-@settings(max_examples=100, deadline=None)
-@given(size=sizes, most=st.integers(1, 4), seed=seeds)
-def test_refilling_keeps_borders_and_kinds(size: int, most: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    kinds = rng.integers(0, 3, size=size)
-    before = group(np.zeros(size, dtype=int), most, 8, rng)
-    others = [rng.permutation(np.flatnonzero(kinds == kind)) for kind in range(3)]
-    after = refill(before, kinds[before.members], others)
-    assert np.array_equal(before.borders, after.borders)
-    assert np.array_equal(kinds[before.members], kinds[after.members])
-    assert np.array_equal(np.sort(after.members), np.arange(size))
-
-
 @given(size=st.integers(1, 30), count=st.integers(1, 70), epochs=st.integers(1, 6), seed=seeds)
 def test_after_any_number_of_epochs_all_have_come_equally_often(
     size: int, count: int, epochs: int, seed: int
@@ -53,12 +31,6 @@ def test_after_any_number_of_epochs_all_have_come_equally_often(
     assert {len(each) for each in visits} == {count}
     times = np.bincount(np.concatenate(visits), minlength=size)
     assert times.sum() == epochs * count and times.max() - times.min() <= 1
-
-
-def test_the_first_group_is_there() -> None:  # in 2023 it was lost
-    groups = group(np.ones(10, dtype=int), 3, 8, np.random.default_rng(0))
-    first = np.random.default_rng(0).permutation(10)[0]
-    assert groups[0][0] == first
 
 
 def test_sizes_are_drawn_evenly() -> None:

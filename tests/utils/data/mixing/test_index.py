@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from utils.conversation import Conversation
@@ -88,12 +87,6 @@ def test_an_adapter_may_be_an_object(write_root: WriteRoot, record: MakeRecord) 
     assert index_dataset(DatasetRecords(spec, root)).status.tolist() == [0, 0]
 
 
-def test_each_dataset_has_its_own(write_root: WriteRoot, record: MakeRecord, made: list[str]) -> None:
-    root = write_root([record(0)], [], [record(1)])
-    assert len(indexed(root)) == len(indexed(root, "llava_dial")) == 1
-    assert made == ["llava", "llava_dial"]
-
-
 def test_records_that_are_no_objects_are_bad(
     tmp_path: Path, write_root: WriteRoot, record: MakeRecord
 ) -> None:
@@ -102,15 +95,3 @@ def test_records_that_are_no_objects_are_bad(
     known = indexed(root)
     assert known.status.tolist() == [0, -1, -2, -3]
     assert known.reasons[0] == "not a record (an object with named fields), but 7"
-
-
-def test_what_an_adapter_draws_is_of_its_place_epoch_and_seed(
-    write_root: WriteRoot, record: MakeRecord
-) -> None:
-    records = DatasetRecords(DATASETS["llava"], write_root([record(0)]))
-
-    def drawn(*place: int) -> float:
-        return records.rng(*place).random()
-
-    assert drawn(1, 2, 3) == drawn(1, 2, 3)
-    assert len({drawn(*place) for place in np.ndindex(3, 3, 3)}) == 27

@@ -30,11 +30,6 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 
 
-def write_picture(path: Path, size: tuple[int, int] = (3, 2)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.new("RGB", size).save(path)
-
-
 def encoded_picture() -> str:
     file = io.BytesIO()
     PIL.Image.new("RGB", (3, 2)).save(file, "JPEG")
@@ -92,40 +87,9 @@ def write_stored(root: Path, fates: Sequence[str]) -> None:
     write_json(root / "MIMIC-IT" / "VST.json", dict.fromkeys("ABCD", encoded_picture()))
 
 
-def write_blend(root: Path, fates: Sequence[str]) -> None:
-    def pictures(number: int, fate: str) -> list[str]:
-        first = 9 if fate == LEFT_OUT else number % 2  # picture 9 has no partner
-        return [f"CGD_IMG_{name:012d}" for name in (first, 2 + number)]  # no two alike: none is merged
-
-    write_json(root / "MIMIC-IT" / "CGD_instructions.json", instructions(fates, pictures))
-    files = "detail_23k", "complex_reasoning_77k", "conversation_58k"
-    for number, name in enumerate(files):
-        partner = llava_record(1, USED) | {"image": f"{number % 2:012d}.jpg"}
-        write_json(root / "llava" / f"{name}.json", [partner, {"image": "no.jpg"}])
-
-
-def write_sparkles(root: Path, fates: Sequence[str]) -> None:
-    def record(number: int, fate: str, part: str) -> dict:
-        count = MAX_IMAGES + 1 if fate == TOO_MANY else 1 + number % MAX_IMAGES
-        images = [{"image_id": f"{number}{place}"} for place in range(count)]
-        for image in images:
-            write_picture(root / f"SparklesDialogue{part}" / "images" / f"{image['image_id']}.jpg")
-        asked = {"role": "user", "content": f"Question {number}?", "images": images}
-        answered = {"role": "assistant", "content": f"Answer {number}."}
-        if fate == BAD:
-            answered["images"] = images
-        return {"dialogue": [asked, answered] + ([asked] if fate == LEFT_OUT else [])}
-
-    for part, numbers in (("CC", range(0, len(fates), 2)), ("VG", range(1, len(fates), 2))):
-        records = [record(number, fates[number], part) for number in numbers]
-        write_json(root / f"SparklesDialogue{part}" / "annotations" / f"SparklesDialogue{part}.json", records)
-
-
 CASES: dict[str, tuple[WriteFile, tuple[str, ...]]] = {
     "llava": (write_llava, (USED, BAD, TOO_MANY)),
-    "llava_otter_blend": (write_blend, (USED, BAD, LEFT_OUT)),
     "otter_mimicit_vst": (write_stored, (USED, BAD, LEFT_OUT, TOO_MANY)),
-    "sparkles_dialogue": (write_sparkles, (USED, BAD, LEFT_OUT, TOO_MANY)),
     "own.json": (write_own, (USED, BAD, TOO_MANY)),
 }
 """Files side by side, partners that are lent, related records that are merged, two parts, system texts that differ.
@@ -141,10 +105,8 @@ def not_brought_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def used_records(dataset: Sequence) -> list[str]:
-    """The records of all conversations; what the blend borrows from LLaVA apart."""
-    names = [name for conversation in dataset for name in conversation.source.split(" + ")]
-    is_blend = any(name.startswith("MIMIC-IT/CGD") for name in names)
-    return sorted(name for name in names if not (is_blend and name.startswith("llava")))
+    """The records of all conversations."""
+    return sorted(name for conversation in dataset for name in conversation.source.split(" + "))
 
 
 def places(name: str, fates: Sequence[str], fate: str) -> list[str]:
@@ -154,8 +116,6 @@ def places(name: str, fates: Sequence[str], fate: str) -> list[str]:
     if name == "llava":
         half = len(fates) // 2
         named = [(files[number >= half], number - half * (number >= half)) for number in numbers]
-    elif name == "sparkles_dialogue":
-        named = [(files[number % 2], number // 2) for number in numbers]
     else:
         named = [(files[0], number) for number in numbers]
     return sorted(f"{file}#{place}" for (file, place), each in zip(named, fates, strict=True) if each == fate)
@@ -210,23 +170,10 @@ def test_every_record_is_accounted_for(
         assert sorted(name for part in parts for name in used_records(part)) == expected
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(size=st.integers(1, 20), concatenate=st.integers(1, 3), seed=st.integers(0, 2**32))
-def test_all_datasets_together_lose_nothing(size: int, concatenate: int, seed: int) -> None:
-    names = [name for name in CASES if name != "llava"]  # the blend has its files
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            make_root(Path(folder), name, [USED] * size)
-        dataset = build_dataset(names, folder, concatenate=concatenate, max_images=MAX_IMAGES, seed=seed)
-        borrowed = ("llava/",)
-        used = [name for name in used_records(dataset) if not name.startswith(borrowed)]
-        assert used == sorted(place for name in names for place in places(name, [USED] * size, USED))
-        assert dataset.records_per_dataset == dict.fromkeys(names, size)
-
-
 def test_a_number_of_samples_leaves_the_others_over(tmp_path: Path) -> None:
-    make_root(tmp_path, "sparkles_dialogue", [USED, LEFT_OUT] * 10)
-    account = build_dataset(["sparkles_dialogue"], tmp_path, samples=4).record_counts["sparkles_dialogue"]
+    make_root(tmp_path, "llava", [USED, TOO_MANY] * 10)
+    dataset = build_dataset(["llava"], tmp_path, samples=4, max_images=MAX_IMAGES)
+    account = dataset.record_counts["llava"]
     assert (account.records, account.used, account.not_asked) == (20, 4, 6)
     assert list(account.left_out.values()) == [10]
 
