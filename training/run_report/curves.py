@@ -32,6 +32,7 @@ def draw_curves(history: History, path: str | Path, title: str) -> None:
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.spines["right"].set_visible(False)
     for axes in figure.axes:
         axes.spines["top"].set_visible(False)
     figure.savefig(path, format="png")
