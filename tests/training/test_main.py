@@ -1,19 +1,10 @@
-"""What is said of a run at its end: of all its processes, and in one line where a person can do something."""
+"""What is said of a run that fails: one line where a person can do something."""
 
 import errno
 from types import SimpleNamespace
 
 import training.run
 from training.exit_codes import MISTAKE
-from training.run import cut_by_all
-from utils.data import CutCount
-
-
-def test_what_other_processes_cut_counts_too(monkeypatch):
-    learned = SimpleNamespace(cut=CutCount(2, 5))
-    assert cut_by_all(learned) == CutCount(2, 5)
-    monkeypatch.setattr(training.run, "everyone", lambda mine: [(1, 3), mine, (0, 0)])
-    assert cut_by_all(learned) == CutCount(3, 8)
 
 
 def ended(monkeypatch, tmp_path, error):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.loaders import GlobalBatchSampler
 from utils.data import Batch, Collator, EncodedDataset, build_dataset
-from utils.data.batching.packing import PackedDataset, measure
+from utils.data.batching.packing import PackedDataset
 from utils.model.building import build_visual_chat
 
 LENGTH = 256
@@ -100,18 +99,3 @@ def test_resume_in_the_middle_of_an_epoch_is_bitwise_equal(trainings, alone, tmp
     command = trainings.arguments(tmp_path, **PACKED, **STEPS, resume_from_checkpoint=alone / "checkpoint-3")
     trainings.run(command)
     assert trainings.losses(tmp_path) == trainings.losses(alone)
-
-
-def test_like_lengths_waste_less(world):
-    _, processor = build_visual_chat(str(world.language_model), str(world.vision_model))
-    mixture = build_dataset(["llava", "llava_dial"], world.data, concatenate=3)
-    dataset = EncodedDataset(mixture, processor, 512, on_bad="skip")
-    tokens = measure(dataset.without_pixels(0)).tokens
-    collator = Collator(processor.tokenizer.pad_token_id)
-
-    def padding(lengths):
-        sampler = GlobalBatchSampler(len(dataset), 4, seed=1, lengths=lengths)
-        masks = [collator([dataset[index] for index in batch]).inputs["attention_mask"] for batch in sampler]
-        return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
-
-    assert padding(lambda epoch: tokens) < 0.5 * padding(None)

@@ -1,6 +1,5 @@
 """Every flag of transformers' `TrainingArguments` works, has no meaning, or is refused by name; the page says which."""
 
-import logging
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from transformers import TrainingArguments
 
 from training.arguments.run import REFUSED, refuse_what_is_not_offered
-from training.run import FALSE_ALARMS, _silence_false_alarms
 from utils.commands import UsageError
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "training.md"
@@ -42,20 +40,3 @@ def test_what_is_not_offered_is_refused_by_name(flag):
     refuse_what_is_not_offered(SimpleNamespace(**given))
     with pytest.raises(UsageError, match=f"^--{flag} is not supported: .{{20,}}"):
         refuse_what_is_not_offered(SimpleNamespace(**given | {flag: "another"}))
-
-
-def test_false_alarms_of_libraries_are_not_shown():
-    shown = []
-    for name in {name for name, _ in FALSE_ALARMS}:
-        logger, heard = logging.getLogger(name), logging.Handler()
-        heard.emit = shown.append
-        before = list(logger.filters)
-        logger.addHandler(heard)
-        try:
-            _silence_false_alarms()
-            for text in (*(text for alarm, text in FALSE_ALARMS if alarm == name), "Something else"):
-                logger.warning(f"[RANK 0] {text}: a warning")
-        finally:
-            logger.filters = before
-            logger.removeHandler(heard)
-    assert {record.getMessage() for record in shown} == {"[RANK 0] Something else: a warning"}

@@ -30,7 +30,7 @@ def wait_until_gone(group: int, timeout: float = 60) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("target", ["runner", "launcher", pytest.param("killed", marks=pytest.mark.long)])
+@pytest.mark.parametrize("target", ["runner", "launcher", "killed"])
 def test_a_signal_to_the_launcher_alone(trainings, tmp_path, target):
     """To DeepSpeed's runner, which hands no signal on; to its launcher, which signals one rank after the other;
     and kill -9 of the launcher: in each case the ranks save and end."""
