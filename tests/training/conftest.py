@@ -1,21 +1,28 @@
 """Tiny models and a tiny dataset as folders on disk, and a way to run training as a user does."""
 
 import json
+import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
-from tests.ranks import ON_CPUS, ROOT
+from tests.ranks import ON_CPUS, ROOT, free_port
 from tests.tiny import write_clip, write_llama, write_tokenizer
 from training.checkpointing.folders import resumable_checkpoints
 
@@ -144,13 +151,13 @@ class Trainings:
         assert process.returncode == expected, printed[-4000:]
         return printed
 
-    def run_plan(self, plan: list[dict], folder: Path, name: str = "plan", **how: Any) -> str:
-        """Run a plan of `checkpointing/many_runs.py`; what it printed, which is in the folder's NAME.log too."""
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps(plan))
-        printed = self.run([str(file)], module="tests.training.checkpointing.many_runs", **how)
-        file.with_suffix(".log").write_text(printed)
-        return printed
+    def copy(self, source: Path, target: Path, until: int) -> Path:
+        """A run's folder as it was after that step."""
+        shutil.copytree(source, target)
+        for folder in [*resumable_checkpoints(target), target / "final"]:
+            if folder.name == "final" or int(folder.name.split("-")[1]) > until:
+                shutil.rmtree(folder)
+        return target
 
     def history(self, output: Path) -> list[dict[str, float]]:
         """The log lines of a run up to its newest checkpoint."""
@@ -165,3 +172,102 @@ class Trainings:
 @pytest.fixture(scope="session")
 def trainings(world: World) -> Trainings:
     return Trainings(world)
+
+
+class Forked:
+    """The ranks of one training."""
+
+    def __init__(self, ranks: Sequence[multiprocessing.Process], log: Path) -> None:
+        self.ranks, self.log = ranks, log
+        self.pids = [each.pid for each in ranks]
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text()
+
+    def await_line(self, pattern: str, timeout: float = 300) -> None:
+        """Wait until a printed line matches, or all have come to their end."""
+        end = time.monotonic() + timeout
+        while not re.search(pattern, self.printed) and any(each.exitcode is None for each in self.ranks):
+            assert time.monotonic() < end, f"no {pattern} in {timeout} s:\n{self.printed[-4000:]}"
+            time.sleep(0.05)
+
+    def signal(self, number: int, ranks: Sequence[int], children: bool = False) -> None:
+        """Send a signal to some ranks; with `children` to what they have started first, as launchers do."""
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(self.pids[rank])
+                for each in [*(process.children(recursive=True) if children else []), process]:
+                    each.send_signal(number)
+
+    def wait(self, timeout: float = 300) -> list[int]:
+        """The exit codes; ranks that still run are killed, and an error."""
+        end = time.monotonic() + timeout
+        for each in self.ranks:
+            each.join(max(end - time.monotonic(), 0))
+        codes = [each.exitcode for each in self.ranks]
+        for each in self.ranks:
+            if each.exitcode is None:
+                os.killpg(each.pid, signal.SIGKILL)
+                each.join()
+        assert None not in codes, f"{codes} after {timeout} s:\n{self.printed[-4000:]}"
+        return codes
+
+    def left_behind(self, timeout: float = 15) -> list[str]:
+        """What is still alive, after some time, of all that the ranks have started."""
+        end = time.monotonic() + timeout
+        while (alive := alive_in(self.pids)) and time.monotonic() < end:
+            time.sleep(0.1)
+        return alive
+
+
+def alive_in(groups: Sequence[int]) -> list[str]:
+    """The living processes of process groups."""
+    alive = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(f"{process.pid} {' '.join(process.cmdline())}")
+    return alive
+
+
+class Forks:
+    """The process from which trainings are forked."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs, self.started = logs, 0
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["tests.training.fault_tolerance.rank"])
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in ON_CPUS.items():
+                patch.setenv(name, value)
+            ensure_running()
+
+    def start(
+        self, flags: Sequence[str], ranks: int = 2, disk: dict | None = None, per_node: int | None = None
+    ) -> Forked:
+        """Begin a training; its ranks print into one log.
+
+        disk: what befalls that of its `ranks` (`disks.py`). per_node: ranks that think that they share a machine.
+        """
+        from tests.training.fault_tolerance.rank import train  # takes seconds
+
+        self.started += 1
+        log = self.logs / f"{self.started}.log"
+        log.touch()
+        rest = (ranks, per_node or ranks, free_port(), list(flags), str(log), disk)
+        made = [self.context.Process(target=train, args=(number, *rest)) for number in range(ranks)]
+        for each in made:
+            each.start()
+        return Forked(made, log)
+
+    def run(self, flags: Sequence[str], ranks: int = 2, timeout: float = 600, **how: Any) -> str:
+        """A training from its beginning to its end; what it printed."""
+        forked = self.start(flags, ranks, **how)
+        assert forked.wait(timeout) == [0] * ranks, forked.printed[-4000:]
+        return forked.printed
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    return Forks(tmp_path_factory.mktemp("logs"))

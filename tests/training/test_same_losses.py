@@ -31,25 +31,14 @@ RECOMPUTED, COMPILED = {"gradient_checkpointing": True}, {"torch_compile": True}
     ],
     ids=["ZeRO-0", "compiled ZeRO-2", "ZeRO-2 LoRA", "packed bf16", "cross", "ZeRO-3 packed"],
 )
-def test_the_losses_are_those_without_it(cheaper, flags, processes, trainings, tmp_path):
+def test_the_losses_are_those_without_it(cheaper, flags, processes, forks, trainings, tmp_path):
     """Of a fresh run, of one that is resumed in another process, and of one without."""
-    whole, resumed, plain = (tmp_path / name for name in ("whole", "resumed", "plain"))
-    plans = [
-        [
-            {"train": trainings.arguments(whole, **SHORT, **cheaper, **flags)},
-            {"copy": str(whole), "to": str(resumed), "until": 2},
-        ],
-        [
-            {
-                "train": trainings.arguments(
-                    resumed, **SHORT, **cheaper, **flags, resume_from_checkpoint="auto"
-                )
-            },
-            {"train": trainings.arguments(plain, **SHORT, **flags)},
-        ],
-    ]
-    for number, plan in enumerate(plans):
-        trainings.run_plan(plan, tmp_path, str(number), processes=processes)
+    whole, plain = tmp_path / "whole", tmp_path / "plain"
+    forks.run(trainings.arguments(whole, **SHORT, **cheaper, **flags), processes)
+    resumed = trainings.copy(whole, tmp_path / "resumed", 2)
+    again = trainings.arguments(resumed, **SHORT, **cheaper, **flags, resume_from_checkpoint="auto")
+    forks.run(again, processes)
+    forks.run(trainings.arguments(plain, **SHORT, **flags), processes)
     expected = trainings.losses(plain)
     assert len(expected) == 4
     for output in (whole, resumed):

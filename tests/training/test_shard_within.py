@@ -1,8 +1,5 @@
 """`--shard_within`: wherever frozen weights are, training is the same, between two nodes of two processes each."""
 
-import json
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,9 @@ from safetensors.torch import load_file
 @pytest.mark.parametrize(
     "steps", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)]
 )
-def test_losses_are_those_of_plain_zero_3_and_checkpoints_do_not_depend_on_it(trainings, tmp_path, steps):
+def test_losses_are_those_of_plain_zero_3_and_checkpoints_do_not_depend_on_it(
+    forks, trainings, tmp_path, steps
+):
     """And a run that goes on with its frozen weights elsewhere is the same bit for bit; so, to rounding, is one whose
     optimizer steps in main memory. The short ones accumulate.
     """
@@ -32,17 +31,15 @@ def test_losses_are_those_of_plain_zero_3_and_checkpoints_do_not_depend_on_it(tr
     }
     out = {"offload_optimizer": "cpu"}
     runs = {"all": {}, "node": {}, "none": {}, "node-out": out, "none-out": out}
-    plan = [
-        {"train": trainings.arguments(tmp_path / each, **flags, **more, shard_within=each.partition("-")[0])}
-        for each, more in runs.items()
-    ]
+    for each, more in runs.items():
+        within = each.partition("-")[0]
+        forks.run(
+            trainings.arguments(tmp_path / each, **flags, **more, shard_within=within), ranks=4, per_node=2
+        )
     for source, within in (("node", "none"), ("none", "node")):
-        output = tmp_path / f"{source}-{within}"
-        plan.append({"copy": str(tmp_path / source), "to": str(output), "until": saved})
+        output = trainings.copy(tmp_path / source, tmp_path / f"{source}-{within}", saved)
         more = {"shard_within": within, "resume_from_checkpoint": True}
-        plan.append({"train": trainings.arguments(output, **flags, **more)})
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    two_nodes(trainings, [str(tmp_path / "plan.json")])
+        forks.run(trainings.arguments(output, **flags, **more), ranks=4, per_node=2)
 
     plain = losses_of(trainings, tmp_path / "all")
     assert len(plain) == steps + 3 and plain[-1] != plain[0]
@@ -63,19 +60,3 @@ def losses_of(trainings, output):
     """Those of evaluations and of steps, in their order; the first is of the evaluation before the first step."""
     lines = trainings.history(output)
     return np.array([line[name] for line in lines for name in ("loss", "eval_loss") if name in line])
-
-
-def two_nodes(trainings, command):
-    """Two launchers of two processes each, as on two machines."""
-    port = str(20000 + random.randrange(20000))
-    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    nodes = [
-        trainings.start(
-            command,
-            launcher=[*launcher, f"--master-port={port}", f"--node-rank={number}", "-m"],
-            module="tests.training.checkpointing.many_runs",
-        )
-        for number in range(2)
-    ]
-    said = [node.communicate(timeout=280)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said[0][-3000:] + said[1][-3000:]

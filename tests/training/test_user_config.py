@@ -124,7 +124,7 @@ SCHEDULER = {
 
 
 @pytest.mark.slow
-def test_with_an_optimizer_and_a_schedule_of_its_own_nothing_is_lost_either(trainings, tmp_path):
+def test_with_an_optimizer_and_a_schedule_of_its_own_nothing_is_lost_either(forks, trainings, tmp_path):
     """It goes on where it was, and a loss that is no number changes no weight."""
     (tmp_path / "optimizer.json").write_text(json.dumps(OWN))
     (tmp_path / "both.json").write_text(json.dumps({**OWN, "scheduler": SCHEDULER}))
@@ -141,18 +141,14 @@ def test_with_an_optimizer_and_a_schedule_of_its_own_nothing_is_lost_either(trai
         "learning_rate_pretraining_components": 3e-3,
         "checkpoint_form": "trained",
     }
-    plan = []
     for name in ("optimizer", "both"):
         mine = {**flags, "deepspeed_config": tmp_path / f"{name}.json"}
-        whole, part = tmp_path / f"{name}-whole", tmp_path / f"{name}-part"
-        plan += [
-            {"train": trainings.arguments(whole, **mine)},
-            {"copy": str(whole), "to": str(part), "until": 2},
-            {"train": trainings.arguments(part, **mine, resume_from_checkpoint=True)},
-        ]
+        whole = tmp_path / f"{name}-whole"
+        forks.run(trainings.arguments(whole, **mine), 1)
+        part = trainings.copy(whole, tmp_path / f"{name}-part", 2)
+        forks.run(trainings.arguments(part, **mine, resume_from_checkpoint=True), 1)
     mine |= {"lm_model_name_or_path": spoilt, "max_skipped_steps": 4}
-    plan.append({"train": trainings.arguments(tmp_path / "spoilt", **mine)})
-    trainings.run_plan(plan, tmp_path)
+    forks.run(trainings.arguments(tmp_path / "spoilt", **mine), 1)
 
     for name in ("optimizer", "both"):
         folders = [tmp_path / f"{name}-{kind}" for kind in ("whole", "part")]

@@ -77,16 +77,13 @@ FEW = [
 ]
 
 
-def plan_of(trainings, folder: Path, cases: list[Case]) -> list[dict]:
-    plan, done = [], set()
+def run_cases(forks, trainings, folder: Path, cases: list[Case]) -> None:
+    """Each case's whole run, and what goes on from where it is interrupted."""
     for case in cases:
-        if case.whole not in done:
-            plan.append({"train": trainings.arguments(folder / case.whole, **case.flags)})
-            done.add(case.whole)
-        output = folder / case.name
-        plan.append({"copy": str(folder / case.whole), "to": str(output), "until": case.step})
-        plan.append({"train": trainings.arguments(output, **case.flags, resume_from_checkpoint=True)})
-    return plan
+        if not (folder / case.whole).exists():
+            forks.run(trainings.arguments(folder / case.whole, **case.flags), case.ranks)
+        output = trainings.copy(folder / case.whole, folder / case.name, case.step)
+        forks.run(trainings.arguments(output, **case.flags, resume_from_checkpoint=True), case.ranks)
 
 
 def equal(first, second) -> bool:
@@ -127,39 +124,6 @@ def losses(checkpoint: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["learning_rate"]) for line in history if "loss" in line]
 
 
-def run_all(trainings, folder: Path, cases: list[Case], timeout: int) -> None:
-    """Whole and resumed runs of all cases, and their wholes gone on from on the other number of processes."""
-    of_ranks = {ranks: [case for case in cases if case.ranks == ranks] for ranks in (1, 2)}
-    plans = {ranks: plan_of(trainings, folder, mine) for ranks, mine in of_ranks.items()}
-    moved = {ranks: moved_plan(trainings, folder, of_ranks[3 - ranks]) for ranks in (1, 2)}
-    trainings.run_plan([*plans[1], *damaged_plan(trainings, folder)], folder, "one", timeout=timeout)
-    broken = {"train": trainings.arguments(folder / "broken", **BROKEN.flags), "narrow": 1}
-    trainings.run_plan([*plans[2], broken, *moved[2]], folder, "two", processes=2, timeout=timeout)
-    trainings.run_plan(moved[1], folder, "one again", timeout=timeout)
-
-
-def moved_plan(trainings, folder: Path, cases: list[Case]) -> list[dict]:
-    plan = []
-    for case in cases:
-        if case.step == MIDDLE:
-            output, other = folder / f"{case.name}-moved", replace(case, ranks=3 - case.ranks)
-            plan.append({"copy": str(folder / case.whole), "to": str(output), "until": MIDDLE})
-            plan.append({"train": trainings.arguments(output, **other.flags, resume_from_checkpoint=True)})
-    return plan
-
-
-DAMAGED = Case(stage=2, ranks=1, lora=True, workers=2, step=END)
-
-
-def damaged_plan(trainings, folder: Path) -> list[dict]:
-    output = folder / "damaged"
-    return [
-        {"copy": str(folder / DAMAGED.whole), "to": str(output), "until": END},
-        {"damage": str(output / f"checkpoint-{END}" / "trained.safetensors")},
-        {"train": trainings.arguments(output, **DAMAGED.flags, resume_from_checkpoint=True)},
-    ]
-
-
 LAST = f"checkpoint-{2 * STEPS_AN_EPOCH}"
 
 
@@ -170,45 +134,54 @@ def check_bitwise(folder: Path, cases: list[Case]) -> None:
     assert not lost
 
 
-def check_moved(folder: Path, cases: list[Case]) -> None:
-    cases = [case for case in cases if case.step == MIDDLE]
+def check_moved(forks, trainings, folder: Path, cases: list[Case]) -> None:
+    """The whole runs go on from their middle on the other number of processes."""
     lost = []
-    for case in cases:
-        whole, moved = (np.array(losses(folder / name / LAST)) for name in (case.whole, f"{case.name}-moved"))
-        print(
-            f"{case.name} on {3 - case.ranks}: losses differ by {np.abs(whole - moved)[:, 0].max():.1e} at most"
-        )
+    for case in (each for each in cases if each.step == MIDDLE):
+        output = folder / f"{case.name}-moved"
+        trainings.copy(folder / case.whole, output, MIDDLE)
+        ranks = 3 - case.ranks
+        other = replace(case, ranks=ranks)
+        forks.run(trainings.arguments(output, **other.flags, resume_from_checkpoint=True), ranks)
+        whole, moved = (np.array(losses(each / LAST)) for each in (folder / case.whole, output))
+        print(f"{case.name} on {ranks}: losses differ by {np.abs(whole - moved)[:, 0].max():.1e} at most")
         if len(moved) != 2 * STEPS_AN_EPOCH or not np.allclose(whole, moved, rtol=0, atol=1e-4):
             lost.append(case.name)
-    print(f"resume on another number of processes: tried={len(cases)} lost={len(lost)}")
+    tried = sum(case.step == MIDDLE for case in cases)
+    print(f"resume on another number of processes: tried={tried} lost={len(lost)}")
     assert not lost
 
 
 @pytest.fixture(scope="module")
-def few(trainings, tmp_path_factory) -> Path:
+def few(forks, trainings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("few")
-    run_all(trainings, folder, FEW, timeout=900)
+    run_cases(forks, trainings, folder, FEW)
     return folder
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(few):
-    printed = (few / "one.log").read_text()
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(forks, trainings, few, tmp_path):
+    case = Case(stage=2, ranks=1, lora=True, workers=2, step=END)
+    output = trainings.copy(few / case.whole, tmp_path / "run", END)
+    damaged = output / f"checkpoint-{END}" / "trained.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
+    printed = forks.run(trainings.arguments(output, **case.flags, resume_from_checkpoint=True), 1)
     assert f"checkpoint-{END} is not used: trained.safetensors is damaged: its content has changed" in printed
-    assert f"resuming from {few / 'damaged' / f'checkpoint-{MIDDLE}'}" in printed
-    assert differences(few / DAMAGED.whole / LAST, few / "damaged" / LAST) == []
-
-
-BROKEN = Case(stage=3, ranks=2, lora=True, workers=2, step=MIDDLE)
+    assert f"resuming from {output / f'checkpoint-{MIDDLE}'}" in printed
+    assert differences(few / case.whole / LAST, output / LAST) == []
 
 
 @pytest.mark.slow
-def test_a_process_that_cannot_write_stops_no_other(few):
+def test_a_process_that_cannot_write_stops_no_other(forks, trainings, few, tmp_path):
     """The second process's disk is full at the first save: no checkpoint, no hang, and the same training."""
-    kept = [folder.name for folder in resumable_checkpoints(few / "broken")]
+    case = next(each for each in FEW if (each.stage, each.ranks) == (3, 2))
+    disk = {"kind": "narrow", "ranks": [1]}
+    printed = forks.run(trainings.arguments(tmp_path, **case.flags), 2, disk=disk)
+    kept = [folder.name for folder in resumable_checkpoints(tmp_path)]
     assert kept == ["checkpoint-6", "checkpoint-9", "checkpoint-12"]
-    assert differences(few / BROKEN.whole / LAST, few / "broken" / LAST) == []
-    assert "could not be written (File too large; " in (few / "two.log").read_text()
+    assert differences(few / case.whole / LAST, tmp_path / LAST) == []
+    assert "could not be written (File too large; " in printed
 
 
 @pytest.mark.slow
@@ -233,22 +206,21 @@ OFFLOADED = (("offload_optimizer", "cpu"), ("offload_param", "cpu"))
 
 
 @pytest.mark.slow
-def test_resume_is_bitwise_equal_where_all_is_offloaded(trainings, tmp_path):
+def test_resume_is_bitwise_equal_where_all_is_offloaded(forks, trainings, tmp_path):
     case = Case(stage=3, ranks=2, lora=True, workers=0, step=MIDDLE, more=OFFLOADED)
-    trainings.run_plan(plan_of(trainings, tmp_path, [case]), tmp_path, processes=2, timeout=900)
+    run_cases(forks, trainings, tmp_path, [case])
     check_bitwise(tmp_path, [case])
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not has_async_io(), reason="needs libaio and a compiler: apt install libaio-dev")
-def test_resume_is_bitwise_equal_where_weights_are_on_nvme(trainings, tmp_path):
+def test_resume_is_bitwise_equal_where_weights_are_on_nvme(forks, trainings, tmp_path):
     """And losses are those of the same run without offloading."""
     disk = tmp_path / "disk"
     disk.mkdir()
     on_disk = (OFFLOADED[0], ("offload_param", "nvme"), ("nvme_path", disk))
     case, inside = (Case(3, 2, True, 0, MIDDLE, more=more) for more in (on_disk, OFFLOADED))
-    plan = plan_of(trainings, tmp_path, [case, inside])
-    trainings.run_plan(plan, tmp_path, processes=2, timeout=1800)
+    run_cases(forks, trainings, tmp_path, [case, inside])
     check_bitwise(tmp_path, [case])
     assert losses(tmp_path / case.whole / LAST) == losses(tmp_path / inside.whole / LAST)
 
@@ -266,11 +238,8 @@ TRAIN_SETS = [
 ]
 
 
-def run_train_sets(trainings, folder: Path, cases: list[Case]) -> None:
-    for ranks in (1, 2):
-        mine = [case for case in cases if case.ranks == ranks]
-        plan = plan_of(trainings, folder, mine)
-        trainings.run_plan(plan, folder, f"on {ranks}", processes=ranks, timeout=2400)
+def run_train_sets(forks, trainings, folder: Path, cases: list[Case]) -> None:
+    run_cases(forks, trainings, folder, cases)
     check_bitwise(folder, cases)
     for case in cases:
         final = folder / case.name / "final"
@@ -291,24 +260,24 @@ def expected_frozen(case: Case, names: set[str]) -> set[str]:
 
 
 @pytest.mark.long
-def test_resume_is_bitwise_equal_whatever_learns(trainings, tmp_path):
+def test_resume_is_bitwise_equal_whatever_learns(forks, trainings, tmp_path):
     assert len(TRAIN_SETS) == 24
-    run_train_sets(trainings, tmp_path, TRAIN_SETS)
+    run_train_sets(forks, trainings, tmp_path, TRAIN_SETS)
 
 
 @pytest.mark.slow
-def test_resume_is_bitwise_equal_where_other_parts_learn(trainings, tmp_path):
+def test_resume_is_bitwise_equal_where_other_parts_learn(forks, trainings, tmp_path):
     """Three of the 24, one of each stage; and weights that an earlier run has trained and this one leaves frozen, on a
     resume that does not say where they came from."""
     few = [TRAIN_SETS[6], TRAIN_SETS[11], TRAIN_SETS[22]]
     assert {case.stage for case in few} == {0, 2, 3}
-    run_train_sets(trainings, tmp_path, few)
+    run_train_sets(forks, trainings, tmp_path, few)
     earlier = tmp_path / few[0].whole / "final"
     case = Case(0, 1, True, 0, MIDDLE, train=("projector",), more=(("init_from", earlier),))
-    plan = plan_of(trainings, tmp_path, [case])
-    words = plan[-1]["train"]
-    del words[words.index("--init_from") : words.index("--init_from") + 2]
-    trainings.run_plan(plan, tmp_path, "second stage", timeout=900)
+    forks.run(trainings.arguments(tmp_path / case.whole, **case.flags), 1)
+    output = trainings.copy(tmp_path / case.whole, tmp_path / case.name, MIDDLE)
+    resumed = {**case.flags, "init_from": None, "resume_from_checkpoint": True}
+    forks.run(trainings.arguments(output, **resumed), 1)
     check_bitwise(tmp_path, [case])
     before, after = (
         load_file(path / "trained.safetensors") for path in (earlier, tmp_path / case.name / "final")
@@ -322,10 +291,10 @@ def quantised(stage: int, lora: bool, *bits: int) -> Case:
 
 
 @pytest.mark.slow
-def test_resume_is_bitwise_equal_over_quantised_weights(trainings, tmp_path):
+def test_resume_is_bitwise_equal_over_quantised_weights(forks, trainings, tmp_path):
     """And no scale of theirs is written."""
     cases = [quantised(2, True, 4, 8), quantised(1, False, 8)]
-    trainings.run_plan(plan_of(trainings, tmp_path, cases), tmp_path, processes=2, timeout=900)
+    run_cases(forks, trainings, tmp_path, cases)
     check_bitwise(tmp_path, cases)
     for path in tmp_path.glob("*/checkpoint-*/global_step*/*model_states.pt"):
         names = torch.load(path, weights_only=False)["module"]
@@ -333,13 +302,13 @@ def test_resume_is_bitwise_equal_over_quantised_weights(trainings, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_alike(few):
-    check_moved(few, FEW)
+def test_another_number_of_processes_goes_on_alike(forks, trainings, few):
+    check_moved(forks, trainings, few, FEW)
 
 
 @pytest.mark.long
-def test_resume_in_every_case(trainings, tmp_path):
+def test_resume_in_every_case(forks, trainings, tmp_path):
     assert len(ALL) == 48
-    run_all(trainings, tmp_path, ALL, timeout=2400)
+    run_cases(forks, trainings, tmp_path, ALL)
     check_bitwise(tmp_path, ALL)
-    check_moved(tmp_path, ALL)
+    check_moved(forks, trainings, tmp_path, ALL)

@@ -16,6 +16,7 @@ from training.arguments.command_line import parse_flags, training_arguments
 from training.arguments.parser import VisualChatTrainingArguments
 from training.checkpointing.folders import ResumeError, resumable_checkpoints
 from training.checkpointing.run_record import FIXED, UNRECORDED, Run
+from training.exit_codes import MISTAKE
 from utils.data import build_dataset
 
 
@@ -209,25 +210,20 @@ def cosine(step: int, steps: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_what_may_change_takes_effect(trainings, tmp_path, stage):
+def test_what_may_change_takes_effect(forks, trainings, tmp_path, stage):
     flags = {**STEPS, "zero_stage": stage}
-    whole, old = tmp_path / "whole", tmp_path / "old"
-    plan = [{"train": trainings.arguments(whole, **flags)}]
-    for name, change in CHANGES.items():
-        plan.append({"copy": str(whole), "to": str(tmp_path / name), "until": 2})
-        plan.append(
-            {
-                "train": trainings.arguments(
-                    tmp_path / name, **{**flags, **change}, resume_from_checkpoint=True
-                )
-            }
-        )
-    plan.append({"copy": str(whole), "to": str(old), "until": 2})
-    refused = {**flags, "lang_lora_dim": 4, "resume_from_checkpoint": True}
-    plan.append({"train": trainings.arguments(old, **refused), "refused": True})
-    printed = trainings.run_plan(plan, tmp_path, timeout=900)
-    assert "written with --lang_lora_dim 0 (now 4), which cannot change within a run" in printed
-    assert "changed since checkpoint-2: --learning_rate 0.01 (now 0.001)" in printed
+    whole = tmp_path / "whole"
+    forks.run(trainings.arguments(whole, **flags), 1)
+
+    def resumed(name: str, **change: object) -> list[str]:
+        output = trainings.copy(whole, tmp_path / name, 2)
+        return trainings.arguments(output, **{**flags, **change}, resume_from_checkpoint=True)
+
+    printed = {name: forks.run(resumed(name, **change), 1) for name, change in CHANGES.items()}
+    assert "changed since checkpoint-2: --learning_rate 0.01 (now 0.001)" in printed["learning_rate"]
+    refused = forks.start(resumed("old", lang_lora_dim=4), 1)
+    assert refused.wait() == [MISTAKE]
+    assert "written with --lang_lora_dim 0 (now 4), which cannot change within a run" in refused.printed
 
     def rates(name: str) -> list[float]:
         return [line["learning_rate"] for line in trainings.history(tmp_path / name) if "loss" in line]

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -294,9 +295,26 @@ class Killed(Saves):
             print("it was quicker", flush=True)
 
 
+class Narrow:
+    """The kernel refuses files above 1000 bytes, as a full disk does, in this process's first save."""
+
+    def __init__(self, kind: str) -> None:
+        self._save, self._limits = CheckpointWriter.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+        CheckpointWriter.save = lambda *given: self.save(*given)
+
+    def save(self, *given: object) -> None:
+        CheckpointWriter.save = self._save
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, self._limits[1]))
+        try:
+            self._save(*given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+
 DISKS = {
     **dict.fromkeys(("held", "stop", "full", "kill"), Disk),
     "looked": Looked,
     "broken": Broken,
     "killed": Killed,
+    "narrow": Narrow,
 }

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.ranks import ON_CPUS, ROOT
-from tests.training.fault_tolerance.conftest import alive_in
+from tests.training.conftest import alive_in
 from training.checkpointing.folders import resumable_checkpoints
 
 pytestmark = pytest.mark.slow
