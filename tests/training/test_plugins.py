@@ -20,6 +20,12 @@ from utils.model.vision import FAMILIES
 from utils.plugins import load_plugins
 
 
+def make_eye(own, folder):
+    own.PatchModel(own.PatchConfig(image_size=16, patch_size=8, hidden_size=32)).save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
+
+
 @pytest.mark.slow
 def test_one_step_of_training_and_a_question(trainings, tmp_path, monkeypatch):
     for name in ("modules", "path"):
@@ -38,12 +44,7 @@ def test_one_step_of_training_and_a_question(trainings, tmp_path, monkeypatch):
 
     load_plugins([str(encoder)])
     torch.manual_seed(0)
-    own = sys.modules["my_encoder"]
-    own.PatchModel(own.PatchConfig(image_size=16, patch_size=8, hidden_size=32)).save_pretrained(
-        tmp_path / "eye"
-    )
-    size = {"height": 16, "width": 16}
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path / "eye")
+    make_eye(sys.modules["my_encoder"], tmp_path / "eye")
 
     command = trainings.arguments(
         tmp_path / "run",
@@ -75,12 +76,7 @@ def test_caches_and_plans_know_the_plugin(tmp_path, monkeypatch):
     encoder = tmp_path / "my_encoder_in_caches.py"
     encoder.write_text(python_blocks("add-an-encoder")[1])
     load_plugins([str(encoder)])
-    own = sys.modules[encoder.stem]
-    own.PatchModel(own.PatchConfig(image_size=16, patch_size=8, hidden_size=32)).save_pretrained(
-        tmp_path / "eye"
-    )
-    size = {"height": 16, "width": 16}
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path / "eye")
+    make_eye(sys.modules[encoder.stem], tmp_path / "eye")
     model, processor = build_visual_chat(str(ROOT / "assets" / "tiny_llama"), str(tmp_path / "eye"))
     before = image_fingerprint(model, processor), features_of(model.model.vision_tower, processor)
     assert before == (image_fingerprint(model, processor), features_of(model.model.vision_tower, processor))

@@ -13,15 +13,8 @@ RECOMPUTED, COMPILED = {"gradient_checkpointing": True}, {"torch_compile": True}
         pytest.param(RECOMPUTED, {"zero_stage": 0}, 1, marks=pytest.mark.slow),
         pytest.param(COMPILED | RECOMPUTED, {"zero_stage": 2}, 2, marks=pytest.mark.slow),
         pytest.param(
-            RECOMPUTED,
-            {"zero_stage": 2, "lang_lora_dim": 2, "lang_lora_module_name": "layers."},
-            1,
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
             RECOMPUTED, {"zero_stage": 0, "packing": True, "precision": "bf16"}, 1, marks=pytest.mark.long
         ),
-        pytest.param(RECOMPUTED, {"zero_stage": 0, "attention": "cross"}, 1, marks=pytest.mark.long),
         pytest.param(
             RECOMPUTED,
             {"zero_stage": 3, "packing": True, "per_device_train_batch_size": 2},
@@ -29,7 +22,7 @@ RECOMPUTED, COMPILED = {"gradient_checkpointing": True}, {"torch_compile": True}
             marks=pytest.mark.long,
         ),
     ],
-    ids=["ZeRO-0", "compiled ZeRO-2", "ZeRO-2 LoRA", "packed bf16", "cross", "ZeRO-3 packed"],
+    ids=["ZeRO-0", "compiled ZeRO-2", "packed bf16", "ZeRO-3 packed"],
 )
 def test_the_losses_are_those_without_it(cheaper, flags, processes, forks, trainings, tmp_path):
     """Of a fresh run, of one that is resumed in another process, and of one without."""

@@ -163,21 +163,6 @@ def test_launchers_and_nodes(dry_run, tmp_path):
     assert words[1:3] == ["-m", "accelerate.commands.launch"] and "--cpu" not in words
 
 
-@pytest.mark.slow
-def test_the_slurm_script_asks_slurm_for_nodes(dry_run, tmp_path, monkeypatch):
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text("#!/bin/sh\necho gpu07\necho gpu08\n")
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
-    slurm = {"SLURM_SUBMIT_DIR": ROOT, "SLURM_JOB_NUM_NODES": 2, "SLURM_JOB_NODELIST": "gpu[07-08]"}
-    slurm |= {"SLURM_JOB_ID": 1234, "SLURM_GPUS_ON_NODE": 4, "RUN": "run_7b.sh"}
-    printed = dry_run("slurm.sh", **{**TINY, "DATASETS": "llava", "DATASET_CONCAT": 1}, **slurm)
-    assert printed.launcher[printed.launcher.index("--master_addr") + 1] == "gpu07"
-    assert printed.launcher[printed.launcher.index("--master_port") + 1] == "21234"
-    assert "8 GPUs" in printed.text
-
-
 @pytest.mark.parametrize(
     "values, says",
     [
