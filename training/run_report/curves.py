@@ -32,9 +32,7 @@ def draw_curves(history: History, path: str | Path, title: str) -> None:
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#DDDDDD", linewidth=0.6)
-        axes.spines["right"].set_visible(False)
-    for axes in figure.axes:
-        axes.spines["top"].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")
 
 
@@ -103,6 +101,7 @@ def _right(axes: "Axes", label: str, colour: str, top: float) -> "Axes":
     right = axes.twinx()
     right.set_ylabel(label, color=colour)
     right.set_ylim(0, top)
+    right.spines["top"].set_visible(False)
     return right
 
 
