@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_488,
-    "tests: lines": 26_567,
+    "tests: lines": 26_271,
     "core: lines": 18_465,
     "core: files": 100,
     "core: imports of wings": 0,
