@@ -5,7 +5,7 @@ that a small search finds for it, and is asked about images in a style that was 
 docs/comparison.jsonl, a line for each training, as they come: run it again to go on, or with more seeds or forms.
 
 Writes docs/comparison.md and docs/images/comparison.png. --without_adapters and another --decoder
-are comparisons of their own, whose files are called so too.
+are comparisons of their own, whose files are called so too; the first decoder's page has a section on the other.
 """
 
 import argparse
@@ -83,8 +83,12 @@ def write_page(results: Results, docs: Path, name: str = "comparison") -> None:
     if not rows:
         console.print("no training is done yet: no page")
         return
+    second: list[Row] = []
+    if results.settings["decoder"] == "smollm2":
+        other = {**results.settings, "decoder": "gemma3"}
+        second = Results(docs / f"{name}_gemma3.jsonl", other).compared()
     draw(rows, docs / "images" / f"{name}.png")
-    atomic_write(docs / f"{name}.md", page(rows, name))
+    atomic_write(docs / f"{name}.md", page(rows, name, second))
     console.print(f"{docs / name}.md", style="dim", markup=False)
 
 

@@ -32,8 +32,8 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_488,
-    "tests: lines": 26_271,
+    "library: lines": 32_522,
+    "tests: lines": 26_286,
     "core: lines": 18_465,
     "core: files": 100,
     "core: imports of wings": 0,

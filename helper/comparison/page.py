@@ -12,8 +12,11 @@ AGAINST = "causal"
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
-def page(rows: Sequence[Row], name: str) -> str:
-    """Markdown; of an unfinished comparison what is there. Results and chart are called by `name`."""
+def page(rows: Sequence[Row], name: str, second: Sequence[Row] = ()) -> str:
+    """Markdown; of an unfinished comparison what is there. Results and chart are called by `name`.
+
+    second: rows of the same comparison on another decoder, which get a section where there are any.
+    """
     plan = rows[0]["settings"]
     seeds = sorted({row["seed"] for row in rows})
     parts = [
@@ -40,6 +43,8 @@ def page(rows: Sequence[Row], name: str) -> str:
             f" many did); and how many times as many as {AGAINST} attention took, over the seeds in which both did.",
             as_markdown(accuracy_table(rows, part, _three(plan, part))),
         ]
+    if second:
+        parts += ["## A second decoder", _second_decoder(second, name), as_markdown(samples_table(second))]
     if plan["asked_dialogues"]:
         parts += [
             "## By kind of question",
@@ -65,10 +70,21 @@ def accuracy_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Tabl
     table: Table = [("form", *(f"{size:,}" for size in sizes), "samples to 90 %", f"times {AGAINST}")]
     for form in _shown(rows):
         cells = [_percent(mean(rows, form, answered(part, size))) for size in sizes]
-        ratio = _ratio(lead(rows, form, AGAINST, log_samples_to(part))) if form != AGAINST else "1"
-        table.append((form, *cells, _samples_to(rows, form, part), ratio))
+        table.append((form, *cells, _samples_to(rows, form, part), _times(rows, form, part)))
     guessed = _percent(mean(rows, rows[0]["form"], lambda row: row["commonest"][part]))
     return [*table, ("the commonest answer of each kind", *[guessed] * len(sizes), "-", "-")]
+
+
+def samples_table(rows: Sequence[Row]) -> Table:
+    """A row for each form: samples to 90 % in each part, and their ratio to causal's."""
+    parts = _parts(rows[0]["settings"])
+    table: Table = [("form", *(head for _, title in parts for head in (title, f"times {AGAINST}")))]
+    for form in _shown(rows):
+        cells = []
+        for part, _ in parts:
+            cells += [_samples_to(rows, form, part), _times(rows, form, part)]
+        table.append((form, *cells))
+    return table
 
 
 def kind_table(rows: Sequence[Row]) -> Table:
@@ -128,6 +144,16 @@ def _verdict(ahead: Mean) -> str:
     if not ahead.is_certain:
         return f"no certain difference {interval}"
     return f"certainly {'more' if ahead.value > 0 else 'fewer'} right than {AGAINST} {interval}"
+
+
+def _second_decoder(rows: Sequence[Row], name: str) -> str:
+    plan = rows[0]["settings"]
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    file = f"{name}_{plan['decoder']}"
+    return (
+        f"The same on {DECODERS[plan['decoder']]}, a decoder of another family ([{file}.md]({file}.md)). Samples that"
+        f" it took to answer 90 % right, and how many times as many as {AGAINST} attention took. Seeds: {seeds}."
+    )
 
 
 def _method(plan: Row, seeds: Sequence[int]) -> str:
@@ -194,7 +220,11 @@ def _samples_to(rows: Sequence[Row], form: str, part: str) -> str:
     return f"{math.exp(sum(reached.values()) / len(reached)):,.0f} ({of})" if reached else f"- ({of})"
 
 
-def _ratio(logarithm: Mean | None) -> str:
+def _times(rows: Sequence[Row], form: str, part: str) -> str:
+    """How many times as many samples as causal attention it took."""
+    if form == AGAINST:
+        return "1"
+    logarithm = lead(rows, form, AGAINST, log_samples_to(part))
     if logarithm is None:
         return "-"
     low, high = (logarithm.value + side * (logarithm.half or 0) for side in (-1, 1))

@@ -170,6 +170,21 @@ def test_the_page_takes_a_comparison_that_is_not_finished(tmp_path: Path) -> Non
     assert page(results.compared(), "comparison") == text
 
 
+def test_a_second_decoder_has_a_section_on_the_page_of_the_first(tmp_path: Path) -> None:
+    first = Results(tmp_path / "comparison.jsonl", PLAN.settings)
+    second = Results(tmp_path / "comparison_gemma3.jsonl", replace(PLAN, decoder="gemma3").settings)
+    first.add(Cell(1, 0, "causal"), row("causal", 1, 0.5, 0.95))
+    helper.compare.write_page(first, tmp_path)
+    assert "A second decoder" not in (tmp_path / "comparison.md").read_text()
+    for place, form, rights in ((0, "causal", (0.5, 0.9)), (1, "mmca", (0.9, 0.9))):
+        second.add(Cell(2, place, form), {**row(form, 2, *rights), "settings": second.settings})
+    helper.compare.write_page(first, tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "on Gemma 3 270M" in text and "(comparison_gemma3.md)" in text and "Seeds: 2." in text
+    assert "| mmca | 4 (1 of 1) | 0.50 | - (0 of 1) | - | - (0 of 1) | - |" in text
+    assert "Gemma 3 270M as decoder" not in text  # the rest is the first decoder's
+
+
 def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fourth training fails; run again, the three before it are not trained again."""
     trained = []
