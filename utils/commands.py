@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
@@ -178,11 +178,6 @@ def progress(label: str, total: int, unit: str = "", keep: bool = False) -> Iter
                 logger.info("%s: %s in %.0f s", label, words, now - start)
 
         yield advance
-
-
-def byte_bar(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """`progress` of reading, which is measured in bytes."""
-    return progress(label, total, "B")
 
 
 def in_units(count: float) -> str:

@@ -1,7 +1,6 @@
 """An image looks to the model as transformers' own processor sees the upright file: formats x modes x orientations."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import PIL.features
@@ -13,8 +12,6 @@ import torch
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from chat.images import open_image
-from chat.server_setup import Limits
-from chat.serving.pictures import Pictures, Sources
 from utils import images as images_module
 from utils.conversation import Image, ImageError
 from utils.model.image_preprocessing import preprocess
@@ -178,20 +175,6 @@ def test_a_jpeg_at_a_fraction_is_framed_alike(mode: str, longest: int, orientati
     assert max(pixels.shape) == (longest if in_full else -(-longest // 2))
     difference = (preprocess(PROCESSORS[0], [Image(encoded)]) - theirs(PROCESSORS[0], encoded)).abs()
     assert difference.mean() * 255 * 0.27 < (1 if not in_full else 1e-9)  # 0.27: CLIP's standard deviation
-
-
-@pytest.mark.parametrize("format", [each for each in MODES if each in ("PNG", "TIFF", "AVIF", "JPEG")])
-def test_all_sources_and_entrances_see_the_same(format: str, tmp_path: Path) -> None:
-    encoded = file_of(picture("RGBA" if format != "JPEG" else "RGB"), format, 6)
-    (tmp_path / "a").write_bytes(encoded)
-    images = [Image(source) for source in (tmp_path / "a", str(tmp_path / "a"), encoded)]
-    images += [Image(PIL.Image.open(io.BytesIO(encoded)))]
-    images += [open_image(each) for each in images]
-    if format != "TIFF":  # which a server does not accept
-        images.append(Pictures(Limits(), Sources()).checked(encoded, "image"))
-    for image in images:
-        assert torch.equal(preprocess(PROCESSORS[0], [image]), theirs(PROCESSORS[0], encoded))
-    assert {each.size for each in images[4:]} == {SIZE[::-1]}
 
 
 @pytest.mark.parametrize(

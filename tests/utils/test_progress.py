@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from utils import commands
-from utils.commands import byte_bar, progress
+from utils.commands import progress
 
 
 def put_up(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> io.StringIO:
@@ -20,7 +20,7 @@ def put_up(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> io.StringIO:
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_only_a_terminal_sees_a_bar(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
     shown = put_up(monkeypatch, is_terminal)
-    with byte_bar("SN.json", 3_000_000) as advance:
+    with progress("SN.json", 3_000_000, "B") as advance:
         advance(1_500_000)
         advance(1_500_000)
     assert ("SN.json" in shown.getvalue()) == is_terminal
@@ -49,6 +49,6 @@ def test_lines_count_bytes_in_their_units(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(commands, "LINE_EVERY", 0)
-    with byte_bar("SN.json", 3_000_000_000) as advance:
+    with progress("SN.json", 3_000_000_000, "B") as advance:
         advance(1_500_000_000)
     assert caplog.messages == ["SN.json: 1.5 GB of 3.0 GB in 0 s"]

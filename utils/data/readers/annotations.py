@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from utils.commands import byte_bar, in_units
+from utils.commands import in_units, progress
 from utils.data.readers.conversion_cache import ArrowRows, Source, batched, cached, write_batches
 from utils.data.readers.json_stream import (
     FETCH,
@@ -299,7 +299,7 @@ def _write_texts(
             yield {"record": record.text, "problem": record.problem}
 
     size = path.stat().st_size * (_UNPACKED if is_packed(path) else 1)
-    with byte_bar(path.name, size) as advance:
+    with progress(path.name, size, "B") as advance:
         batches = batched(rows(), _SCHEMA, lambda row: len(row["record"] or ""))
         write_batches(folder / RECORDS, _SCHEMA, batches)
     if count and not objects:

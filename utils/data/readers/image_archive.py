@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from utils.commands import byte_bar, in_units
+from utils.commands import in_units, progress
 from utils.conversation import ImageError
 from utils.data.readers.conversion_cache import Source, cached
 from utils.data.readers.json_stream import JsonStream
@@ -117,7 +117,7 @@ def open_image_archive(path: Path) -> ImageArchive:
 
 
 def _json_entries(path: Path) -> Iterable[tuple[str, Any]]:
-    with byte_bar(path.name, path.stat().st_size) as advance, JsonStream(path, advance) as stream:
+    with progress(path.name, path.stat().st_size, "B") as advance, JsonStream(path, advance) as stream:
         if stream.peek() != "{":
             raise stream.error("expected one object of pictures, {id: base64}")
         for name in stream.members():

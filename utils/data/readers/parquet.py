@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from utils.commands import byte_bar
+from utils.commands import progress
 from utils.data.readers.annotations import RECORDS
 from utils.data.readers.conversion_cache import ArrowRows, Source, cached, write_batches
 from utils.data.readers.json_stream import FETCH, REWRITE, parquet_files
@@ -89,7 +89,7 @@ class PictureTable:
 def table_entries(tables: Sequence[PictureTable]) -> Iterator[tuple[str, Any]]:
     """Ids and pictures of all rows, a few in memory at a time; shows how far it has got."""
     total = sum(table.parquet.size for table in tables)
-    with byte_bar(tables[0].parquet.path.name, total) as advance:
+    with progress(tables[0].parquet.path.name, total, "B") as advance:
         for table in tables:
             for batch in table.parquet.batches([table.id_column, table.picture_column]):
                 names, values = batch.column(table.id_column), batch.column(table.picture_column)
@@ -133,7 +133,7 @@ def open_parquet(path: Path, is_own: bool) -> ArrowRows:
             )
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with byte_bar(path.name, size) as advance:
+        with progress(path.name, size, "B") as advance:
             for batch in (batch for shard in shards for batch in shard.batches()):
                 yield batch
                 advance(batch.nbytes)
