@@ -85,7 +85,7 @@ STAND_INS = {
     "benchmarks.layer": "benchmarks.layer --rounds 1 --sizes 16+1",
     "benchmarks.saving --size tiny --layers 1 --rounds 5": "benchmarks.saving --size tiny --rounds 1",
     "benchmarks.train_step": "benchmarks.train_step --rounds 1 --size tiny --text 64 --images 1",
-    "--size 120m --rounds 5": "--size tiny --rounds 1 --images 2",
+    "--size 120m --rounds 2": "--size tiny --rounds 1 --images 2",
     "--size 1b": "--size tiny --rounds 1 --images 2",
     "--size 120m --pictures 1 --tokens 4": "--size tiny --pictures 1 --tokens 2 --questions 2 --rounds 1",
     "--size 120m --pictures 4 --batch_size 40": "--size tiny --questions 2",
