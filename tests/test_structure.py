@@ -32,8 +32,8 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_517,
-    "tests: lines": 26_269,
+    "library: lines": 32_516,
+    "tests: lines": 26_198,
     "core: lines": 18_460,
     "core: files": 100,
     "core: imports of wings": 0,

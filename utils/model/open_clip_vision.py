@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import CLIPImageProcessor, PreTrainedModel
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_visual_chat import OpenClipVisionConfig
@@ -48,7 +48,6 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 _RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _NO_REGULARISATION = {"patch_dropout": 0.0, "timm_drop": 0.0, "timm_drop_path": None}
 
 
@@ -325,8 +324,8 @@ def image_processor(files: OpenClipFiles) -> CLIPImageProcessor:
         do_center_crop=how == "shortest",
         crop_size=square,
         resample=_RESAMPLING[resampling],
-        image_mean=list(settings.get("mean") or _CLIP_MEAN),
-        image_std=list(settings.get("std") or _CLIP_STD),
+        image_mean=list(settings.get("mean") or OPENAI_CLIP_MEAN),
+        image_std=list(settings.get("std") or OPENAI_CLIP_STD),
     )
 
 

@@ -23,17 +23,13 @@ def kept(source):
     return sorted((source.parent / "kept").iterdir())
 
 
-def test_is_compiled_once(source):
+def test_is_compiled_once_for_each_source(source):
     assert compiled_library(source).add(2, 3) == 5
     (library,) = kept(source)
     made = library.stat().st_mtime_ns
     _found.cache_clear()  # as another process
     assert compiled_library(source).add(2, 3) == 5
     assert kept(source) == [library] and library.stat().st_mtime_ns == made
-
-
-def test_another_source_is_another_library(source):
-    compiled_library(source)
     source.write_text(ADDS.replace("a + b", "a * b"))
     _found.cache_clear()
     assert compiled_library(source).add(2, 3) == 6

@@ -38,15 +38,6 @@ def test_projector_and_embedding_come_over_from_either_form(folders, tmp_path, s
     assert ups and not any(parameter.any() for parameter in ups)  # adapters stay as new
 
 
-def test_adapters_come_over(folders, tmp_path):
-    earlier, processor = trained(folders, lora=LORA)
-    save_trained_only(earlier, processor, tmp_path)
-    model, _ = build_visual_chat(*folders, lora=LORA)
-    init_from(model, tmp_path)
-    for name, parameter in learning(earlier).items():
-        torch.testing.assert_close(learning(model)[name], parameter, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(
     ("earlier", "factor"),
     [({"attention": "mmca"}, 1.0), ({"attention": "causal"}, 0.0), ({"image_gate": "head"}, None)],
