@@ -33,6 +33,7 @@ from utils.distributed import decided_by_main, get_logger, rank, world_size
 logger = get_logger(__name__)
 
 _LOOK_EVERY = 1.0  # seconds, for connections that are new
+_DOORS = 4  # threads that take up connections: a stranger who says nothing keeps one of them busy
 _GRACE = {MISTAKE: 5.0, INTERRUPTED: 5.0, STALLED: 20.0}
 """Seconds in which the others come to the same end by themselves, and say what they have to say."""
 
@@ -104,7 +105,10 @@ class PeerWatch:
 
         port, token = decided_by_main(invite)
         if listeners:
-            threading.Thread(target=self._accept, args=listeners, name="accepts peers", daemon=True).start()
+            for _ in range(_DOORS):
+                threading.Thread(
+                    target=self._accept, args=listeners, name="accepts peers", daemon=True
+                ).start()
             return
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         try:
@@ -118,7 +122,7 @@ class PeerWatch:
         self._add(connection, Departure(0, host, 0))
 
     def _accept(self, listener: Listener) -> None:
-        """The first process's thread that takes up connections."""
+        """One of the first process's threads that take up connections."""
         while True:
             with suppress(OSError, EOFError, AuthenticationError):  # whoever it is, it is none of us
                 connection = listener.accept()
