@@ -129,3 +129,12 @@ def test_workers_give_the_same_batches(processor: VisualChatProcessor, mixture: 
         assert one.inputs.keys() == other.inputs.keys() and "attention_mask" not in one.inputs
         assert one.origins == other.origins and one.images == other.images
         torch.testing.assert_close(one.inputs, other.inputs, rtol=0, atol=0)
+
+
+def test_pixels_are_in_the_order_of_their_tokens(processor: VisualChatProcessor, mixture: Mixture) -> None:
+    packed = rows_of(mixture, processor)
+    alone = EncodedDataset(mixture, processor, LENGTH, on_bad="skip")
+    by_ids = {tuple(alone[index].input_ids): alone[index].pixel_values for index in range(len(alone))}
+    for number in range(len(packed)):
+        row = packed[number]
+        assert torch.equal(row.pixel_values, torch.cat([by_ids[tuple(ids)] for ids in parts(row)]))

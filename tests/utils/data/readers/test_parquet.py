@@ -56,3 +56,13 @@ def test_files_of_ones_own_are_names_and_so_is_their_folder(tmp_path: Path) -> N
     (tmp_path / "a.parquet").write_text("x")
     with pytest.raises(DataError, match=r"is not a valid parquet file [^\n]*; write it again"):
         build_dataset([str(tmp_path / "a.parquet")], "nowhere")
+
+
+def test_a_parquet_file_with_a_damaged_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    pq.write_table(pa.table({"a": [str(index) * 50 for index in range(5000)]}), path, compression="gzip")
+    content = bytearray(path.read_bytes())
+    content[500:1500] = b"?" * 1000
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"records\.parquet is not a valid parquet file"):
+        open_records(path)
