@@ -153,6 +153,7 @@ def _second_decoder(rows: Sequence[Row], name: str) -> str:
     return (
         f"The same on {DECODERS[plan['decoder']]}, a decoder of another family ([{file}.md]({file}.md)). Samples that"
         f" it took to answer 90 % right, and how many times as many as {AGAINST} attention took. Seeds: {seeds}."
+        " Only the projection's rate was searched for it; the others are those of the first decoder."
     )
 
 
