@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_521,
-    "tests: lines": 26_217,
+    "tests: lines": 26_218,
     "core: lines": 18_460,
     "core: files": 100,
     "core: imports of wings": 0,
