@@ -28,11 +28,12 @@ from training.exit_codes import (
     end_now,
     last_checkpoint,
 )
-from utils.distributed import decided_by_main, get_logger, rank, world_size
+from utils.distributed import barrier, decided_by_main, get_logger, rank, world_size
 
 logger = get_logger(__name__)
 
 _LOOK_EVERY = 1.0  # seconds, for connections that are new
+_PATIENCE = 30.0  # seconds that the first process has to take up a connection
 _DOORS = 4  # threads that take up connections: a stranger who says nothing keeps one of them busy
 _GRACE = {MISTAKE: 5.0, INTERRUPTED: 5.0, STALLED: 20.0}
 """Seconds in which the others come to the same end by themselves, and say what they have to say."""
@@ -109,16 +110,22 @@ class PeerWatch:
                 threading.Thread(
                     target=self._accept, args=listeners, name="accepts peers", daemon=True
                 ).start()
-            return
-        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        else:
+            self._connect(os.environ.get("MASTER_ADDR", "127.0.0.1"), port, token)
+        barrier()  # nobody leaves before the first process knows all that it has to tell of it
+
+    def _connect(self, host: str, port: int, token: bytes) -> None:
         try:
             connection = Client((host, port), authkey=token)
+            connection.send(self._me)
+            if not connection.poll(_PATIENCE):
+                raise TimeoutError("no answer")
+            connection.recv()
         except (OSError, EOFError) as error:
             logger.warning(
                 "no connection to %s:%d (%s): a lost process will be noticed late", host, port, error
             )
             return
-        connection.send(self._me)
         self._add(connection, Departure(0, host, 0))
 
     def _accept(self, listener: Listener) -> None:
@@ -127,6 +134,7 @@ class PeerWatch:
             with suppress(OSError, EOFError, AuthenticationError):  # whoever it is, it is none of us
                 connection = listener.accept()
                 self._add(connection, connection.recv())
+                connection.send(self._me)  # the other one waits for it
 
     def _add(self, connection: Connection, peer: Departure) -> None:
         with socket.socket(fileno=os.dup(connection.fileno())) as line:
