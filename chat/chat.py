@@ -93,7 +93,7 @@ def _answer_all(repl: Repl, prompts: Sequence[str]) -> int:
 
     if prompts:
         questions = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-        steps = (partial(repl.question, question) for question in questions)
+        steps = (partial(repl.handle, question, is_question=True) for question in questions)
     else:
         steps = (partial(repl.handle, line) for line in sys.stdin if line.strip())
     try:

@@ -70,8 +70,8 @@ def open_image(image: ImageSource) -> LoadedImage:
     source, name = lazy.source, lazy.name
     if not isinstance(source, PIL.Image.Image):
         source = encoded_bytes(source, name)
-    picture = Image(source, name).open()
-    return LoadedImage(source if isinstance(source, bytes) else picture, name, picture.size)
+    pixels = Image(source, name).open()
+    return LoadedImage(source if isinstance(source, bytes) else pixels, name, pixels.size)
 
 
 NO_IMAGE = ("", "na", "none")

@@ -50,8 +50,8 @@ def data_url(image: LoadedImage) -> str:
         file = BytesIO()
         content.save(file, "PNG")
         content = file.getvalue()
-    with PIL.Image.open(BytesIO(content)) as picture:
-        kind = picture.get_format_mimetype() or "application/octet-stream"
+    with PIL.Image.open(BytesIO(content)) as opened:
+        kind = opened.get_format_mimetype() or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

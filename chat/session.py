@@ -37,7 +37,7 @@ class ChatSession:
     decoder's positions reach. Whatever goes wrong in `ask` leaves the dialogue as it was.
 
     What the model computes for images is kept in `image_store`, where the model's attention allows it: share
-    one among the sessions of a model, and a picture that any of them has seen costs none of them anything. A
+    one among the sessions of a model, and an image that any of them has seen costs none of them anything. A
     session that is given none has its own; without `keep_images` there is none.
     """
 

@@ -64,13 +64,13 @@ def serve(session: ChatSession, parsed: argparse.Namespace, sampling: Sampling, 
     from chat.page.layout import IMAGES, STYLE, THEME, build_page, examples_of
     from chat.page.page_session import AnswerSettings, SharedEngine
     from chat.serving.engine import Engine
-    from chat.serving.pictures import Pictures, Sources
+    from chat.serving.images import ImageOpener, Sources
 
     limits = Limits()
     engine = Engine(session, parsed.slots)
     settings = AnswerSettings(sampling, parsed.generation_length_per_round)
     page = build_page(
-        SharedEngine(engine, Pictures(limits, Sources()), session),
+        SharedEngine(engine, ImageOpener(limits, Sources()), session),
         parsed.model_name or model_name(parsed.checkpoint_path),
         settings,
         max(limits.max_tokens, settings.max_new_tokens),

@@ -13,7 +13,7 @@ from chat.generation.decoding import Sampling
 from chat.page.page_session import AnswerSettings, PageSession, SharedEngine
 from chat.server_setup import Limits
 from chat.serving.engine import Engine
-from chat.serving.pictures import Pictures, Sources
+from chat.serving.images import ImageOpener, Sources
 from chat.session import ChatSession
 from chat.terminal.repl import Repl
 from chat.terminal.screens import PlainScreen
@@ -82,7 +82,7 @@ def terminal(parts, image: Path, system: str | None) -> None:
 def page(parts, image: Path, system: str | None) -> None:
     session = ChatSession(*parts, max_new_tokens=1)
     engine = Engine(session)
-    visitor = PageSession(SharedEngine(engine, Pictures(Limits(), Sources()), session))
+    visitor = PageSession(SharedEngine(engine, ImageOpener(Limits(), Sources()), session))
     try:
         for question in QUESTIONS:
             shown = () if visitor.turns else visitor.open_files([str(image)])

@@ -32,9 +32,9 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_521,
-    "tests: lines": 26_218,
-    "core: lines": 18_460,
+    "library: lines": 32_418,
+    "tests: lines": 26_006,
+    "core: lines": 18_409,
     "core: files": 100,
     "core: imports of wings": 0,
     "files above 400 lines": 0,

@@ -1,7 +1,7 @@
 """Images that the decoder has read once: their keys and values, for any turn of any conversation.
 
-Under multi-modal causal attention they depend on the picture alone, but for the rotation of keys by position; so
-a picture goes through encoder and decoder once, whoever asks about it and wherever it stands. One store serves
+Under multi-modal causal attention they depend on the image alone, but for the rotation of keys by position; so
+an image goes through encoder and decoder once, whoever asks about it and wherever it stands. One store serves
 all sessions and evaluations of a model, in any threads.
 """
 
@@ -9,8 +9,7 @@ import hashlib
 import json
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -35,7 +34,7 @@ _AT_ONCE = 8  # images that go through encoder and decoder together
 
 @dataclass(frozen=True)
 class StoreStatistics:
-    """What a store did so far, and holds now.
+    """What a store did so far.
 
     found: images that were in memory. encoded_images: images that went through the encoder; image_tokens: tokens of
     theirs that went through the decoder.
@@ -44,8 +43,6 @@ class StoreStatistics:
     found: int
     encoded_images: int
     image_tokens: int
-    device_bytes: int
-    memory_bytes: int
 
 
 class ImageStore:
@@ -72,8 +69,7 @@ class ImageStore:
         self._fingerprint = image_fingerprint(model, processor) if limits.folder else ""
         self._tiers = ImageKVTiers(limits, self.encoder.devices)
         self._files = ImageKVFiles(limits.folder, limits.disk) if limits.folder else None
-        self._lock = threading.Lock()
-        self._under_way: dict[str, Future[ImageKV | None]] = {}  # None: whoever computed it failed
+        self._lock = threading.Lock()  # held while images are computed: others wait for them
         self._found = self._computed = 0
 
     @property
@@ -92,80 +88,36 @@ class ImageStore:
     @property
     def statistics(self) -> StoreStatistics:
         """What was done so far."""
-        with self._lock:
-            return StoreStatistics(
-                found=self._found,
-                encoded_images=self._computed,
-                image_tokens=self._computed * self._processor.image_seq_length,
-                device_bytes=self._tiers.nbytes("device"),
-                memory_bytes=self._tiers.nbytes("memory"),
-            )
-
-    def clear(self) -> None:
-        """Forget what is in memory; the disk keeps what it has."""
-        with self._lock:
-            self._tiers.clear()
+        return StoreStatistics(self._found, self._computed, self._computed * self._processor.image_seq_length)
 
     def states(self, images: Sequence[View]) -> Found:
         """The states of images, in their order; equal images, in other threads too, are computed once.
 
         Raises what preprocessing and model raise; then nothing of that call is kept.
         """
-        keys = [self._key(image) for image in images]
-        mine: dict[str, View] = {}
-        others: dict[str, Future[ImageKV | None]] = {}
+        keys = [sha256(f"{self._fingerprint} {image.digest}".encode()).hexdigest() for image in images]
+        wanted = dict(zip(keys, images, strict=True))
         with self._lock:
-            held = {key: self._tiers.get(key) for key in dict.fromkeys(keys)}
-            found = {key: states for key, states in held.items() if states is not None}
+            found = {key: states for key in wanted if (states := self._tiers.get(key)) is not None}
             self._found += len(found)
-            for key, image in zip(keys, images, strict=True):
-                if key in self._under_way and key not in mine:
-                    others[key] = self._under_way[key]
-                elif key not in found and key not in mine:
-                    mine[key] = image
-                    self._under_way[key] = Future()
-        made, computed = self._make(mine)
-        found |= made
-        for key, future in others.items():
-            if (states := future.result()) is None:
-                again = self.states([images[keys.index(key)]])
-                (states,), computed = again.states, computed + again.computed
-            found[key] = states
-        return Found(tuple(found[key] for key in keys), computed)
-
-    def _key(self, image: View) -> str:
-        return sha256(f"{self._fingerprint} {image.digest}".encode()).hexdigest()
-
-    def _make(self, wanted: dict[str, View]) -> tuple[dict[str, ImageKV], int]:
-        """Read from the disk or compute, and keep, what this thread has announced as under way."""
-        try:
-            made = self._from_disk(wanted)
-            missing = [key for key in wanted if key not in made]
+            made: dict[str, ImageKV] = {}
+            if self._files is not None:
+                read = {
+                    key: self._files.read(key, self.encoder.devices) for key in wanted if key not in found
+                }
+                made = {key: states for key, states in read.items() if states is not None}
+            missing = [key for key in wanted if key not in found and key not in made]
             for start in range(0, len(missing), _AT_ONCE):
                 part = missing[start : start + _AT_ONCE]
                 made |= zip(part, self._compute([wanted[key] for key in part]), strict=True)
-        except BaseException:
-            with self._lock:
-                for key in wanted:
-                    self._under_way.pop(key).set_result(None)
-            raise
-        with self._lock:
             self._computed += len(missing)
-            # Announced before it is kept: nobody waits for ever where there is no memory to keep it.
-            for key, states in made.items():
-                self._under_way.pop(key).set_result(states)
             for key, states in made.items():
                 self._tiers.put(key, states)
         if self._files is not None:
             for key in missing:
                 self._files.write(key, made[key])
-        return made, len(missing)
-
-    def _from_disk(self, keys: Iterable[str]) -> dict[str, ImageKV]:
-        if self._files is None:
-            return {}
-        read = {key: self._files.read(key, self.encoder.devices) for key in keys}
-        return {key: states for key, states in read.items() if states is not None}
+        found |= made
+        return Found(tuple(found[key] for key in keys), len(missing))
 
     @torch.inference_mode()
     def _compute(self, images: Sequence[View]) -> list[ImageKV]:
@@ -213,7 +165,7 @@ _FORM = 3  # of what is stored under a fingerprint, and of how images are read
 
 
 def image_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """Covers the way from a picture's bytes to its keys and values: preprocessing, encoder, projector, decoder.
+    """Covers the way from an image's bytes to its keys and values: preprocessing, encoder, projector, decoder.
 
     Of each tensor the exact sum of its bits and a sample of them count: reading 7 billion weights takes a
     second or two, where hashing them would take half a minute. Weights that are not in memory (offloaded, or
@@ -255,8 +207,6 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 @torch.inference_mode()
 def _digest(tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().flatten()
-    if flat.dtype in (torch.bool, torch.complex64, torch.complex128):
-        flat = torch.view_as_real(flat).flatten() if flat.is_complex() else flat.to(torch.int8)
     bits = flat.view(_AS_WHOLE_NUMBERS[flat.element_size()])
     step = max(1, bits.numel() // _SAMPLED)
     found = torch.cat([bits.sum(dtype=torch.int64)[None], bits[::step].to(torch.int64)])

@@ -5,7 +5,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +17,36 @@ from utils.distributed import get_logger
 
 logger = get_logger(__name__)
 
-Tier = Literal["device", "memory"]
 _CPU = torch.device("cpu")
 _ENDING = ".safetensors"
+
+
+class _Tier(OrderedDict[str, ImageKV]):
+    """States of up to `limit` bytes, those least recently used first."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit, self.nbytes = limit, 0
+
+    def put(self, key: str, states: ImageKV) -> list[tuple[str, ImageKV]]:
+        """Keep states; returns what has no place here: these, or others that have to leave for them."""
+        if states.nbytes > self.limit:
+            return [(key, states)]
+        self.take(key)
+        self[key] = states
+        self.nbytes += states.nbytes
+        leaving = []
+        while self.nbytes > self.limit:
+            oldest = next(iter(self))
+            leaving.append((oldest, self.pop(oldest)))
+            self.nbytes -= leaving[-1][1].nbytes
+        return leaving
+
+    def take(self, key: str) -> ImageKV | None:
+        """Give states away."""
+        if (states := self.pop(key, None)) is not None:
+            self.nbytes -= states.nbytes
+        return states
 
 
 class ImageKVTiers:
@@ -32,58 +58,20 @@ class ImageKVTiers:
     def __init__(self, limits: StoreLimits, devices: Sequence[torch.device]) -> None:
         self._devices = tuple(devices)  # of each layer
         on_device = any(device.type != "cpu" for device in devices)
-        self._allowed: dict[Tier, int] = {
-            "device": limits.device if on_device else 0,
-            "memory": limits.memory,
-        }
-        self._held: dict[Tier, OrderedDict[str, ImageKV]] = {tier: OrderedDict() for tier in self._allowed}
-        self._bytes: dict[Tier, int] = dict.fromkeys(self._allowed, 0)
-
-    def nbytes(self, tier: Tier) -> int:
-        """What a tier holds now."""
-        return self._bytes[tier]
+        self.device, self.memory = _Tier(limits.device if on_device else 0), _Tier(limits.memory)
 
     def get(self, key: str) -> ImageKV | None:
         """The states kept under `key`, on the model's devices; they count as just used."""
-        if (states := self._held["device"].get(key)) is not None:
-            self._held["device"].move_to_end(key)
-            return states
-        if (states := self._held["memory"].get(key)) is None:
-            return None
-        self._forget("memory", key)
-        states = states.to(self._devices)
-        self.put(key, states)
+        states = self.device.take(key) or self.memory.take(key)
+        if states is not None:
+            states = states.to(self._devices)
+            self.put(key, states)
         return states
 
     def put(self, key: str, states: ImageKV) -> None:
         """Keep the states of an image."""
-        self._hold(key, states, ("device", "memory"))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        for tier in self._allowed:
-            self._held[tier].clear()
-            self._bytes[tier] = 0
-
-    def _hold(self, key: str, states: ImageKV, tiers: Sequence[Tier]) -> None:
-        """Into the first of the tiers that has the size for it; what has to leave that one goes to the next."""
-        for number, tier in enumerate(tiers, start=1):
-            if states.nbytes > self._allowed[tier]:
-                continue
-            if tier == "memory":
-                states = states.to([_CPU] * len(states.keys))
-            self._forget(tier, key)
-            self._held[tier][key] = states
-            self._bytes[tier] += states.nbytes
-            while self._bytes[tier] > self._allowed[tier]:
-                oldest, leaving = next(iter(self._held[tier].items()))
-                self._forget(tier, oldest)
-                self._hold(oldest, leaving, tiers[number:])
-            return
-
-    def _forget(self, tier: Tier, key: str) -> None:
-        if (states := self._held[tier].pop(key, None)) is not None:
-            self._bytes[tier] -= states.nbytes
+        for leaving, each in self.device.put(key, states):
+            self.memory.put(leaving, each.to([_CPU] * len(each.keys)))
 
 
 class ImageKVFiles:

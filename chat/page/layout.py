@@ -16,7 +16,7 @@ from chat.images import open_image
 from chat.page.page_session import AnswerSettings, PageSession, SharedEngine
 from chat.saved_dialogues import DialogueFileError, load_dialogue
 from chat.serving.errors import ApiError
-from chat.serving.pictures import FORMATS
+from chat.serving.images import FORMATS
 from utils.commands import ROOT
 from utils.conversation import Image, ImageError, Turn
 from utils.distributed import get_logger

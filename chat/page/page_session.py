@@ -10,7 +10,7 @@ from chat.images import LoadedImage
 from chat.saved_dialogues import save_dialogue
 from chat.serving.engine import Engine, Event, GenerationRequest, Job
 from chat.serving.errors import ApiError, invalid
-from chat.serving.pictures import Pictures
+from chat.serving.images import ImageOpener
 from chat.serving.schema import Dialogue
 from chat.session import ChatSession, Cost
 from utils.conversation import Turn
@@ -23,7 +23,7 @@ class SharedEngine:
     """What all visitors share: the engine, and a session that says what is allowed."""
 
     engine: Engine
-    pictures: Pictures
+    images: ImageOpener
     session: ChatSession
 
 
@@ -66,7 +66,7 @@ class PageSession:
             raise invalid(f"That would make {count} images, of {most} allowed; start a new dialogue.")
         images = []
         for path in map(Path, paths):
-            images.append(self.shared.pictures.checked(path.read_bytes(), path.name, path.name))
+            images.append(self.shared.images.checked(path.read_bytes(), path.name, path.name))
             self.files[images[-1].digest] = str(path)
         return tuple(images)
 

@@ -77,7 +77,7 @@ def _serving(parsed: argparse.Namespace) -> Serving:
         queue=parsed.queue,
     )
     from chat.remote_images import RemoteImages
-    from chat.serving.pictures import Sources
+    from chat.serving.images import Sources
     from chat.serving.service import Serving
 
     try:

@@ -62,6 +62,8 @@ class Metrics:
         self._requests = Counter("visualchat_requests", about, ["route", "status"], registry=registry)
         about = "Finished answers by finish reason."
         self._answers = Counter("visualchat_answers", about, ["finish_reason"], registry=registry)
+        for reason in ("stop", "length"):
+            self._answers.labels(reason)  # listed with 0 before it occurs
         self._durations, self._first_pieces = (
             Histogram(
                 f"visualchat_{name}_seconds",

@@ -170,12 +170,12 @@ class Dialogue:
 def read_dialogue(
     messages: list[Message],
     tokenizer: PreTrainedTokenizerBase,
-    open_picture: Callable[[str, str], LoadedImage],
+    open_image: Callable[[str, str], LoadedImage],
     *,
     max_images: int,
     max_characters: int,
 ) -> Dialogue:
-    """Read the messages; `open_picture` gets an image's URL and its place in the request.
+    """Read the messages; `open_image` gets an image's URL and its place in the request.
 
     Messages of one role that follow each other are one: the texts of the system, a question, an answer. The
     images of a question stand before its text, in their order; where there is no text, they are to be described.
@@ -196,7 +196,7 @@ def read_dialogue(
             system = text
         elif role == "user":
             images = tuple(
-                open_picture(part.image_url.url, f"messages[{number}].content[{place}].image_url.url")
+                open_image(part.image_url.url, f"messages[{number}].content[{place}].image_url.url")
                 for number, message in numbered
                 for place, part in enumerate(message.content)
                 if isinstance(part, ImagePart)

@@ -17,8 +17,8 @@ from chat.server_setup import CHARACTERS_PER_TOKEN, Limits
 from chat.serving.engine import Engine, Event, GenerationRequest, Job
 from chat.serving.errors import ApiError, invalid
 from chat.serving.fields import ignored_fields
+from chat.serving.images import ImageOpener, Sources
 from chat.serving.monitoring import Account
-from chat.serving.pictures import Pictures, Sources
 from chat.serving.responses import DONE, Completion, event, finish_reason
 from chat.serving.schema import CompletionRequest, read_dialogue, read_request
 from chat.session import ChatSession, RoundStatistics
@@ -60,7 +60,7 @@ class CompletionService:
         self._places = serving.slots + serving.limits.queue
         self._taken = 0
         self._engine = Engine(session, serving.slots)
-        self._pictures = Pictures(serving.limits, serving.sources)
+        self._images = ImageOpener(serving.limits, serving.sources)
         self._readers = ThreadPoolExecutor(_READERS, "reader")
 
     def load(self) -> dict[str, int]:
@@ -122,7 +122,7 @@ class CompletionService:
         dialogue = read_dialogue(
             request.messages,
             self._first.processor.tokenizer,
-            self._pictures.open,
+            self._images.open,
             max_images=self._first.max_images,
             max_characters=CHARACTERS_PER_TOKEN * self._first.max_seq_len,
         )

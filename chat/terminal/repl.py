@@ -38,10 +38,6 @@ SETTINGS = (*_KINDS, LENGTH)
 """What /set changes."""
 
 
-class SettingError(ValueError):
-    """A setting that there is not, or a value that it cannot have."""
-
-
 class Leave(Exception):  # noqa: N818 (not an error)
     """The user wants to end the chat."""
 
@@ -55,7 +51,6 @@ MISTAKES = (
     ImageError,
     ImagePathError,
     SamplingError,
-    SettingError,
     OSError,
     RuntimeError,  # torch's word for a device without memory left
 )
@@ -81,17 +76,13 @@ class Repl:
             except KeyboardInterrupt:
                 self.screen.note("Stopped. /quit or Ctrl-D leaves.")
 
-    def handle(self, line: str) -> None:
-        """Do what a line says. Raises `Leave`."""
-        self._complaining(self._do, line.strip())
-
-    def question(self, text: str) -> None:
-        """Ask what may look like a command but is none."""
-        self._complaining(self.ask, text)
-
-    def _complaining(self, act: Callable[[str], None], text: str) -> None:
+    def handle(self, line: str, is_question: bool = False) -> None:
+        """Do what a line says, or ask what may look like a command but is none. Raises `Leave`."""
         try:
-            act(text)
+            if is_question:
+                self.ask(line)
+            else:
+                self._do(line.strip())
         except MISTAKES as error:
             self.screen.complain(str(error))
 
@@ -171,10 +162,6 @@ def _image(repl: Repl, argument: str) -> None:
     repl.add_images(existing_image_paths(argument))
 
 
-def _images(repl: Repl, _: str) -> None:
-    repl.show_images()
-
-
 def _undo(repl: Repl, _: str) -> None:
     if repl.waiting:
         repl.waiting = ()
@@ -231,20 +218,20 @@ def _set(repl: Repl, argument: str) -> None:
 
 
 def _change_setting(session: ChatSession, name: str, value: str) -> None:
-    """Set one of `SETTINGS`. Raises `SettingError`, and `SamplingError` for a value that makes no sense."""
+    """Set one of `SETTINGS`. Raises `ChatError`, or `SamplingError` for a value that makes no sense."""
     if name not in SETTINGS:
-        raise SettingError(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
+        raise ChatError(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
     kind: type[float] | type[int] = float if _KINDS.get(name) is float else int
     try:
         number = kind(value)
     except ValueError as error:
         wanted = "a number" if kind is float else "a whole number"
-        raise SettingError(f"{name} takes {wanted}, not {value!r}") from error
+        raise ChatError(f"{name} takes {wanted}, not {value!r}") from error
     if name != LENGTH:
         changed: dict[str, Any] = {name: number}
         session.sampling = replace(session.sampling, **changed)
     elif number < 1:
-        raise SettingError(f"{LENGTH} is {number}; an answer needs at least 1 token")
+        raise ChatError(f"{LENGTH} is {number}; an answer needs at least 1 token")
     else:
         session.max_new_tokens = int(number)
 
@@ -274,7 +261,7 @@ def _file(command: str, argument: str) -> Path:
 
 COMMANDS: dict[str, Command] = {
     "/image": Command("FILE|URL ...", "images for the next question", _image),
-    "/images": Command("", "list the images with their numbers", _images),
+    "/images": Command("", "list the images with their numbers", lambda repl, _: repl.show_images()),
     "/undo": Command("", "take back the last turn, or the images for the next question", _undo),
     "/retry": Command("", "ask the last question again", _retry),
     "/clear": Command("", "start a new dialogue", _clear),

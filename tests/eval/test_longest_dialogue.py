@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from chat.generation.decoding import Sampling
 from chat.server_setup import Limits
 from chat.serving.app import build_app
-from chat.serving.pictures import Sources
+from chat.serving.images import Sources
 from chat.serving.service import Serving
 from chat.session import ChatError, ChatSession
 from eval.dialogues import EvalDialogue, EvalTurn

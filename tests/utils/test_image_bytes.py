@@ -14,7 +14,7 @@ import pytest
 
 from chat.server_setup import Limits
 from chat.serving.errors import ApiError
-from chat.serving.pictures import Pictures, Sources
+from chat.serving.images import ImageOpener, Sources
 from utils.conversation import ConversationError, Image, ImageError
 from utils.data.adapters.custom import custom
 from utils.data.bad_records import BadRecord, RecordPlace
@@ -56,7 +56,7 @@ def image_store(text: str, tmp_path: Path) -> Image:
 
 
 def server(text: str, tmp_path: Path) -> Image:
-    return Pictures(Limits(), Sources()).open(text, "url")
+    return ImageOpener(Limits(), Sources()).open(text, "url")
 
 
 @pytest.mark.parametrize(

@@ -39,18 +39,13 @@ LLAMA_3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE),
-    "llama, all heads": LlamaConfig(**{**SHAPE, "num_key_value_heads": 4}),
     "llama 3": LlamaConfig(**SHAPE, rope_parameters=LLAMA_3),
-    "linear": LlamaConfig(**SHAPE, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
-    "dynamic": LlamaConfig(
-        **SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    ),
+    "dynamic": LlamaConfig(**SHAPE, rope_parameters=DYNAMIC),
     "yarn": LlamaConfig(**SHAPE, rope_parameters=YARN),
-    "qwen 2": Qwen2Config(**SHAPE),
     "qwen 3": Qwen3Config(**SHAPE, head_dim=32),
-    "mistral": MistralConfig(**SHAPE),
     "phi 3, part of each head": Phi3Config(**SHAPE, partial_rotary_factor=0.5),
 }
 IMAGE = 5  # tokens
@@ -132,24 +127,6 @@ def test_text_over_kept_images_equals_everything_together(image_layers, family, 
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_only_norms_keys_and_values_are_computed_of_images_that_skip_the_layers():
-    decoder = decoder_of(FAMILIES["llama"])
-    encoder, rows = ImageKVEncoder(decoder, "none"), []
-    for layer in decoder.layers:
-        for part in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.up_proj):
-            part.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
-    features = torch.randn(3, IMAGE, 64, generator=torch.Generator().manual_seed(2))
-    states = encoder.compute(features)
-    assert max(rows) == 1  # parts take no fewer
-    heads = {"k_proj": "keys", "v_proj": "values"}
-    for number, layer in enumerate(decoder.layers):
-        normed = layer.input_layernorm(features)
-        for part, name in heads.items():
-            expected = getattr(layer.self_attn, part)(normed).unflatten(-1, (2, 16)).transpose(1, 2)
-            for each, wanted in zip(states, expected, strict=True):
-                torch.testing.assert_close(getattr(each, name)[number], wanted)
-
-
 def test_states_in_half_precision_are_rotated_as_the_decoder_does_it():
     decoder = decoder_of(FAMILIES["llama 3"]).bfloat16()
     encoder = ImageKVEncoder(decoder)
@@ -164,29 +141,23 @@ def test_states_in_half_precision_are_rotated_as_the_decoder_does_it():
             assert torch.equal(kept.values[layer][None], values)
 
 
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3] * 2, "long_factor": [2.0, 3.0, 4.0, 5.0] * 2}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **FACTORS}
+
+
 @pytest.mark.parametrize(
-    "changes, reach",
+    "config, reach",
     [
-        ({}, 10**9),
-        ({"rope_parameters": LLAMA_3}, 10**9),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, 512),
+        (FAMILIES["llama 3"], 10**9),
+        (FAMILIES["dynamic"], 512),
+        (MistralConfig(**SHAPE, sliding_window=100), 100),
+        (MistralConfig(**SHAPE, sliding_window=None), 10**9),
+        (Qwen2Config(**SHAPE, sliding_window=100), 10**9),  # not in use
+        (Phi3Config(**SHAPE, rope_parameters=LONG, original_max_position_embeddings=64), 64),
     ],
 )
-def test_how_far_states_can_be_moved(changes, reach):
-    assert min(ImageKVEncoder(decoder_of(LlamaConfig(**SHAPE, **changes))).reach, 10**9) == reach
-
-
-def test_a_window_limits_how_far():
-    assert ImageKVEncoder(decoder_of(MistralConfig(**SHAPE, sliding_window=100))).reach == 100
-    assert ImageKVEncoder(decoder_of(MistralConfig(**SHAPE, sliding_window=None))).reach > 10**9
-    assert ImageKVEncoder(decoder_of(Qwen2Config(**SHAPE, sliding_window=100))).reach > 10**9  # not in use
-
-
-def test_frequencies_that_change_with_the_length_limit_how_far():
-    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3] * 2, "long_factor": [2.0, 3.0, 4.0, 5.0] * 2}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
-    config = Phi3Config(**SHAPE, rope_parameters=rope, original_max_position_embeddings=64)
-    assert ImageKVEncoder(decoder_of(config)).reach == 64
+def test_windows_and_frequencies_that_change_limit_how_far_states_can_be_moved(config, reach):
+    assert min(ImageKVEncoder(decoder_of(config)).reach, 10**9) == reach
 
 
 def test_a_decoder_that_places_tokens_otherwise_is_refused():

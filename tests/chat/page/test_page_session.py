@@ -11,7 +11,7 @@ from chat.page.page_session import STOPPED, AnswerSettings, PageSession, SharedE
 from chat.server_setup import Limits
 from chat.serving.engine import Engine
 from chat.serving.errors import ApiError
-from chat.serving.pictures import Pictures, Sources
+from chat.serving.images import ImageOpener, Sources
 from chat.session import ChatSession
 
 
@@ -19,7 +19,7 @@ from chat.session import ChatSession
 def shared(model_and_processor) -> Iterator[SharedEngine]:
     session = ChatSession(*model_and_processor, max_new_tokens=8)
     engine = Engine(session, slots=2)
-    yield SharedEngine(engine, Pictures(Limits(), Sources()), session)
+    yield SharedEngine(engine, ImageOpener(Limits(), Sources()), session)
     engine.close()
 
 

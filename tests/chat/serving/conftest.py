@@ -25,7 +25,7 @@ import uvicorn
 from chat.generation.decoding import Sampling
 from chat.server_setup import Limits
 from chat.serving.app import build_app
-from chat.serving.pictures import Sources
+from chat.serving.images import Sources
 from chat.serving.service import Serving
 from chat.session import ChatSession
 from tests.ranks import free_port

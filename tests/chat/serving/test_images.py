@@ -19,7 +19,7 @@ import pytest
 
 from chat.remote_images import RemoteImageError, RemoteImages
 from chat.server_setup import MEBIBYTE, Limits
-from chat.serving.pictures import Sources
+from chat.serving.images import Sources
 from tests.chat.local_web import give, listener
 from tests.chat.serving.conftest import GOLDEN, Server, assert_error, data_url, png, user
 

@@ -34,7 +34,7 @@ class Sources:
     folder: Path | None = None
 
 
-class Pictures:
+class ImageOpener:
     """Opens images within limits; it may be used by several threads."""
 
     def __init__(self, limits: Limits, sources: Sources) -> None:
