@@ -20,11 +20,6 @@ def second_of_two(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_the_launcher_s_environment_says_who_we_are(second_of_two):
-    assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (1, 2, 1)
-    assert not distributed.is_main_process()
-
-
 @pytest.fixture
 def shown(capsys):
     """What reaches the screen; the loggers are left as they were."""

@@ -132,9 +132,7 @@ def test_greys_of_many_bits_are_scaled(mode: str, format: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-@pytest.mark.parametrize(
-    "mode, format", [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I", "TIFF")]
-)
+@pytest.mark.parametrize("mode, format", [("I;16", "PNG"), ("I;16B", "TIFF"), ("I", "TIFF")])
 def test_greys_of_many_bits_are_turned(mode: str, format: str, orientation: int) -> None:
     tag = {"exif": PIL.Image.Exif()}
     tag["exif"][0x0112] = orientation
@@ -144,13 +142,6 @@ def test_greys_of_many_bits_are_turned(mode: str, format: str, orientation: int)
     assert np.array_equal(
         np.array(Image(encoded).open())[..., 0], np.array(PIL.ImageOps.exif_transpose(plain))
     )
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_greys_that_are_bytes_stay(mode: str) -> None:
-    encoded = grey_file(np.array([[0, 1, 2], [100, 254, 255]]), mode, "TIFF")
-    assert np.array(Image(encoded).open())[..., 0].tolist() == [[0, 1, 2], [100, 254, 255]]
-    assert_as_theirs(encoded)
 
 
 @pytest.mark.parametrize("values", [[-1, 5], [0, 65_536], [0, float("nan")], [0, float("inf")]])
@@ -165,7 +156,7 @@ def test_greys_without_a_white_are_refused(values: list[float]) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", MODES["JPEG"])
-@pytest.mark.parametrize("longest", [1000, 1001, 1002])
+@pytest.mark.parametrize("longest", [1000, 1001])
 def test_a_jpeg_at_a_fraction_is_framed_alike(mode: str, longest: int, orientation: int) -> None:
     """Half of an odd length ends in a column for half a pixel, which a turn would put first."""
     encoded = file_of(picture(mode, (longest, 732)), "JPEG", orientation, quality=95)

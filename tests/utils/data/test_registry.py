@@ -35,13 +35,6 @@ def test_all_missing_files_are_named_at_once_with_their_origin(tmp_path: Path) -
     assert "detail_23k" not in message and "--data_path" in message
 
 
-def test_a_missing_image_store_is_named_with_its_later_releases(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        require_files(find_specs(["otter_mimicit_sd"]), tmp_path)
-    store = f"{tmp_path / 'MIMIC-IT' / 'SD.json'} or SD.parquet or SD_images.parquet or SD_Images (from http"
-    assert store in str(caught.value)
-
-
 def test_own_files_stand_beside_their_pictures_or_an_image_folder(tmp_path: Path) -> None:
     own = tmp_path / "mine" / "talks.jsonl"
     llava, row = find_specs(["llava", str(own)])
@@ -77,8 +70,3 @@ def test_a_folder_that_datasets_saved_is_a_name(tmp_path: Path) -> None:
         find_specs([str(tmp_path)])
     (tmp_path / "state.json").touch()
     assert find_specs([str(tmp_path)])[0].name == str(tmp_path)
-
-
-def test_an_image_folder_that_nothing_uses_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--image_folder is for data of your own"):
-        find_specs(["llava"], image_folder=tmp_path)

@@ -78,13 +78,7 @@ REFUSED = {
     "jamba": "attention",
     "lfm2": MIXES,
     "minimax": MIXES,
-    "granitemoehybrid": "attention",
     "falcon_h1": "attention",
-    "bamba": "attention",
-    "mamba2": "attention",
-    "rwkv": "attention",
-    "recurrent_gemma": "attention",
-    "nemotron_h": "attention",
 }
 
 

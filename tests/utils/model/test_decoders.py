@@ -8,8 +8,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 import utils.model.mmca  # noqa: F401 (registers the attention)
@@ -25,7 +23,6 @@ SHAPE = dict(
 )
 DECODERS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
     "mistral, sliding": (MistralForCausalLM, MistralConfig, {"sliding_window": 5}),
 }
@@ -84,20 +81,3 @@ def test_several_tokens_after_a_cache_equal_prefill(decoder):
         decoder(inputs_embeds=inputs[:, :4], mm_token_type_ids=KINDS[:, :4], past_key_values=cache)
         rest = decoder(inputs_embeds=inputs[:, 4:], mm_token_type_ids=KINDS, past_key_values=cache).logits
     torch.testing.assert_close(rest, whole[:, 4:], atol=1e-5, rtol=1e-5)
-
-
-def test_packed_conversations_never_see_each_other(decoder):
-    first, second = embeddings(batch=2)[:, None]  # [1, S, D] each
-    length = KINDS.shape[1]
-    with torch.no_grad():
-        apart = [
-            decoder(inputs_embeds=row, mm_token_type_ids=kinds[None]).logits
-            for row, kinds in ((first, KINDS[0]), (second, KINDS[1]))
-        ]
-        packed = decoder(
-            inputs_embeds=torch.cat([first, second], 1),
-            mm_token_type_ids=KINDS.view(1, -1),
-            position_ids=torch.arange(length).repeat(2)[None],
-            use_cache=False,
-        ).logits
-    torch.testing.assert_close(packed, torch.cat(apart, 1), atol=1e-5, rtol=1e-5)

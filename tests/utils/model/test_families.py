@@ -56,14 +56,7 @@ class Decoder:
 DECODERS = {
     "llama 2": Decoder(LlamaForCausalLM, LlamaConfig, "sentencepiece", {"num_key_value_heads": 4}),
     "llama 3": Decoder(LlamaForCausalLM, LlamaConfig, "llama_3", {"rope_parameters": LLAMA_3_ROPE}),
-    "llama 3.2, tied": Decoder(
-        LlamaForCausalLM,
-        LlamaConfig,
-        "llama_3",
-        {"rope_parameters": LLAMA_3_ROPE, "tie_word_embeddings": True},
-    ),
     "qwen 2.5": Decoder(Qwen2ForCausalLM, Qwen2Config, "qwen", {}, unused=7),
-    "qwen 2.5, tied": Decoder(Qwen2ForCausalLM, Qwen2Config, "qwen", {"tie_word_embeddings": True}, unused=7),
     "qwen 3, tied": Decoder(
         Qwen3ForCausalLM, Qwen3Config, "qwen", {"tie_word_embeddings": True, "head_dim": 16}, unused=3
     ),

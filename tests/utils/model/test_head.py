@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from utils.model import loss as loss_module
@@ -30,12 +29,6 @@ def test_losses_and_gradients_equal_those_over_all_logits(learns, bias, monkeypa
         torch.testing.assert_close(our, their)
 
 
-def test_no_row_gives_no_loss_with_a_graph():
-    hidden = torch.zeros(0, 8, requires_grad=True)
-    Head(8, 50, bias=False)(hidden, torch.zeros(0, dtype=torch.long)).sum().backward()
-    assert hidden.grad.shape == (0, 8)
-
-
 def test_logits_of_a_large_vocabulary_never_exist_whole(monkeypatch):
     """No tensor of a forward and backward is larger than a chunk; half precision loses no more than it must."""
     torch.manual_seed(0)
@@ -60,10 +53,3 @@ def test_logits_of_a_large_vocabulary_never_exist_whole(monkeypatch):
     assert 16 * vocabulary <= largest <= 20 * vocabulary
     exact = F.cross_entropy(hidden.detach().double() @ head.weight.double().T, targets, reduction="none")
     assert (losses - exact).abs().max() < 0.05
-
-
-def test_a_layer_becomes_a_head_with_the_same_parameters():
-    layer = nn.Linear(4, 6, bias=False)
-    head = Head.of(layer)
-    assert isinstance(head, Head) and head.weight is layer.weight
-    assert Head.of(head) is head

@@ -224,19 +224,6 @@ def test_a_gate_of_ones_changes_no_bit_and_one_of_zeros_leaves_text_alone(kernel
         assert slope.dtype == torch.float32 and (slope.any() or not layout[0].any())
 
 
-def test_dropout_falls_on_both_terms_as_without_a_gate():
-    style, layout, states, _ = random_case(4)
-
-    def run(gate=None):
-        torch.manual_seed(3)
-        return attend(*states, layout, style, "mmca", gate, dropout=0.3)
-
-    whole, text, double = run(), run(torch.zeros(HEADS)), run(torch.full((HEADS,), 2.0))
-    asks = ((layout[0] == 0) & (layout[2] == 1))[:, None, :, None]
-    torch.testing.assert_close((whole - text) * asks, (double - whole) * asks)
-    assert torch.equal(run(torch.ones(HEADS)) * asks, whole * asks)
-
-
 def test_an_exported_graph_computes_the_gate():
     for seed in range(6):
         _, (kinds, belongs, valid), states, _ = random_case(seed)

@@ -22,12 +22,6 @@ from utils.conversation import Conversation, ConversationError, Image, Turn
 from utils.model.configuration_visual_chat import IGNORED_LABEL
 from utils.model.processing_visual_chat import VisualChatProcessor
 
-CHATML = (
-    "{%- for message in messages -%}{{- '<|im_start|>' ~ message.role ~ '\n' -}}"
-    "{%- for part in message.content -%}{{- '<image>' if part.type == 'image' else part.text | trim -}}"
-    "{%- endfor -%}{{- '<|im_end|>' ~ '\n' -}}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)
 RED, GREEN, BLUE = (Image(PIL.Image.new("RGB", (20, 16), color)) for color in ("red", "lime", "blue"))
 
 DIALOGUE = Conversation(
@@ -188,16 +182,6 @@ def with_template(processor: VisualChatProcessor, template: str) -> VisualChatPr
     return VisualChatProcessor(processor.image_processor, processor.tokenizer, 5, chat_template=template)
 
 
-def test_a_replaced_template_gets_the_right_labels(
-    image_processor: SiglipImageProcessor, qwen_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    processor = VisualChatProcessor(image_processor, qwen_tokenizer, 5, chat_template=CHATML)
-    encoded = processor.encode(DIALOGUE)
-    assert answers_of(processor, encoded) == ["There are 2.<|im_end|>", "3<|im_end|>", "No.<|im_end|>"]
-    prompt = processor.encode(DIALOGUE.until_answer(2)).input_ids
-    assert np.array_equal(encoded.input_ids[: len(prompt)], prompt)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -248,14 +232,6 @@ def test_what_the_processor_needs_of_a_tokenizer(
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     with pytest.raises(ValueError, match="not a fast tokenizer"):
         VisualChatProcessor(processor.image_processor, BertTokenizerLegacy(tmp_path / "vocab.txt"))
-
-
-def test_any_image_processor_of_constant_size_serves(
-    sentencepiece_tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    siglip = SiglipImageProcessor(size={"height": 12, "width": 12})
-    encoded = VisualChatProcessor(siglip, sentencepiece_tokenizer, 4).encode(DIALOGUE)
-    assert encoded.pixel_values.shape == (3, 3, 12, 12)
 
 
 def test_a_saved_processor_comes_back(processor: VisualChatProcessor, tmp_path: Path) -> None:

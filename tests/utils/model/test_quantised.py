@@ -250,11 +250,3 @@ def test_quantised_weights_cannot_learn(llama_folder, clip_folder, part, bits):
     folders = str(llama_folder), str(clip_folder)
     with pytest.raises(ValueError, match="is quantised, so it cannot learn"):
         build_visual_chat(*folders, train=["projector", part], frozen_bits=FrozenBits(*bits))
-
-
-def test_loading_leaves_every_weight_free_to_learn(made, folder):
-    """What is frozen is said where a model is trained, by `freeze`; not by loading one."""
-    assert all(
-        each.requires_grad for each in AutoModelForImageTextToText.from_pretrained(folder).parameters()
-    )
-    assert not all(each.requires_grad for each in made[0].parameters())

@@ -1,7 +1,5 @@
 """One rendering, or none, gives what rendering every prompt gives, whatever the template."""
 
-import pickle
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +7,6 @@ from hypothesis import strategies as st
 
 from utils.conversation import Conversation, Image, Turn
 from utils.model.processing_visual_chat import VisualChatProcessor
-from utils.model.rendering import Renderer, TemplateError
 
 IMAGE = Image(b"never opened")
 TEMPLATES = {
@@ -105,21 +102,3 @@ def test_another_template_is_another_renderer(processor: VisualChatProcessor) ->
     after = changed.encode(dialogue("a"))
     assert not np.array_equal(before.input_ids, after.input_ids)
     assert "Asked" in changed.tokenizer.decode(after.input_ids)
-
-
-def test_what_was_learned_travels_and_stays_small(
-    processor: VisualChatProcessor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("utils.model.rendering._MOST_SHAPES", 3)
-    processor = VisualChatProcessor(processor.image_processor, processor.tokenizer, 5)
-    for turns in range(1, 9):
-        encoded = processor.encode(dialogue(*"abcdefgh"[:turns]))
-        assert len(processor._renderer()._skeletons) <= 3
-    again = pickle.loads(pickle.dumps(processor)).encode(dialogue(*"abcdefgh"))
-    assert np.array_equal(encoded.input_ids, again.input_ids)
-
-
-def test_an_answer_that_is_not_closed_is_found_out_behind_the_shortest_prompt() -> None:
-    renderer = Renderer("</s>")
-    with pytest.raises(TemplateError, match="does not close an answer"):
-        renderer.render(dialogue("a").messages(), lambda dialogues, prompt: ["q a"] if not prompt else ["q "])

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoProcessor, BitImageProcessor, CLIPImageProcessor, SiglipImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
-from utils.conversation import Conversation, ConversationError, Image, ImageError, Turn
+from utils.conversation import Conversation, Image, ImageError, Turn
 from utils.model.image_preprocessing import choose_grid, preprocess, tiles_of
 from utils.model.processing_visual_chat import VisualChatProcessor
 
@@ -46,21 +46,15 @@ def tiled(processor: VisualChatProcessor) -> Callable[..., VisualChatProcessor]:
     "size, most, grid",
     [
         ((224, 224), 12, (1, 1)),  # no larger than what is shown
-        ((335, 335), 12, (1, 1)),  # less than half a tile more
         ((336, 336), 12, (2, 2)),
         ((336, 335), 12, (2, 1)),
         ((440, 440), 3, (1, 1)),  # 2 x 1 would scale its height down as much as the whole does
-        ((672, 672), 9, (3, 3)),
         ((672, 672), 8, (2, 2)),  # 3 x 2 is no larger in height
         ((5000, 5000), 12, (3, 3)),
-        ((900, 225), 4, (4, 1)),
         ((640, 480), 6, (3, 2)),  # 672 for 640, and 448 for 480
-        ((480, 640), 6, (2, 3)),
         ((640, 480), 4, (2, 2)),  # 448 for 640; 3 x 1 has 224 for 480
         ((700, 480), 4, (2, 2)),  # though 2 x 1 is nearer to its aspect ratio
-        ((1000, 100), 12, (4, 1)),  # 4.46 fit
         ((1010, 100), 12, (5, 1)),
-        ((2000, 1000), 1, (1, 1)),
     ],
 )
 def test_the_grid_scales_an_image_down_least(size: tuple[int, int], most: int, grid: tuple[int, int]) -> None:
@@ -216,23 +210,6 @@ def test_tiles_travel_with_the_processor(tiled: Callable, tmp_path: Path) -> Non
     assert np.array_equal(one.input_ids, other.input_ids) and torch.equal(
         one.pixel_values, other.pixel_values
     )
-
-
-def test_a_summary_stands_behind_every_view(processor: VisualChatProcessor, tiled: Callable) -> None:
-    tokenizer = copy.deepcopy(processor.tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<sum>"]})
-    with_summaries = tiled(4, tokenizer=tokenizer, image_summary_token="<sum>")
-    conversation = Conversation((Turn("What?", "red", (WIDE,)),))
-    found, plain = with_summaries.encode(conversation), tiled(4).encode(conversation)
-    is_summary = found.input_ids == with_summaries.image_summary_token_id
-    assert is_summary.sum() == 3
-    assert np.array_equal(found.input_ids[~is_summary], plain.input_ids)
-
-
-def test_a_template_without_the_images_is_refused_as_without_tiles(tiled: Callable) -> None:
-    silent = tiled(4, chat_template="{% for m in messages %}{{ m.content[-1].text }}</s>{% endfor %}")
-    with pytest.raises((ConversationError, ValueError), match="1 images, but the chat template wrote 0"):
-        silent.encode(Conversation((Turn("What?", None, (WIDE,)),)))
 
 
 def test_an_image_of_unknown_size_is_named(tiled: Callable, tmp_path: Path) -> None:

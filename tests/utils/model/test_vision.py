@@ -9,9 +9,6 @@ from transformers import (
     AutoModel,
     BertConfig,
     CLIPVisionConfig,
-    SiglipConfig,
-    SiglipModel,
-    SiglipVisionModel,
 )
 
 from tests import tiny
@@ -21,25 +18,6 @@ from utils.model.projector import PerceiverProjector, build_projector, image_seq
 from utils.model.vision import encode_images, image_size, vision_family
 
 SHAPE = dict(**tiny.SHAPE, image_size=16, patch_size=8)
-
-
-@pytest.fixture(scope="module")
-def siglip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("siglip")
-    text = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
-    )
-    SiglipModel(SiglipConfig(text_config=text, vision_config=SHAPE)).save_pretrained(folder)
-    return folder
-
-
-def test_siglip_gives_its_patches(siglip_folder, tmp_path):
-    whole = load_vision_tower(str(siglip_folder))
-    assert isinstance(whole, SiglipVisionModel)
-    assert encode_images(whole, torch.randn(2, 3, 16, 16)).shape == (2, 4, 32)
-    whole.save_pretrained(tmp_path)  # the vision half alone
-    alone = load_vision_tower(str(tmp_path))
-    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in alone.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """Lines, capitals and draws: only what is meant to change changes."""
 
-import numpy as np
 import pytest
 
-from utils.data.adapters.cleaning import as_sentence, capitalize_sentences, one_line, pick
+from utils.data.adapters.cleaning import as_sentence, capitalize_sentences, one_line
 
 
 @pytest.mark.parametrize(
@@ -53,12 +52,3 @@ def test_sentences_begin_with_a_capital_and_nothing_else_changes(text: str, expe
 )
 def test_a_text_as_a_sentence(text: str, expected: str) -> None:
     assert as_sentence(text) == expected
-
-
-def test_a_draw_takes_every_option_and_repeats_with_its_seed() -> None:
-    def drawn(seed: int) -> list[str]:
-        rng = np.random.default_rng(seed)
-        return [pick("abc", rng) for _ in range(30)]
-
-    assert set(drawn(0)) == set("abc")
-    assert drawn(0) == drawn(0) != drawn(1)

@@ -103,10 +103,8 @@ def test_openai(raw: Raw, folders: tuple[Path, Path], png: bytes) -> None:
     "part",
     [
         shown("desk.jpg"),
-        shown({"url": "desk.jpg", "detail": "low"}),
         {"type": "input_image", "image_url": "desk.jpg"},
         {"type": "image", "image": "desk.jpg", "text": None},
-        {"type": "image", "path": "desk.jpg"},
         shown({"url": "file://{folder}/desk.jpg"}),
     ],
 )
@@ -124,14 +122,6 @@ def test_pictures_that_the_record_holds_itself(raw: Raw, png: bytes) -> None:
     images = custom(raw({"images": held, "messages": messages("<image><image><image>What?", "Dots.")})).images
     assert [image.source for image in images] == [png, png, decoded]
     assert images[1].name == "set/file.json#7, image 2"
-
-
-def test_parts_without_a_source_take_the_listed_pictures(raw: Raw, folders: tuple[Path, Path]) -> None:
-    asked = [{"type": "image", "text": None}, {"type": "text", "text": "What?", "image": None}]
-    conversation = custom(
-        raw({"images": [{"bytes": None, "path": "a.png"}], "messages": messages(asked, "Dots.")})
-    )
-    assert conversation.turns == (Turn("What?", "Dots.", (Image(folders[0] / "a.png"),)),)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +143,8 @@ TAGGED = [
     ("compare <image> with <image> please", 2, "compare image 1 with image 2 please"),
     ("Compare this with <image>", 1, "Compare this with image 1"),
     ("<image> and <image>: what differs?", 2, "Image 1 and image 2: what differs?"),
-    ("Left: <image>. Right:<image>. Which?", 2, "Left: image 1. Right: image 2. Which?"),
     ("<image>\nIs it like <image>?", 2, "Is it like image 2?"),
     ("What is in <image><image>, NASA?", 2, "What is in image 1, image 2, NASA?"),
-    ("what is it <image>", 1, "what is it"),
-    ("What is it? <image>", 1, "What is it?"),
     ("Look. <image> What is it?", 1, "Look. What is it?"),
     ("First line\n<image>\n \n<image> \nlast line", 2, "First line\nlast line"),
 ]
@@ -225,12 +212,7 @@ def test_images_of_joined_and_of_dropped_questions_stay_with_their_tags(raw: Raw
     assert [Path(image.source).name for image in turn.images] == ["a", "b"]
 
 
-def test_system_messages_at_the_beginning_are_joined(raw: Raw) -> None:
-    said_first = [{"role": role, "content": text} for role, text in [("system", "A."), ("developer", "B.")]]
-    assert custom(raw({"messages": said_first + messages("What?", "A pen.")})).system == "A.\nB."
-
-
-@pytest.mark.parametrize("key", ["image_path", "img", "image_files", "image_url", "pictures"])
+@pytest.mark.parametrize("key", ["image_path", "img", "pictures"])
 def test_other_keys_are_read_where_there_is_no_image_otherwise(
     raw: Raw, folders: tuple[Path, Path], key: str
 ) -> None:
@@ -249,7 +231,6 @@ def test_other_keys_are_read_where_there_is_no_image_otherwise(
     [
         ({"video": "v.mp4"}, "video"),
         ({"audio": {"bytes": b"x"}}, "audio"),
-        ({"image_id": 42}, "image_id"),
         ({"file": "photos/a.JPG"}, "file"),
     ],
 )
@@ -258,13 +239,6 @@ def test_media_under_keys_that_are_not_read_make_a_bad_record(raw: Raw, extra: d
         custom(raw({**extra, "conversations": said("What?", "A pen.")}))
     with pytest.raises(ConversationError, match=f"message 1 has {key}, which is not read"):
         custom(raw({"messages": [{"role": "user", "content": "?", **extra}, *messages("", "A.")[1:]]}))
-
-
-def test_absolute_paths_stay(raw: Raw) -> None:
-    image = custom(
-        raw({"image": "/photos/desk.jpg", "conversations": said("<image>What?", "A pen.")})
-    ).images[0]
-    assert image.source == Path("/photos/desk.jpg")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +251,6 @@ def test_absolute_paths_stay(raw: Raw) -> None:
         ({"conversations": said("<image>What?", "A pen.")}, "lists 0 images, but its questions hold 1"),
         ({"conversations": said("Hi", "See <image>")}, "message 2 is from 'gpt' and holds an image"),
         ({"conversations": said("What?")}, "in turn, .* found user"),
-        ({"conversations": said("What?", "A.")[::-1]}, "found assistant, user"),
         (
             {"messages": [*messages("What?", "A."), {"role": "system", "content": "No."}]},
             "user, assistant, system",
@@ -291,7 +264,6 @@ def test_absolute_paths_stay(raw: Raw) -> None:
             {"messages": messages("How many?", 3)},
             r"message 2 has no text, but 3 \(a number\) under content; write it in quotes",
         ),
-        ({"messages": ["What?", "A."]}, "message 1 is no object"),
         ({"messages": messages([{"type": "audio"}], "A.")}, "message 1 holds a part of type 'audio'"),
         (
             {"messages": messages([shown("https://x.org/a.png")], "A.")},
@@ -301,7 +273,6 @@ def test_absolute_paths_stay(raw: Raw) -> None:
             {"messages": messages([shown("data:image/png;base64,%%")], "A.")},
             "message 1 cannot be read: it is not valid base64",
         ),
-        ({"image": {"bytes": None}, "messages": messages("<image>?", "A.")}, "image 1 is neither a path nor"),
         ({"image": "a", "text": "?"}, "conversations or messages.*its fields are image, text"),
         ({"conversations": said("?", "A."), "messages": messages("?", "A.")}, "one of the two"),
         ({"image": "a", "conversations": said("<image>\n", "A.")}, "the question of turn 1 is empty"),

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from utils.conversation import ConversationError
 from utils.data.adapters.mimicit import (
     otter_mimicit,
-    otter_mimicit_cgd,
     related_instructions,
     stored_image_ids,
 )
@@ -32,11 +31,6 @@ def groups(records: Sequence[object]) -> list[list[str]]:
     arranged = related_instructions([records])
     names = [record["id"] if isinstance(record, dict) else "?" for record in records]
     return [[names[index] for index in arranged[number]] for number in range(len(arranged))]
-
-
-def test_a_relation_counts_whichever_states_it() -> None:
-    assert groups([instruction("1"), instruction("2", related=["1"])]) == [["1", "2"]]
-    assert groups([instruction("1", related=["2"]), instruction("2")]) == [["1", "2"]]
 
 
 def test_other_pictures_another_order_and_unknown_ids_do_not_join() -> None:
@@ -97,11 +91,6 @@ def raw(
     return RawRecord(first.fields, first.source, (place,), first.rng, 0, tuple(others))
 
 
-def test_an_id_that_is_all_prefix_is_named() -> None:
-    with pytest.raises(ConversationError, match=r"x\.json#0: image id 'CGD_IMG_' is no COCO name"):
-        otter_mimicit_cgd(raw(instruction("1", ["CGD_IMG_"])))
-
-
 def test_ids_that_the_store_lacks_are_left_out() -> None:
     record = raw(instruction("1", ["A", "A1", "B", "A"]), store={"A": b"a", "B": b"b"})
     conversation = otter_mimicit(record)
@@ -114,9 +103,3 @@ def test_ids_that_the_store_lacks_are_left_out() -> None:
 def test_image_ids_that_are_none_are_named(pictures: object) -> None:
     with pytest.raises(ConversationError, match=r"x\.json#0: expected a list of image ids"):
         otter_mimicit(raw({**instruction("1"), "image_ids": pictures}, store={"A": b""}))
-
-
-@pytest.mark.parametrize("text", ["<image>Which one?", "Which one?\n<image><image>", "Which <image> one?"])
-def test_a_tag_in_an_instruction_goes(text: str) -> None:
-    (turn,) = otter_mimicit(raw({**instruction("1", ["A"]), "instruction": text}, store={"A": b""})).turns
-    assert turn.question == "Which one?"

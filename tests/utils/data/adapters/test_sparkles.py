@@ -1,11 +1,10 @@
 """SparklesDialogue, worked out by hand: names for ids, one manner a dialogue, and what is left out."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from utils.conversation import Conversation, ConversationError, Image
+from utils.conversation import Conversation, ConversationError
 from utils.data.adapters.sparkles import MANNERS, sparkles_dialogue
 from utils.data.spec import LeftOut, RawRecord
 
@@ -59,38 +58,6 @@ def test_ids_that_begin_other_ids(by_manner: Callable, order: tuple) -> None:
     assert conversation.turns[0].question == "See image a, image b, image c, what?"
     place = "abc"[[str(each) for each in order].index("1417")]
     assert conversation.turns[0].answer == f"Image {place}."
-
-
-def test_an_image_shown_again_keeps_its_name_and_later_ones_count_on(by_manner: Callable) -> None:
-    dialogue = [
-        user(f"IMAGE#14{TAG}?", 14),
-        assistant("A dog."),
-        user(f"IMAGE#14{TAG} and IMAGE#9{TAG}?", 14, 9),
-        assistant("A dog and IMAGE#9."),
-    ]
-    conversation = by_manner(dialogue, FIRST)
-    assert [len(turn.images) for turn in conversation.turns] == [1, 2]
-    assert conversation.turns[1].question == "The first image and the third image?"
-    assert conversation.turns[1].answer == "A dog and the third image."
-
-
-def test_tags_go_wherever_they_stand(by_manner: Callable) -> None:
-    dialogue = [
-        user(f"{TAG}See IMAGE#14 {TAG} here\nand IMAGE#9{TAG}, too.", 14, 9),
-        assistant("- IMAGE#9: no"),
-    ]
-    turn = by_manner(dialogue, A).turns[0]
-    assert turn.question == "See image a here and image b, too."
-    assert turn.answer == "- Image b: no"
-
-
-def test_images_of_the_second_file_are_in_the_second_folder(
-    raw: Raw, folders: tuple[Path, Path], write_picture: Callable
-) -> None:
-    dialogue = {"dialogue": [user(f"IMAGE#5{TAG}?", 5), assistant("Yes.")]}
-    write_picture("5.jpg", folder=1)
-    assert isinstance(sparkles_dialogue(raw(dialogue, file=0)), LeftOut)
-    assert sparkles_dialogue(raw(dialogue, file=1)).images == (Image(folders[1] / "5.jpg"),)
 
 
 @pytest.mark.parametrize(

@@ -51,16 +51,6 @@ def test_a_choice_that_is_not_there_is_named(raw: Raw, right: int) -> None:
         aokvqa(raw(UMBRELLA | {"correct_choice_idx": right}))
 
 
-def test_one_question_of_a_cover(raw: Raw, folders: tuple[Path, Path], write_picture: Callable) -> None:
-    write_picture("0140000001.gif")
-    drawn = [ocr_vqa(raw(COVER, seed)) for seed in range(20)]
-    picture = (Image(folders[0] / "0140000001.gif"),)
-    author = Turn("Who wrote this book?", "Ann Reed", picture)
-    title = Turn("What is the title?", "Low Tide: l'été", picture)
-    assert {conversation.turns for conversation in drawn} == {(author,), (title,)}
-    assert drawn == [ocr_vqa(raw(COVER, seed)) for seed in range(20)]
-
-
 @pytest.mark.parametrize(
     ("size", "left_out"), [((1, 1), True), ((1, 40), True), ((40, 1), True), ((2, 2), False)]
 )
@@ -69,14 +59,6 @@ def test_pictures_of_a_pixel_are_left_out(
 ) -> None:
     write_picture("0140000001.gif", size=size)
     assert isinstance(ocr_vqa(raw(COVER)), LeftOut) == left_out
-
-
-def test_missing_and_broken_pictures_are_left_to_those_who_decode(
-    raw: Raw, folders: tuple[Path, Path]
-) -> None:
-    assert isinstance(ocr_vqa(raw(COVER)), Conversation)
-    (folders[0] / "0140000001.gif").write_bytes(b"GIF89a, but no more")
-    assert isinstance(ocr_vqa(raw(COVER)), Conversation)
 
 
 @pytest.mark.parametrize(("questions", "answers"), [([], []), (["Who?"], ["Ann", "Reed"])])

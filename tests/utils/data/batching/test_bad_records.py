@@ -78,19 +78,6 @@ def test_every_kind_of_bad_record_is_found_where_it_shows(
     assert "contains '</s>'" in reasons[1] and "its first turn takes" in reasons[2]
 
 
-def test_a_cut_is_counted_once_beside_a_bad_neighbour(
-    make, processor: VisualChatProcessor, write_root: WriteRoot, record: MakeRecord
-) -> None:
-    root = write_root([], [], [record(number, rounds=3) for number in range(6)])
-    ends = EncodedDataset(build_dataset(["llava_dial"], root), processor, 1000)[0].turn_ends
-    damage(root, [1])
-    dataset = make(root, concatenate=3, max_seq_len=int(ends[1]))
-    rows = [dataset[index] for index in range(len(dataset))]
-    assert dataset.cut.conversations == sum(
-        len(row.turn_ends) > 0 for row in rows if not (row.labels < 0).all()
-    )
-
-
 def test_batches_with_workers_carry_what_was_found_and_stay_tensors(
     make, write_root: WriteRoot, record: MakeRecord
 ) -> None:

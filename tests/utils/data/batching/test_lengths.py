@@ -60,16 +60,6 @@ def test_they_are_counted_once(
     assert len(list((cache / "lengths").glob("*/*/lengths.npz"))) == 3
 
 
-def test_a_cache_that_cannot_be_written_is_named(
-    processor: VisualChatProcessor, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sketch = EncodedDataset(mixture, processor, 150, on_bad="skip").without_pixels(0)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("VISUALCHAT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(packing.DataError, match="--data_cache_path"):
-        measure(sketch)
-
-
 def test_fingerprints_tell_texts_apart(processor: VisualChatProcessor, mixture: Mixture) -> None:
     other = VisualChatProcessor(
         processor.image_processor,

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from utils.data import Collator, EncodedDataset, build_dataset
-from utils.data.bad_records import Origin, RecordPlace, origin_at
 from utils.data.batching.packing import PackedDataset
 from utils.model.processing_visual_chat import VisualChatProcessor
 
@@ -45,11 +44,3 @@ def test_origins_follow_the_supervised_tokens(
             seen.add(number)
         assert text.count("round 0.") == len(origin.places)
     assert seen == set(range(25)) - ({3, 17} if damaged else set())
-
-
-def test_a_token_finds_its_conversation() -> None:
-    first, second, third = (Origin((RecordPlace("set", "file", index),), 2) for index in range(3))
-    origins = [first, second, third]
-    assert [origin_at(origins, token) for token in range(6)] == [first, first, second, second, third, third]
-    with pytest.raises(IndexError):
-        origin_at(origins, 6)

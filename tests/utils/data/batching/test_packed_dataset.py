@@ -72,13 +72,6 @@ def test_epochs_pack_differently_and_repeat(processor: VisualChatProcessor, mixt
     assert seen(second, 2) == two and seen(second, 0) == zero
 
 
-def test_rows_left_over_teach_nothing(processor: VisualChatProcessor, mixture: Mixture) -> None:
-    packed = rows_of(mixture, processor)
-    packed._rows += 1  # as if another epoch needed one more
-    row = packed[len(packed) - 1]
-    assert (row.labels < 0).all() and row.pixel_values is None and row.position_ids[0] == 0
-
-
 def test_a_damaged_picture_costs_its_conversation_alone(
     processor: VisualChatProcessor, write_root: Callable[..., Path], record: Callable[..., dict]
 ) -> None:

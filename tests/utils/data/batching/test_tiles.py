@@ -58,14 +58,6 @@ def test_the_images_of_a_row_are_those_that_are_there(
     assert EncodedDataset(conversations[:1] * 1000, tiled, LONGEST).mean_images == COUNTS[0]
 
 
-def test_a_cut_conversation_keeps_the_views_of_its_turns(
-    tiled: VisualChatProcessor, conversations: list[Conversation]
-) -> None:
-    length = int(tiled.encode(conversations[-1], load_images=False).turn_ends[0])
-    sample = EncodedDataset(conversations[-1:], tiled, length)[0]
-    assert len(sample.input_ids) == length and len(sample.pixel_values) == 1 + 3
-
-
 def test_a_packed_row_holds_no_more_views_than_its_budget(
     tiled: VisualChatProcessor, conversations: list[Conversation]
 ) -> None:

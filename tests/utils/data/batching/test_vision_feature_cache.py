@@ -44,11 +44,6 @@ def test_what_is_read_is_what_was_written(tmp_path, pictures, dtype, part_bytes)
     assert store.of(pictures).dtype == dtype
 
 
-def test_parts_are_closed_when_they_are_large_enough(tmp_path, pictures):
-    written(tmp_path / "store", pictures, features_of(5, torch.float32), part_bytes=2 * 48)
-    assert len(list((tmp_path / "store").iterdir())) == 3
-
-
 def test_a_picture_is_known_by_its_bytes(tmp_path, pictures):
     path = Path(pictures[2].source)
     (tmp_path / "elsewhere.png").write_bytes(path.read_bytes())

@@ -3,18 +3,14 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from utils.conversation import Conversation
-from utils.data.adapters.llava import llava
 from utils.data.mixing import index as index_module
 from utils.data.mixing.dataset import DatasetRecords
 from utils.data.mixing.index import DatasetIndex, index_dataset
 from utils.data.registry import DATASETS
-from utils.data.spec import RawRecord
 
 MakeRecord = Callable[..., dict]
 WriteRoot = Callable[..., Path]
@@ -72,19 +68,6 @@ def test_an_index_is_made_again_when_something_has_changed(
         monkeypatch.setattr(index_module, "_code", lambda spec: [tmp_path / "adapter.py"])
     indexed(root)
     assert made == ["llava", "llava"]
-
-
-class Adapter:
-    """One that a plugin may hand over: an object that is called."""
-
-    def __call__(self, record: RawRecord) -> Conversation:
-        return llava(record)
-
-
-def test_an_adapter_may_be_an_object(write_root: WriteRoot, record: MakeRecord) -> None:
-    root = write_root([record(0)], [record(1)])
-    spec = replace(DATASETS["llava"], adapter=Adapter())
-    assert index_dataset(DatasetRecords(spec, root)).status.tolist() == [0, 0]
 
 
 def test_records_that_are_no_objects_are_bad(

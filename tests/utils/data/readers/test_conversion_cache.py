@@ -6,16 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from utils.data.readers import annotations
-from utils.data.readers import conversion_cache as cache_module
 from utils.data.readers.annotations import open_records
 from utils.data.readers.image_archive import open_image_archive
 from utils.data.spec import DataError
@@ -97,32 +94,14 @@ CONVERT = """
 import logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-from utils.data.readers.annotations import open_records
 from utils.data.readers.image_archive import open_image_archive
-opened = {"json": open_image_archive, "list": open_records}[sys.argv[2]](Path(sys.argv[1]))
-print("length", len(opened))
+print("length", len(open_image_archive(Path(sys.argv[1]))))
 """
 
 
-def start(path: Path, kind: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CONVERT, str(path), kind], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-
-
-def test_who_waits_long_says_so_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    monkeypatch.setattr(cache_module, "LINE_EVERY", 0.05)
-    held = FileLock(tmp_path / "lock", thread_local=False)  # released by another thread
-    held.acquire()
-    threading.Timer(1, held.release).start()
-    with cache_module.locked(tmp_path / "lock", "reads SN.json"):
-        assert not held.is_locked
-    first, second, *_ = caplog.messages
-    assert first == "Waiting for the process that reads SN.json"
-    assert second == f"{first}: 0 s so far"
+def start(path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CONVERT, str(path)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def write_pictures(path: Path, count: int) -> Path:
@@ -133,7 +112,7 @@ def write_pictures(path: Path, count: int) -> Path:
 
 def test_processes_that_start_together_convert_once(tmp_path: Path, cache_entries: Entries) -> None:
     path = write_pictures(tmp_path / "pictures.json", 1000)
-    processes = [start(path, "json") for _ in range(2)]
+    processes = [start(path) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert all("length 1000" in each for each in said)
@@ -147,7 +126,7 @@ def test_a_process_killed_while_it_converts_leaves_nothing_that_is_taken_for_an_
     tmp_path: Path, cache: Path, cache_entries: Entries
 ) -> None:
     path = write_pictures(tmp_path / "pictures.json", 4000)
-    process = start(path, "json")
+    process = start(path)
     deadline = time.monotonic() + 120
     while not list(cache.glob("pictures/*/.*.partial/pictures.sqlite")):  # it writes
         assert time.monotonic() < deadline

@@ -177,16 +177,6 @@ def test_parquet_as_datasets_writes_it(tmp_path: Path) -> None:
     assert_holds(open_image_archive(tmp_path / "CGD.parquet"), content)
 
 
-def test_a_damaged_picture_in_parquet_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "SN.parquet"
-    pq.write_table(pa.table({"id": ["a", "b", "c"], "base64": ["QUJD", None, "?"]}), path)
-    store = open_image_archive(path)
-    assert store["a"] == b"ABC"
-    for name in "bc":
-        with pytest.raises(ImageError, match=rf"SN\.parquet#{name}: it is "):
-            store[name]
-
-
 def test_parquet_with_other_columns_is_named(tmp_path: Path) -> None:
     path = tmp_path / "SN.parquet"
     pq.write_table(pa.table({"name": ["a"], "base64": ["QUJD"]}), path)
