@@ -81,9 +81,14 @@ class OpenClipVisionConfig(PreTrainedConfig):
 OWN_VISION_CONFIGS = {config.model_type: config for config in (QwenVisionConfig, OpenClipVisionConfig)}
 
 
-def config_from_dict(fields: dict[str, Any], default: str | None = None) -> PreTrainedConfig:
-    """A configuration from its fields, of our own kinds or one that transformers knows; `ValueError` for others."""
-    fields = dict(fields)
+def _as_config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    """A configuration from its fields, of our own kinds or one that transformers knows; `ValueError` for others.
+
+    An object stays the same one: a decoder that was loaded keeps sharing it.
+    """
+    if isinstance(given, PreTrainedConfig):
+        return given
+    fields = dict(given or {})
     model_type = fields.pop("model_type", default)
     if model_type in OWN_VISION_CONFIGS:
         return OWN_VISION_CONFIGS[model_type](**fields)
@@ -167,13 +172,6 @@ def check_images_path(attention: str, image_layers: str = "full", image_gate: st
         raise ValueError(
             f"image_gate {image_gate} needs attention mmca: under {attention} images have no softmax of their own"
         )
-
-
-def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
-    """The object itself where one is given (a decoder that was loaded keeps sharing it)."""
-    if isinstance(value, PreTrainedConfig):
-        return value
-    return config_from_dict(value or {}, default)
 
 
 def choose_attention(config: VisualChatConfig) -> None:

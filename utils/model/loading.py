@@ -240,7 +240,8 @@ def _load_trained_over_bases(
     with torch.device("meta"):
         skeleton = cls(config)
     needed = held_names(skeleton) | {name for name in skeleton.state_dict() if name.startswith(NEW_PARTS)}
-    old_vocabulary = _frozen_from(path, config)["vocab_size"]
+    assert config.frozen_from is not None, "the trained form says what its base models are"
+    old_vocabulary = config.frozen_from["vocab_size"]
     if config.text_config.vocab_size > old_vocabulary and HEAD not in needed:
         needed.add(NEW_HEAD_ROWS)
     _refuse_misfits(path, {"missing_keys": needed - set(trained)})
@@ -264,8 +265,7 @@ def _base_weights(
     dtype: torch.dtype | str | None,
 ) -> dict[str, torch.Tensor]:
     """The frozen weights under our names, in main memory, the vocabulary grown to ours."""
-    frozen_from = _frozen_from(path, config)
-    bases = {**frozen_from, **(base_models or {})}
+    bases = {**(config.frozen_from or {}), **(base_models or {})}
     for part in ("language_model", "vision_model"):
         folder = Path(bases[part].removeprefix(LOCAL_FOLDER))
         if folder.is_absolute() and not folder.exists():
@@ -274,9 +274,9 @@ def _base_weights(
                 f' exist here; say where it is: base_models={{"{part}": ...}}'
             )
     decoder = load_decoder(bases["language_model"], dtype)
-    if decoder.config.vocab_size != frozen_from["vocab_size"]:
+    if decoder.config.vocab_size != bases["vocab_size"]:
         raise CheckpointError(
-            f"{path} was trained over a decoder of {frozen_from['vocab_size']} tokens, but"
+            f"{path} was trained over a decoder of {bases['vocab_size']} tokens, but"
             f" {bases['language_model']} has {decoder.config.vocab_size}; pass the right one in base_models"
         )
     grow_vocabulary(decoder, config.text_config.vocab_size)
@@ -285,15 +285,6 @@ def _base_weights(
     state.update({ENCODER + name: tensor for name, tensor in tower.state_dict().items()})
     state[HEAD] = decoder.get_output_embeddings().weight.detach()
     return state
-
-
-def _frozen_from(path: str | Path, config: VisualChatConfig) -> dict[str, Any]:
-    if config.frozen_from is None:
-        raise CheckpointError(
-            f"{path} holds trained weights only, and its config.json names no base models (frozen_from); copy the whole"
-            " folder again"
-        )
-    return config.frozen_from
 
 
 def _load_adapters(path: str | Path, model: PreTrainedModel, adapters: dict[str, torch.Tensor]) -> None:

@@ -30,12 +30,13 @@ from .mmca import ImageGate
 from .mmca_layout import NO_MASK, layout_of_forward
 from .projector import build_projector
 from .vision import (
+    encode,
     encoded_features,
-    encoder_outputs,
     enter_encoder_anyway,
     place_features,
     place_summaries,
     refuse_both,
+    run_encoder,
     vision_family,
 )
 
@@ -127,14 +128,14 @@ class VisualChatModel(VisualChatPreTrainedModel):
         """Pixels [N, 3, H, W] through encoder and projector.
 
         `last_hidden_state` is the encoder's [N, S', Dv], `pooler_output` what the decoder reads, in its width
-        [N, S, D]. `output_hidden_states` and `output_attentions` ask for the encoder's too.
+        [N, S, D]. `output_hidden_states` and `output_attentions` ask for the encoder's too: then all images go through
+        it together, and with a graph.
         """
-        vision, asked = self.config.vision_config, {}
-        for name in ("output_hidden_states", "output_attentions"):
-            wanted = kwargs.get(name)
-            if getattr(vision, name, False) if wanted is None else wanted:
-                asked[name] = True
-        outputs = encoder_outputs(self.vision_tower, pixel_values, asked)
+        asked = {name: True for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)}
+        if asked:
+            outputs = run_encoder(self.vision_tower, pixel_values, **asked)
+        else:
+            outputs = BaseModelOutputWithPooling(last_hidden_state=encode(self.vision_tower, pixel_values))
         outputs.pooler_output = self._projected(outputs.last_hidden_state)
         return outputs
 

@@ -36,7 +36,7 @@ class VitProjector(nn.Module):
 
     def __init__(self, vision_config: PreTrainedConfig, text_width: int) -> None:
         super().__init__()
-        width = encoder_width(vision_config)
+        width = vision_family(vision_config).width(vision_config)
         layer_config = CLIPVisionConfig(
             hidden_size=width,
             intermediate_size=vision_config.intermediate_size,
@@ -61,7 +61,7 @@ class PerceiverProjector(nn.Module):
 
     def __init__(self, vision_config: PreTrainedConfig, text_width: int) -> None:
         super().__init__()
-        width = encoder_width(vision_config)
+        width = vision_family(vision_config).width(vision_config)
         self.queries = nn.Parameter(torch.empty(_GRID**2, width).normal_(std=0.02))
         self.norm_queries = nn.LayerNorm(width)
         self.norm_features = nn.LayerNorm(width)
@@ -86,12 +86,7 @@ def build_projector(projector_type: str, vision_config: PreTrainedConfig, text_w
         return PerceiverProjector(vision_config, text_width)
     if projector_type == "vit":
         return VitProjector(vision_config, text_width)
-    return LinearProjector(encoder_width(vision_config), text_width)
-
-
-def encoder_width(vision_config: PreTrainedConfig) -> int:
-    """How wide the tokens are that the encoder gives."""
-    return vision_family(vision_config).width(vision_config)
+    return LinearProjector(vision_family(vision_config).width(vision_config), text_width)
 
 
 def image_seq_length(projector_type: str, vision_config: PreTrainedConfig) -> int:

@@ -137,15 +137,6 @@ def encode(tower: nn.Module, pixel_values: torch.Tensor, at_once: int = AT_ONCE)
     return features[0] if len(features) == 1 else torch.cat(features)
 
 
-def encoder_outputs(
-    tower: nn.Module, pixel_values: torch.Tensor, asked: dict[str, bool]
-) -> BaseModelOutputWithPooling:
-    """`encode`, or, with more that is `asked` for (`output_attentions`, ...), all images together and with a graph."""
-    if asked:
-        return run_encoder(tower, pixel_values, **asked)
-    return BaseModelOutputWithPooling(last_hidden_state=encode(tower, pixel_values))
-
-
 def refuse_both(
     pixel_values: torch.Tensor | None, outputs: dict[str, BaseModelOutputWithPooling] | None
 ) -> None:
