@@ -42,13 +42,3 @@ def test_only_a_log_file_gets_a_line_now_and_then(
     lines = ["checking: 3,000 of 5,000 conversations, 1 bad in 31 s"]
     lines += ["checking: 5,000 of 5,000 conversations, 2 bad in 62 s"]
     assert caplog.messages == ([] if is_terminal else lines)
-
-
-def test_lines_count_bytes_in_their_units(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    monkeypatch.setattr(commands, "LINE_EVERY", 0)
-    with progress("SN.json", 3_000_000_000, "B") as advance:
-        advance(1_500_000_000)
-    assert caplog.messages == ["SN.json: 1.5 GB of 3.0 GB in 0 s"]

@@ -67,7 +67,6 @@ def test_a_bad_line_costs_one_record(tmp_path: Path) -> None:
 
 
 UNREADABLE = {
-    "empty": ("my.json", "", "is empty; write it again"),
     "cut off": (
         "my.json",
         json.dumps(RECORDS)[:-9],
@@ -78,7 +77,6 @@ UNREADABLE = {
         "[1, 2]",
         r"2 values, none of them a record .*: expected a list of records, or one",
     ),
-    "a text": ("my.json", '"hello"', "expected a list of records, or an object of them"),
     "two lists": (
         "my.json",
         json.dumps({"a": RECORDS, "b": RECORDS}),

@@ -199,21 +199,7 @@ for tokenizer in (processor.tokenizer, AutoTokenizer.from_pretrained(folder)):
 @pytest.mark.parametrize("where", ["project", "alone"])
 def test_loads_in_a_fresh_process(form, where, model_and_processor, tmp_path, request, monkeypatch):
     """From another folder; `alone`: without this project on the path, by the code in the checkpoint."""
-    load_elsewhere(request.getfixturevalue(form), where, model_and_processor, tmp_path, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("encoder", "save"), [("open_clip", save_trained_only), ("qwen_vl", save_full)])
-def test_the_code_of_another_encoder_travels_with_it(
-    encoder, save, llama_folder, encoder_folders, tmp_path, monkeypatch
-):
-    """Written by us, and again by `save_pretrained`."""
-    built = trained((llama_folder, encoder_folders[encoder]))
-    save(*built, tmp_path / "saved")
-    load_elsewhere(tmp_path / "saved", "alone", built, tmp_path, monkeypatch)
-
-
-def load_elsewhere(folder, where, model_and_processor, tmp_path, monkeypatch):
+    folder = request.getfixturevalue(form)
     inputs = two_images(model_and_processor[0])
     torch.save(inputs, tmp_path / "inputs.pt")
     if where == "alone":  # attention's C++ does not travel: the bits are those of the kernels that do

@@ -407,23 +407,6 @@ def test_what_does_not_go_together_is_refused_in_one_line(fields, complaint):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("image_layers", ["no_mlp", "none"])
-@pytest.mark.parametrize("attention", ["mmca", "cross"])
-def test_a_graph_that_asks_no_tensor_for_a_number_masks_instead(attention, image_layers, monkeypatch):
-    """As torch.export and torch.compile make it."""
-    model = model_of(image_layers, attention)
-    rows = Rows.random(1)
-    embedded, features, labels = given(rows)
-    wanted = ours(model, rows, embedded, features, labels).loss
-    monkeypatch.setattr("utils.model.modeling_visual_chat.torch.compiler.is_compiling", lambda: True)
-    seen = []
-    model.model.language_model.layers[0].mlp.up_proj.register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].shape[:-1].numel())
-    )
-    torch.testing.assert_close(ours(model, rows, embedded, features, labels).loss, wanted)
-    assert seen == [rows.kinds.numel()]
-
-
 @pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapters"])
 @pytest.mark.parametrize("save", [save_full, save_trained_only])
 def test_checkpoints_keep_the_choice(llama_folder, clip_folder, tmp_path, save, adapted):

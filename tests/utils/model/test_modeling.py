@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate import cpu_offload
-from torch.nn import functional as F
 
 from tests.tiny import visual_chat
 from utils.model import VisualChatForConditionalGeneration, freeze, mmca_kernels
@@ -61,21 +60,6 @@ def test_a_wrong_number_of_images_names_both_counts(model, count):
         model(**batch(TWO_IMAGES), pixel_values=pixels(count))
     with pytest.raises(ValueError, match="10 image tokens, but no pixel_values"):
         model(**batch(TWO_IMAGES))
-
-
-@pytest.mark.parametrize("attention", ["mmca", "cross", "causal"])
-def test_loss_is_cross_entropy_over_all_logits(attention):
-    model = make(attention=attention)
-    inputs = batch(TWO_IMAGES, ONE_IMAGE, NO_IMAGE)
-    labels = torch.full_like(inputs["input_ids"], -100)
-    labels[0, -2:], labels[1, -1:], labels[2, -3:] = 8, 9, 12
-    logits = model(**inputs, pixel_values=pixels(3)).logits
-    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-    out = model(**inputs, pixel_values=pixels(3), labels=labels)
-    torch.testing.assert_close(out.loss, expected)
-    assert out.logits is None
-    halved = model(**inputs, pixel_values=pixels(3), labels=labels, num_items_in_batch=torch.tensor(12)).loss
-    torch.testing.assert_close(halved, expected / 2)
 
 
 def test_no_supervised_token_gives_zero_with_a_graph(model):

@@ -43,7 +43,11 @@ def test_the_last_layer_computes_supervised_rows_only_and_the_loss_is_the_same(m
     )
     first, last = model.model.language_model.layers
     seen = [rows_seen(part) for part in (first.mlp, last.mlp.gate_proj, model.lm_head)]
-    torch.testing.assert_close(model(**given, labels=labels).loss, expected)
+    out = model(**given, labels=labels)
+    torch.testing.assert_close(out.loss, expected)
+    assert out.logits is None
+    halved = model(**given, labels=labels, num_items_in_batch=torch.tensor(8)).loss
+    torch.testing.assert_close(halved, expected / 2)
     every = 2 * len(ROW)
     assert [counts[-1] for counts in seen] == [every, 4, 4]
     (gradient,) = torch.autograd.grad(expected, [model.get_input_embeddings().weight])

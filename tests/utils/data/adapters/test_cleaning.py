@@ -2,20 +2,7 @@
 
 import pytest
 
-from utils.data.adapters.cleaning import as_sentence, capitalize_sentences, one_line
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("What is it?", "What is it?"),
-        ("  What is\nthis?\n", "What is this?"),
-        ("One \r\n\r\n two\rthree  four", "One two three  four"),
-        ("\nÀ quoi\n ça sert?", "À quoi ça sert?"),
-    ],
-)
-def test_a_question_is_one_line(text: str, expected: str) -> None:
-    assert one_line(text) == expected
+from utils.data.adapters.cleaning import capitalize_sentences
 
 
 @pytest.mark.parametrize(
@@ -39,16 +26,3 @@ def test_a_question_is_one_line(text: str, expected: str) -> None:
 )
 def test_sentences_begin_with_a_capital_and_nothing_else_changes(text: str, expected: str) -> None:
     assert capitalize_sentences(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (" the sky is clear ", "The sky is clear."),
-        ("NASA built it!", "NASA built it!"),
-        ("he said no.", "He said no."),
-        ("", ""),
-    ],
-)
-def test_a_text_as_a_sentence(text: str, expected: str) -> None:
-    assert as_sentence(text) == expected

@@ -98,11 +98,9 @@ def test_sample_counts(write_root: WriteRoot, record: MakeRecord, caplog: pytest
         ({"concatenate": [1, 2, 3]}, "--dataset_concatenate_samples has 3 values for 2 datasets"),
         ({"concatenate": 0}, "--dataset_concatenate_samples is 0"),
         ({"samples": "some"}, "--dataset_samples is 'some' for llava"),
-        ({"samples": -1}, "--dataset_samples is -1 for llava"),
         ({"weights": [1, 2, 3]}, "--dataset_weights has 3 values for 2 datasets"),
         ({"weights": [1, 0]}, "--dataset_weights is 0.0; it has to be above 0"),
         ({"weights": float("nan")}, "--dataset_weights is nan"),
-        ({"weights": float("inf")}, "--dataset_weights is inf"),
     ],
 )
 def test_values_that_do_not_fit(
