@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_394,
-    "tests: lines": 25_237,
+    "tests: lines": 25_103,
     "core: lines": 18_385,
     "core: files": 100,
     "core: imports of wings": 0,
