@@ -27,8 +27,7 @@ WINGS = {  # the folders and files (without ending) of each
     "serving": "chat/serving chat/server_setup",
     "page": "chat/page chat/web",
     "judging": "eval/judge eval/lmms_eval_model",
-    "export": "helper/export_checkpoint helper/checkpoint_forms"
-    " helper/extract_qwen_vl helper/qwen_vl_encoder helper/dataset_table",
+    "export": "helper/export_checkpoint helper/checkpoint_forms helper/extract_qwen_vl helper/qwen_vl_encoder",
     "miniature": "helper/miniature helper/demonstration helper/comparison helper/demo helper/compare"
     " helper/make_tiny_models helper/make_tiny_world",
 }

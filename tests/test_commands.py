@@ -18,7 +18,6 @@ NO_COMMANDS = {
 HEAVY = {"torch", "transformers", "gradio", "deepspeed", "datasets"}
 NEED_NO_ARGUMENTS = {
     "helper.compare",
-    "helper.dataset_table",
     "helper.demo",
     "helper.make_tiny_models",
     "helper.make_tiny_world",

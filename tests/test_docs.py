@@ -18,7 +18,7 @@ import pytest
 
 import visualchat
 from training.recipe import flags_of
-from utils.data import build_dataset
+from utils.data import DATASETS, build_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
@@ -265,3 +265,12 @@ def test_the_script_for_digits_writes_data_of_ones_own(tmp_path: Path, monkeypat
     assert [len(part) for part in parts] == [16, 4]
     assert {each.turns[0].answer for each in parts[1]} == {"zero", "six", "two", "eight"}
     assert parts[1][0].images[0].open().getpixel((0, 0)) == (240, 240, 240)
+
+
+def test_the_page_of_datasets_has_a_row_for_each_with_its_files_and_where_to_get_them():
+    rows = {line.split()[1]: line for line in FILES["datasets"].read_text().splitlines() if line[:1] == "|"}
+    assert list(rows)[2:] == sorted(DATASETS)
+    for name, spec in DATASETS.items():
+        for part in (*spec.annotations, *spec.images):
+            assert f"`{part.path}" in rows[name] and part.origin in rows[name]
+            assert all(f"`{Path(later).name}" in rows[name] for later in part.alternatives)
