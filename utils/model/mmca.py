@@ -26,7 +26,7 @@ The layout (who sees whom) is made once per forward and shared by all layers; `a
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,22 +41,6 @@ _SCORES = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indic
 """What a decoder may hand its attention that changes the scores: caps, sinks, biases, a choice of keys."""
 
 _LAYOUT = "_mmca_layout"  # a mask of the user's own carries the layout made from it
-
-
-class ImageKV(Protocol):
-    """Keys and values of images, computed earlier: text alone is read, over them (`chat.image_kv`)."""
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float | None,
-        gate: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """One layer's attention: query [B, H, Q, D], text keys and values [B, Hkv, T, D] -> [B, Q, H, D]."""
-        ...
 
 
 class ImageGate(nn.Module):
@@ -206,12 +190,15 @@ def _attention_function(joint: bool):
         dropout: float = 0.0,
         mm_token_type_ids: torch.Tensor | None = None,
         sliding_window: int | None = None,
-        image_kv: ImageKV | None = None,
+        image_kv: Any = None,
         mmca_layout: Layout | None = None,
         image_gate: Sequence[torch.Tensor] | None = None,
         **more,
     ) -> tuple[torch.Tensor, None]:
-        """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D]."""
+        """transformers' interface: query [B, H, Q, D], key and value [B, Hkv, K, D] -> [B, Q, H, D].
+
+        image_kv: reads text over keys and values of images that were computed earlier (`chat.image_kv`).
+        """
         if unknown := [name for name in _SCORES if more.get(name) is not None]:
             raise ValueError(
                 f"{type(module).__name__} passes {', '.join(unknown)} to attention, which changes its scores;"

@@ -46,15 +46,10 @@ class States:
         return cls(query.device.type, query.dtype, group, query.shape[3], value.shape[3])
 
     @classmethod
-    def of_config(cls, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> "States | None":
-        """Those that a decoder makes of embeddings of this type (autocast has one of its own), or None where its
-        configuration does not say.
-        """
-        heads = getattr(config, "num_attention_heads", None)
-        width = getattr(config, "head_dim", None)
-        if not isinstance(heads, int) or not (width or getattr(config, "hidden_size", None)):
-            return None
-        width = width or config.hidden_size // heads
+    def of_config(cls, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> "States":
+        """Those that a decoder makes of embeddings of this type (autocast has one of its own)."""
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
         shared = getattr(config, "num_key_value_heads", None) or heads
         if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
@@ -94,7 +89,7 @@ def kernel_names() -> tuple[str, ...]:
     return AUTO, *KERNELS, MASKED
 
 
-def prepare_kernel(states: States | None, device: torch.device) -> str:
+def prepare_kernel(states: States, device: torch.device) -> str:
     """Choose the kernel for such states: compile and test it where that was not done. Call it outside of layers.
 
     Raises ValueError where the user names a kernel that there is not.
@@ -102,8 +97,6 @@ def prepare_kernel(states: States | None, device: torch.device) -> str:
     wanted = os.environ.get(VARIABLE) or AUTO
     if wanted not in (names := kernel_names()):
         raise ValueError(f"{VARIABLE} is {wanted!r}; choose one of {', '.join(names)}")
-    if states is None:
-        return MASKED
     if (wanted, states) not in _chosen:
         _chosen[wanted, states] = _choose(wanted, states, device)
     return _chosen[wanted, states]
@@ -137,8 +130,8 @@ class RegisteredKernels(Kernels):
         name = prepare_kernel(states, device)
         if layout is None:
             return
-        kernel = KERNELS.get(name) if states is not None and layout.queries > 1 else None
-        if not layout.is_causal or (kernel and states and kernel.for_text(states)):
+        kernel = KERNELS.get(name) if layout.queries > 1 else None
+        if not layout.is_causal or (kernel and kernel.for_text(states)):
             layout.prepared(kernel.prepare if kernel else masked_form)
 
     def attend(

@@ -66,18 +66,6 @@ def test_the_others_of_a_group_are_learned_all_the_same(
     assert sorted(each.place.index for each in found) == [4, 11, 12]
 
 
-def test_every_kind_of_bad_record_is_found_where_it_shows(
-    make, processor: VisualChatProcessor, write_root: WriteRoot, record: MakeRecord
-) -> None:
-    reserved, long = record(1), record(2)
-    reserved["conversations"][1]["value"] = "It ends</s> here."
-    long["conversations"][0]["value"] += " really?" * 200
-    dataset = make(write_root([], [], [record(0), reserved, long, record(3)]), max_seq_len=100)
-    reasons = {found.place.index: found.reason for index in range(4) for found in dataset[index].bad}
-    assert reasons.keys() == {1, 2}
-    assert "contains '</s>'" in reasons[1] and "its first turn takes" in reasons[2]
-
-
 def test_batches_with_workers_carry_what_was_found_and_stay_tensors(
     make, write_root: WriteRoot, record: MakeRecord
 ) -> None:

@@ -44,15 +44,6 @@ def test_images_of_cut_turns_are_not_read(processor: VisualChatProcessor) -> Non
     assert EncodedDataset([conversation], processor, int(end))[0].pixel_values is None
 
 
-def test_a_first_turn_that_is_too_long_is_named(
-    processor: VisualChatProcessor, three_turns: Conversation
-) -> None:
-    with pytest.raises(
-        ConversationError, match=r"set\.json#5: its first turn takes \d+ tokens.*--max_seq_len 20"
-    ):
-        EncodedDataset([three_turns], processor, 20)[0]
-
-
 def test_a_conversation_that_teaches_nothing_is_named(processor: VisualChatProcessor) -> None:
     with pytest.raises(ConversationError, match=r"set\.json#6: it has no answer to learn from"):
         EncodedDataset([Conversation((Turn("q"),), "set.json#6")], processor, 100)[0]

@@ -1,6 +1,5 @@
 """Records of every kind of file, in order and as they are; what is damaged is named with what to do about it."""
 
-import gzip
 import json
 import pickle
 from collections.abc import Callable
@@ -98,7 +97,8 @@ def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
     assert list(open_records(path)) == PLAIN
 
 
-# What is in the file, and what the one line about it has to say. All are named list.json.
+# What is in the file, and what the one line about it has to say. All are named list.json; tests/helper/conftest.py has
+# more.
 GOOD = json.dumps(PLAIN).encode()
 DAMAGED = {
     "cut off in a text": (
@@ -106,8 +106,6 @@ DAMAGED = {
         r"byte 11 \(line 1, after 1 values\): the file ends inside",
     ),
     "cut off in a record": (b'[{"a": 1},\n {"a": 2', r"byte 12 \(line 2.*ends inside the value"),
-    "empty": (b"", "is empty"),
-    "zero bytes": (bytes(1000), "full of zero bytes"),
     "trailing text": (GOOD + b" garbage", r"byte \d+ .*something follows"),
     "lines in a .json": (b'{"a": {}}\n{"a": {}}', r"line 2.*\.jsonl"),
     "trailing comma": (b'[{"a": 1},]', r"byte 10 .*"),
@@ -118,9 +116,6 @@ DAMAGED = {
     "deep nesting": (b'[{"a": 1}, ' + b"[" * 200_000 + b"]" * 200_000 + b"]", r"byte 11 .*nested too deeply"),
     "a number without end": (b'[{"a": ' + b"9" * 5000 + b"}]", r"byte 1 .*digits"),
     "an object of no objects": (b'{"a": 1, "annotations": [{}]}', "under a key of their own"),
-    "a web page": (b"<!DOCTYPE html><html>Not found</html>", "web page"),
-    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
-    "gzip": (gzip.compress(GOOD), "gunzip"),
     "parquet": (b"PAR1 and so on", r"\.parquet"),
 }
 
