@@ -32,9 +32,9 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_394,
-    "tests: lines": 25_103,
-    "core: lines": 18_385,
+    "library: lines": 32_312,
+    "tests: lines": 25_053,
+    "core: lines": 18_372,
     "core: files": 100,
     "core: imports of wings": 0,
     "files above 400 lines": 0,
@@ -43,7 +43,7 @@ LIMITS = {  # to be lowered with the measures of tests/house.py, never raised wi
     "a chat turn: modules loaded": 14,
     "MMCA: files": 3,
     "in checkpoints: files": 16,
-    "in checkpoints: lines": 4_002,
+    "in checkpoints: lines": 3_989,
 }
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PROJECT = ("utils", "training", "chat", "eval", "helper", "tests")
