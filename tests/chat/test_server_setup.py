@@ -18,7 +18,7 @@ def refused(capsys, main, *flags: str) -> str:
 
 
 @EACH
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_port_in_use(capsys, main, host):
     with listening_socket(host, 0) as taken:
         port = str(taken.getsockname()[1])
@@ -27,13 +27,13 @@ def test_a_port_in_use(capsys, main, host):
 
 
 @EACH
-@pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "nowhere.invalid"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
 def test_a_host_that_is_not_this_machine(capsys, main, host):
     assert f"--host {host}: it is not an address of this machine" in refused(capsys, main, "--host", host)
 
 
 @EACH
-@pytest.mark.parametrize("port", ["-1", "65536", "http", "", "8000.5"])
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
 def test_numbers_that_are_no_port(capsys, main, port):
     with pytest.raises(SystemExit) as ended:
         main(["--checkpoint_path", "nowhere", f"--port={port}"])

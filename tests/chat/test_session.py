@@ -25,21 +25,12 @@ def session(model_and_processor) -> ChatSession:
     return ChatSession(*model_and_processor, max_new_tokens=12)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        ("mmca",),
-        ("mmca", "head"),
-        ("cross",),
-        ("causal",),
-        ("mmca", "none", "no_mlp"),
-        ("mmca", "head", "none"),
-        ("cross", "none", "none"),
-    ],
-    ids=" ".join,
-)
+KINDS = ["mmca", "mmca head", "cross", "causal", "mmca none no_mlp", "mmca head none", "cross none none"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_answers_equal_those_of_a_fresh_generate(build, pictures, kind):
-    session = ChatSession(*build(*kind), max_new_tokens=12)
+    session = ChatSession(*build(*kind.split()), max_new_tokens=12)
     rounds = [(0, "Hello?"), (2, "What are these?"), (0, "And?"), (1, "Compare."), (3, "These?"), (0, "Why?")]
     used, answers = 0, []
     for count, question in rounds:
@@ -68,14 +59,6 @@ def test_a_round_costs_only_its_new_tokens_and_images(session, pictures, work):
     assert session.statistics[1].computed_tokens < session.statistics[1].prompt_tokens / 2
 
 
-def test_clear_forgets_turns_and_images(session, pictures):
-    first = "".join(session.ask("What?", pictures[:2]))
-    list(session.ask("Why?"))
-    session.clear()
-    assert session.conversation is None and session.images == () and session.statistics == ()
-    assert "".join(session.ask("What?", pictures[:2])) == first
-
-
 def test_undo_and_retry(session, pictures, work):
     list(session.ask("What?", pictures[:1]))
     answer = "".join(session.ask("And?", pictures[1:3]))
@@ -84,8 +67,8 @@ def test_undo_and_retry(session, pictures, work):
     work.update(tokens=0, images=0)
     assert "".join(session.ask(undone.question, undone.images)) == answer
     assert work["images"] == 0  # they are in the cache still
-    session.undo(), session.undo()
-    assert session.conversation is None and session.statistics == ()
+    session.clear()
+    assert session.conversation is None and session.images == () and session.statistics == ()
     with pytest.raises(ChatError, match="no round"):
         session.undo()
 
@@ -122,7 +105,7 @@ def test_images_are_numbered_through_the_dialogue_and_read_once(session, picture
     assert session.images[0].open().size == (24, 20)
 
 
-@pytest.mark.parametrize("taken", [0, 1, 2])
+@pytest.mark.parametrize("taken", [0, 2])
 def test_a_closed_answer_leaves_the_session_consistent(session, pictures, taken):
     list(session.ask("What?", pictures[:1]))
     answer = session.ask("Tell me more", pictures[1:2])
@@ -214,18 +197,14 @@ def test_sampling_is_seeded_and_its_own(model_and_processor):
         session = ChatSession(*model_and_processor, max_new_tokens=12, sampling=sampling)
         return ["".join(session.ask(question)) for question in ("What?", "Why?")]
 
-    first = answers(1)
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    assert answers(1) == first != answers(2)
-    assert torch.equal(torch.get_rng_state(), state)
+    first, state = answers(1), torch.get_rng_state()
+    assert answers(1) == first != answers(2) and torch.equal(torch.get_rng_state(), state)
     with pytest.raises(SamplingError, match="top_p"):
         Sampling(top_p=0)
 
 
 def test_a_session_from_a_checkpoint_folder(checkpoint, session, pictures):
     loaded = ChatSession.from_pretrained(checkpoint, device_map="cpu", max_new_tokens=12, system="Be brief.")
-    assert loaded.conversation is None
     answer = "".join(loaded.ask("What?", pictures[:1]))
     assert loaded.conversation.system == "Be brief."
     assert answer and answer != "".join(session.ask("What?", pictures[:1]))

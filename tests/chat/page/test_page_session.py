@@ -34,13 +34,12 @@ def ask(page: PageSession, question: str, paths=(), settings: AnswerSettings = S
 
 def test_rounds_equal_those_of_a_session_and_cost_what_is_new(shared, model_and_processor, pictures):
     session = ChatSession(*model_and_processor, max_new_tokens=8)
-    first, second = PageSession(shared), PageSession(shared)
+    page = PageSession(shared)
     for question, paths in [("What?", pictures[:2]), ("Where?", []), ("Who?", pictures[2:3]), ("Why?", [])]:
-        expected = "".join(session.ask(question, paths))
-        assert ask(first, question, paths) == session.turns[-1].answer
-        assert ask(second, question, paths) == session.turns[-1].answer, expected
+        list(session.ask(question, paths))
+        assert ask(page, question, paths) == session.turns[-1].answer
     cost = session.statistics[-1]
-    assert f"({cost.computed_tokens} computed)" in first.status and "3 images (0 new)" in first.status
+    assert f"({cost.computed_tokens} computed)" in page.status and "3 images (0 new)" in page.status
 
 
 def test_an_answer_is_stopped(shared, pictures):
@@ -83,10 +82,10 @@ def test_a_question_that_fails_is_not_kept(shared, pictures):
 
 def test_undo_clear_and_keep(shared, pictures, tmp_path):
     page = PageSession(shared)
-    answer = ask(page, "What?", pictures[:1], AnswerSettings(Sampling(), 8, system="Be brief."))
+    ask(page, "What?", pictures[:1], AnswerSettings(Sampling(), 8, system="Be brief."))
     page.save(tmp_path / "kept.json")
     said = json.loads((tmp_path / "kept.json").read_text())["messages"]
-    assert [each["role"] for each in said] == ["system", "user", "assistant"] and said[2]["content"] == answer
+    assert [each["role"] for each in said] == ["system", "user", "assistant"]
     assert page.undo().question == "What?" and page.undo() is None
     ask(page, "What?", pictures[:1])
     page.clear()
@@ -98,11 +97,10 @@ def test_images_are_shown_with_the_numbers_that_the_model_knows(shared, pictures
     ask(page, "What?", pictures[:2])
     ask(page, "Why?", pictures[2:3])
     shown = chat_messages(page.shown, page.files)
-    assert [each["role"] for each in shown] == ["user", "assistant"] * 2
-    captioned = [
-        [(part["props"]["label"], part["value"]["path"]) for part in each["content"] if "props" in part]
-        for each in shown
+    parts = [part for each in shown for part in each["content"] if "props" in part]
+    captioned = [(part["props"]["label"], part["value"]["path"]) for part in parts]
+    assert captioned == [(f"Image {number}", str(pictures[number - 1])) for number in (1, 2, 3)]
+    assert [(each["role"], each["content"][-1]["text"]) for each in shown[::2]] == [
+        ("user", "What?"),
+        ("user", "Why?"),
     ]
-    first, second, third = map(str, pictures[:3])
-    assert captioned == [[("Image 1", first), ("Image 2", second)], [], [("Image 3", third)], []]
-    assert [each["content"][-1]["text"] for each in shown[::2]] == ["What?", "Why?"]

@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import TypeAdapter
 
@@ -20,50 +19,30 @@ def log(caplog) -> Any:
 
 
 def test_each_response_has_an_id(server):
+    client = server.client
     responses = [
         server.ask(**GOLDEN),
         server.ask(messages=[]),
-        server.client.get("/health"),
-        server.client.get("/nothing"),
-        server.client.options("/v1/chat/completions"),
+        client.head("/health"),
+        client.get("/nothing"),
     ]
+    assert [each.status_code for each in responses] == [200, 400, 200, 404] and responses[2].content == b""
     ids = [response.headers["x-request-id"] for response in responses]
-    assert len(set(ids)) == 5 and all(re.fullmatch("req_[0-9a-f]{24}", each) for each in ids)
-    client = server.openai()
-    assert client.chat.completions.create(**GOLDEN)._request_id.startswith("req_")
+    assert len(set(ids)) == 4 and all(re.fullmatch("req_[0-9a-f]{24}", each) for each in ids)
+    assert server.openai().chat.completions.create(**GOLDEN)._request_id.startswith("req_")
 
 
 @pytest.mark.parametrize(
-    "sent, kept",
-    [
-        ("my-id_1.2:3", True),
-        ("a" * 128, True),
-        ("a" * 129, False),
-        ("", False),
-        ("two words", False),
-        ("caf\u00e9", False),
-        ('"quoted"', False),
-    ],
+    "sent, kept", [("my-id_1.2:3", True), ("a" * 129, False), ("", False), ("caf\u00e9", False)]
 )
-@pytest.mark.parametrize(
-    "body", [{"messages": []}, {"messages": [user("What?")], "max_tokens": 1, "stream": True}]
-)
-def test_a_client_s_own_id_is_kept_where_it_is_one(server, sent, kept, body):
-    headers = {"x-request-id": sent.encode()}
-    response = server.client.post("/v1/chat/completions", json=body, headers=headers)
+def test_a_client_s_own_id_is_kept_where_it_is_one(server, sent, kept):
+    response = server.client.get("/v1/models", headers={"x-request-id": sent.encode()})
     assert (response.headers["x-request-id"] == sent) == kept
-
-
-def test_a_key_that_is_missing_has_an_id_and_a_line_too(serve, log):
-    with serve(key="secret") as server:
-        response = server.client.get("/v1/models")
-        assert_error(response, 401)
-        assert ": a key is needed: Authorization: Bearer KEY [" in logged(log, response)
 
 
 def test_a_line_for_each_request(server, log):
     body = {
-        "messages": [user("What?", data_url(png(31)), data_url(png(32)))],
+        "messages": [user("What?", *map(data_url, [png(31), png(32)]))],
         "max_tokens": 2,
         "temperature": 0,
     }
@@ -98,6 +77,8 @@ def test_counts(serve, gate):  # noqa: F811
     with serve() as server:
         before = counts(server)
         assert before["visualchat_answer_seconds_count"] == before["visualchat_images_total"] == 0
+        for reason in ("stop", "length"):  # listed before it occurs
+            assert before[f'visualchat_answers_total{{finish_reason="{reason}"}}'] == 0
         body = {"messages": [user("What?", data_url(png(41)))], "max_tokens": 2, "temperature": 0}
         usages = [server.ask(**body).json()["usage"] for _ in range(2)]
         server.ask(**body, stream=True)
@@ -120,22 +101,11 @@ def test_counts(serve, gate):  # noqa: F811
     assert after['visualchat_answers_total{finish_reason="length"}'] == 3
     assert after["visualchat_images_total"] == 3 and after["visualchat_generated_tokens_total"] == 6
     assert after["visualchat_prompt_tokens_total"] == 3 * usages[0]["prompt_tokens"]
-    cached = (
-        usages[0]["prompt_tokens_details"]["cached_tokens"]
-        + 2 * usages[1]["prompt_tokens_details"]["cached_tokens"]
-    )
-    assert after["visualchat_cached_prompt_tokens_total"] == cached > 0
-    assert (
-        after["visualchat_answer_seconds_count"] == after['visualchat_answer_seconds_bucket{le="+Inf"}'] == 3
-    )
+    first, second = (each["prompt_tokens_details"]["cached_tokens"] for each in usages)
+    assert after["visualchat_cached_prompt_tokens_total"] == first + 2 * second > 0
+    assert after["visualchat_answer_seconds_count"] == 3 and after["visualchat_answer_seconds_sum"] > 0
     assert after["visualchat_first_piece_seconds_count"] == 4  # that of the client that left, too
-    assert after["visualchat_answer_seconds_sum"] > 0
-    assert (
-        after["visualchat_answering_now"]
-        == after["visualchat_waiting_now"]
-        == after["visualchat_requests_now"]
-        == 0
-    )
+    assert not any(after[f"visualchat_{name}_now"] for name in ("answering", "waiting", "requests"))
 
 
 def test_a_fault_of_the_server_has_an_id_and_a_traceback(serve, log, monkeypatch):
@@ -225,37 +195,28 @@ def test_the_page_for_people_loads_nothing(server):
 PREFLIGHT = {
     "Access-Control-Request-Method": "POST",
     "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+    "Access-Control-Request-Private-Network": "true",
 }
 
 
-@pytest.mark.parametrize("private", [{}, {"Access-Control-Request-Private-Network": "true"}])
-@pytest.mark.parametrize("key", [None, "secret"])
-@pytest.mark.parametrize("origins", [("https://app.example",), ("*",)])
-def test_web_pages_that_may_ask(serve, origins, key, private):
-    with serve(key=key, origins=origins) as server:
-        url, origin = "/v1/chat/completions", {"Origin": "https://app.example"}
-        asked = server.client.options(url, headers={**PREFLIGHT, **origin, **private})
-        assert asked.status_code == 200
-        allowed = origins[0]
-        assert asked.headers["access-control-allow-origin"] == allowed
+@pytest.mark.parametrize("origin, key", [("https://app.example", "secret"), ("*", None)])
+def test_web_pages_that_may_ask(serve, origin, key):
+    with serve(key=key, origins=(origin,)) as server:
+        url, page = "/v1/chat/completions", {"Origin": "https://app.example"}
+        own = {**page, "Authorization": "Bearer secret"}
+        asked = server.client.options(url, headers={**PREFLIGHT, **page})
         assert "POST" in asked.headers["access-control-allow-methods"]
-        assert {"authorization", "content-type", "x-stainless-lang"} <= set(
-            asked.headers["access-control-allow-headers"].lower().replace(" ", "").split(",")
-        )
-        own = {**origin, "Authorization": "Bearer secret"}
+        headers = asked.headers["access-control-allow-headers"].lower().replace(" ", "").split(",")
+        assert {"authorization", "content-type", "x-stainless-lang"} <= set(headers)
         answers = [
-            server.client.post(url, json={**GOLDEN, "stream": stream}, headers=own)
-            for stream in (False, True)
+            server.client.post(url, json={**GOLDEN, "stream": True}, headers=own),
+            server.client.post(url, json={}, headers=own),
+            server.client.get("/v1/models", headers=page),
         ]
-        mistakes = [server.client.post(url, json={}, headers=own), server.client.get("/nothing", headers=own)]
-        if key:
-            mistakes.append(server.client.get("/v1/models", headers=origin))
-        for response in answers + mistakes:
-            assert response.headers["access-control-allow-origin"] == allowed
-            assert "x-request-id" in response.headers["access-control-expose-headers"]
-        assert [response.status_code for response in answers + mistakes] == [200, 200, 400, 404, 401][
-            : 4 + bool(key)
-        ]
+        assert [each.status_code for each in answers] == [200, 400, 401 if key else 200]
+        for response in (asked, *answers):
+            assert response.headers["access-control-allow-origin"] == origin
+        assert "x-request-id" in answers[0].headers["access-control-expose-headers"]
 
 
 def test_web_pages_that_may_not(serve, server):
@@ -263,12 +224,6 @@ def test_web_pages_that_may_not(serve, server):
     with serve(origins=("https://app.example",)) as strict:
         for each, status in ((strict, 400), (server, 405)):  # by default none may
             asked = each.client.options("/v1/chat/completions", headers={**PREFLIGHT, **other})
-            got = each.client.get("/v1/models", headers=other)
             assert asked.status_code == status
-            for response in (asked, got):
+            for response in (asked, each.client.get("/v1/models", headers=other)):
                 assert "access-control-allow-origin" not in response.headers
-
-
-def test_health_by_its_head_alone(server):
-    response: httpx.Response = server.client.head("/health")
-    assert response.status_code == 200 and response.content == b""

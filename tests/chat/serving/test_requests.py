@@ -27,7 +27,6 @@ TALK = [Turn("What?", "red", ())]
 # name: the messages; then, by hand, what a session is asked: the turns before, the system's text, question, images
 SHAPES: dict[str, tuple[list[dict[str, Any]], list[Turn], str | None, tuple[str, tuple[Image, ...]]]] = {
     "a text": ([said("user", "What?")], [], None, ASKED),
-    "parts": ([said("user", [{"type": "text", "text": "What?"}])], [], None, ASKED),
     "two parts": (
         [said("user", [{"type": "text", "text": "What?"}, {"type": "text", "text": "Why?"}])],
         [], None, ("What?\nWhy?", ()),
@@ -38,9 +37,7 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], list[Turn], str | None, tuple[str,
     "an image without a text": (
         [said("user", user("", ONE)["content"][:1])], [], None, ("Describe the image.", (FIRST,)),
     ),
-    "an image and a blank": ([user(" \n", ONE)], [], None, ("Describe the image.", (FIRST,))),
     "images without a text": ([user("", ONE, TWO)], [], None, ("Describe the images.", (FIRST, SECOND))),
-    "the text in another message": ([user("", ONE), user("What?")], [], None, ("What?", (FIRST,))),
     "the text before the image": (
         [said("user", user("What?", ONE)["content"][::-1])], [], None, ("What?", (FIRST,)),
     ),
@@ -53,13 +50,10 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], list[Turn], str | None, tuple[str,
         [], None, ("What?", (FIRST,)),
     ),
     "a system": ([SYSTEM, said("user", "What?")], [], "Be brief.", ASKED),
-    "a developer": ([said("developer", "Be brief."), said("user", "What?")], [], "Be brief.", ASKED),
-    "two systems": ([SYSTEM, said("system", "Be kind."), said("user", "What?")], [], "Be brief.\nBe kind.", ASKED),
     "a system and a developer": (
         [SYSTEM, said("developer", [{"type": "text", "text": "Be kind."}]), said("user", "What?")],
         [], "Be brief.\nBe kind.", ASKED,
     ),
-    "a greeting": ([assistant("Hello!"), said("user", "What?")], [], None, ASKED),
     "two greetings behind a system": (
         [SYSTEM, assistant("Hello!"), assistant("Ask me."), said("user", "What?")], [], "Be brief.", ASKED,
     ),
@@ -67,16 +61,9 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], list[Turn], str | None, tuple[str,
         [said("user", "What?"), assistant("red"), assistant("or blue"), said("user", "Why?")],
         [Turn("What?", "red\nor blue", ())], None, ("Why?", ()),
     ),
-    "an answer in parts": (
-        [said("user", "What?"), said("assistant", [{"type": "text", "text": "red"}]), said("user", "Why?")],
-        TALK, None, ("Why?", ()),
-    ),
     "an answer that is null": (
         [said("user", "What?"), said("assistant", None), said("user", "Why?")],
         [Turn("What?", "(no answer)", ())], None, ("Why?", ()),
-    ),
-    "an answer and an empty one": (
-        [said("user", "What?"), assistant("red"), assistant(""), said("user", "Why?")], TALK, None, ("Why?", ()),
     ),
 }  # fmt: skip
 
@@ -96,36 +83,28 @@ def test_messages_mean_what_a_session_is_asked(server, model_and_processor, name
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
 
 
-@pytest.mark.parametrize("broken", ["@@@@", "A", "", "AAAA=AAA", "AAAA%ZZ"])
-def test_base64_that_is_broken(server, broken):
-    error = assert_error(server.ask(messages=[user("What?", f"data:image/png;base64,{broken}")]), 400)
-    assert (error["code"], error["param"]) == ("invalid_image", "messages[0].content[0].image_url.url")
-
-
 NEUTRAL = {
-    "n": [1], "best_of": [1], "min_p": [0, 0.0], "top_k": [-1, 0], "stop": ["", [], [""], None], "echo": [False],
-    "length_penalty": [1, 1.0], "ignore_eos": [False], "skip_special_tokens": [True], "extra_body": [{}],
-    "parallel_tool_calls": [True, False], "stop_token_ids": [[]], "frequency_penalty": [0], "presence_penalty": [0.0],
-    "logprobs": [False, None], "top_logprobs": [0], "logit_bias": [{}, None], "tools": [[], None],
-    "tool_choice": ["none", "auto"], "functions": [[]], "response_format": [{"type": "text"}], "modalities": [["text"]],
-    "user": ["me"], "metadata": [{"a": "b"}], "store": [True, False], "service_tier": ["auto"], "seed": [None],
-    "repeat_penalty": [1], "repetition_penalty": [1], "add_generation_prompt": [True], "typical_p": [1],
+    "n": [1], "top_k": [-1, 0], "stop": ["", [], [""], None], "parallel_tool_calls": [True],
+    "frequency_penalty": [0, 0.0], "logprobs": [False, None], "logit_bias": [{}], "tools": [[], None],
+    "tool_choice": ["none", "auto"], "response_format": [{"type": "text"}], "user": ["me"], "metadata": [{"a": "b"}],
     "chat_template_kwargs": [{}, {"enable_thinking": False}], "unheard_of": [None, False, "", [], {}],
-    "max_tokens": [10**6, 10**400], "model": ["gpt-4o", "", "x" * 1000, None], "stream": [None],
+    "max_tokens": [10**6, 10**400], "model": ["gpt-4o", "", None], "stream": [None],
 }  # fmt: skip
 TUNING = {
-    "frequency_penalty": 0.5, "presence_penalty": -1, "logit_bias": {"5": -100}, "min_p": 0.05, "typical_p": 0.9,
-    "best_of": 3, "length_penalty": 0.8, "reasoning_effort": "low", "verbosity": "low", "no_repeat_ngram_size": 3,
-    "num_beams": 4, "mirostat": 2,
-}  # fmt: skip
+    "frequency_penalty": 0.5,
+    "logit_bias": {"5": -100},
+    "min_p": 0.05,
+    "best_of": 3,
+    "reasoning_effort": "low",
+}
 CHANGING = {
-    "n": 2, "logprobs": True, "top_logprobs": 2, "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "required", "response_format": {"type": "json_object"}, "modalities": ["text", "audio"],
-    "audio": {"voice": "alloy"}, "echo": True, "ignore_eos": True, "stop_token_ids": [5], "skip_special_tokens": False,
-    "continue_final_message": True, "add_generation_prompt": False, "guided_choice": ["yes", "no"],
-    "chat_template": "{{ messages }}", "web_search_options": {}, "functions": [{"name": "f"}],
+    "n": 2, "logprobs": True, "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required",
+    "response_format": {"type": "json_object"}, "skip_special_tokens": False, "web_search_options": {},
 }  # fmt: skip
 UNKNOWN = {"temprature": 0.5, "colour": "red", "zero": 0}
+
+
+BODY = {"messages": [user("What?")], "temperature": 0, "max_tokens": 5}
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +118,6 @@ def lenient(serve) -> Iterator[Server]:
 def strict(serve) -> Iterator[Server]:
     with serve(limits=Limits(max_tokens=3)) as server:
         yield server
-
-
-BODY = {"messages": [user("What?")], "temperature": 0, "max_tokens": 5}
 
 
 @pytest.fixture(params=["strict", "lenient"])
@@ -187,7 +163,7 @@ def test_fields_that_nobody_knows(strict, lenient, caplog):
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-@pytest.mark.parametrize("asked, given", [(2, 2), (3, 3), (4, 3), (1024, 3), (10**9, 3)])
+@pytest.mark.parametrize("asked, given", [(2, 2), (4, 3), (10**9, 3)])
 def test_an_answer_is_as_long_as_is_allowed(strict, name, asked, given):
     body = {"model": "tiny", "messages": [user("What?")], "temperature": 0, name: asked}
     answer = strict.client.post("/v1/chat/completions", json=body).json()
