@@ -67,6 +67,12 @@ def clip_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def folders(llama_folder, clip_folder) -> tuple[str, str]:
+    """Decoder and encoder, as models are built of them."""
+    return str(llama_folder), str(clip_folder)
+
+
 OPEN_CLIP = {
     "embed_dim": 24,
     "vision_cfg": {

@@ -12,9 +12,9 @@ from utils.model.checkpoint import readable_size
 from utils.model.sizes import checkpoint_sizes, llama_2_config
 
 
-def build(llama_folder, clip_folder, **kwargs):
+def build(language, vision, **kwargs):
     torch.manual_seed(0)
-    return build_visual_chat(str(llama_folder), str(clip_folder), **kwargs)
+    return build_visual_chat(str(language), str(vision), **kwargs)
 
 
 def learning(model) -> set[str]:

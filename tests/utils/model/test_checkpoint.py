@@ -24,13 +24,8 @@ ROOT = Path(__file__).parents[3]
 def trained(folders, **kwargs):
     """A model some steps away from its base models."""
     torch.manual_seed(3)
-    model, processor = build_visual_chat(*map(str, folders), **kwargs)
+    model, processor = build_visual_chat(*folders, **kwargs)
     return moved(model), processor
-
-
-@pytest.fixture(scope="module")
-def folders(llama_folder, clip_folder):
-    return llama_folder, clip_folder
 
 
 @pytest.fixture(scope="module")
@@ -317,5 +312,5 @@ def test_moved_base_models(trained_only, folders, model_and_processor, tmp_path)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="/nowhere/llama, which does not exist here"):
         load_checkpoint(folder)
-    model, _ = load_checkpoint(folder, base_models={"language_model": str(folders[0])})
+    model, _ = load_checkpoint(folder, base_models={"language_model": folders[0]})
     assert torch.equal(logits(model), logits(model_and_processor[0]))

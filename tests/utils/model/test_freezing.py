@@ -1,4 +1,4 @@
-"""What learns: the parts by name, and checkpoints of trained weights that hold them."""
+"""What learns: the parts by name, the checkpoints that hold them, and what a later training begins with."""
 
 import pytest
 import torch
@@ -16,11 +16,6 @@ EMBEDDING = 32 * 301  # the image token has a row
 LAYER = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32  # queries and output, keys and values, MLP, norms
 HEAD = EMBEDDING
 PROJECTOR = 32 * 32 + 32 + 2 * 32  # matrix and bias, norm
-
-
-@pytest.fixture(scope="module")
-def folders(llama_folder, clip_folder):
-    return str(llama_folder), str(clip_folder)
 
 
 def build(folders, *train, lora=None, seed=0, **choices):
@@ -135,3 +130,90 @@ def test_a_batch_reaches_what_learns_or_learns_nothing(folders, train, image):
     assert loss.isfinite()
     reached = [each for each in model.parameters() if each.grad is not None]
     assert reached and all(each.requires_grad for each in reached)
+
+
+NARROW = LoraSettings(lang_dim=2)
+
+
+def begun(folders, **choices):
+    """What an earlier training has learnt."""
+    model, processor = build(folders, **choices)
+    return moved(model), processor
+
+
+def learning(model) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("save", [save_full, save_trained_only])
+def test_projector_and_embedding_come_over_from_either_form(folders, tmp_path, save):
+    earlier, processor = begun(folders)
+    save(earlier, processor, tmp_path / "earlier")
+    model, _ = build(folders, lora=NARROW)
+    init_from(model, tmp_path / "earlier")
+    for name, parameter in learning(earlier).items():
+        torch.testing.assert_close(learning(model)[name], parameter, rtol=0, atol=0)
+    ups = [parameter for name, parameter in learning(model).items() if ".lora_B." in name]
+    assert ups and not any(parameter.any() for parameter in ups)  # adapters stay as new
+
+
+@pytest.mark.parametrize(
+    ("earlier", "factor"),
+    [({"attention": "mmca"}, 1.0), ({"attention": "causal"}, 0.0), ({"image_gate": "head"}, None)],
+)
+def test_a_gate_begins_as_what_was_computed_before(folders, tmp_path, earlier, factor):
+    earlier, processor = begun(folders, **earlier)
+    save_trained_only(earlier, processor, tmp_path)
+    model, _ = build(folders, image_gate="head")
+    init_from(model, tmp_path)
+    for name, factors in model.model.image_gate.named_parameters():
+        learnt = earlier.model.image_gate
+        wanted = learnt.get_parameter(name) if learnt else torch.full_like(factors, factor)
+        assert torch.equal(factors, wanted) and factors.requires_grad
+
+
+def test_a_gate_that_the_run_has_not_is_refused(folders, tmp_path):
+    save_full(*begun(folders, image_gate="head"), tmp_path)
+    model, _ = build(folders)
+    with pytest.raises(
+        CheckpointError, match="has learnt an image gate that this run has not; give --image_gate"
+    ):
+        init_from(model, tmp_path)
+
+
+@pytest.mark.parametrize("now", [{"image_layers": "none"}, {"image_summary": "mean"}])
+def test_another_way_of_images_through_the_decoder_is_refused(folders, tmp_path, now):
+    save_trained_only(*begun(folders), tmp_path)
+    model, _ = build(folders, **now)
+    with pytest.raises(CheckpointError, match="with --image_layers full --image_summary none, this run has"):
+        init_from(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "save, wanted, message",
+    [
+        (save_full, {"lora": NARROW}, "merged into its decoder"),
+        (save_trained_only, {}, "adapters that this run has not"),
+        (save_trained_only, {"lora": LoraSettings(lang_dim=3)}, "of the same decoder"),
+        (save_trained_only, {"lora": NARROW, "projector_type": "vit"}, "its projector is linear"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folders, tmp_path, save, wanted, message):
+    save(*begun(folders, lora=NARROW), tmp_path)
+    model, _ = build(folders, **wanted)
+    with pytest.raises(CheckpointError, match=message):
+        init_from(model, tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(folders, tmp_path):
+    model, _ = build(folders)
+    with pytest.raises(CheckpointError, match=r"no config\.json; give a checkpoint"):
+        init_from(model, tmp_path)
+    trained_model, processor = begun(folders)
+    save_trained_only(trained_model, processor, tmp_path)
+    (tmp_path / "trained.safetensors").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        init_from(model, tmp_path)
+    (tmp_path / "trained.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        init_from(model, tmp_path)

@@ -29,10 +29,9 @@ CUTS_FEATURES = hasattr(GenerationMixin, "_supports_mm_encoder_outputs")  # from
 
 
 @pytest.fixture(scope="module", params=PATHS)
-def model(request, llama_folder, clip_folder):
+def model(request, folders):
     torch.manual_seed(0)
     attention, gate, layers, summary = request.param
-    folders = str(llama_folder), str(clip_folder)
     model, _ = build_visual_chat(
         *folders, attention=attention, image_gate=gate, image_layers=layers, image_summary=summary
     )

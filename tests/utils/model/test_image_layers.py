@@ -409,10 +409,10 @@ def test_what_does_not_go_together_is_refused_in_one_line(fields, complaint):
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapters"])
 @pytest.mark.parametrize("save", [save_full, save_trained_only])
-def test_checkpoints_keep_the_choice(llama_folder, clip_folder, tmp_path, save, adapted):
+def test_checkpoints_keep_the_choice(folders, tmp_path, save, adapted):
     torch.manual_seed(0)
     lora = LoraSettings(lang_dim=2) if adapted and save is save_trained_only else None
-    model, processor = build_visual_chat(str(llama_folder), str(clip_folder), image_layers="none", lora=lora)
+    model, processor = build_visual_chat(*folders, image_layers="none", lora=lora)
     image = [processor.image_token_id] * processor.image_seq_length
     inputs = {"input_ids": torch.tensor([[1, 7, *image, 8, 9]]), "pixel_values": torch.randn(1, 3, 16, 16)}
     save(model, processor, tmp_path)

@@ -36,19 +36,19 @@ def batch(rows: tuple[int, ...], image_token: int, seed: int) -> dict[str, torch
 
 
 @pytest.fixture(scope="module")
-def alone(llama_folder, clip_folder):
+def alone(folders):
     torch.manual_seed(0)
-    model, processor = build_visual_chat(str(llama_folder), str(clip_folder))
+    model, processor = build_visual_chat(*folders)
     return model.eval(), processor.image_token_id
 
 
 def losses_of_ranks(
-    llama_folder: Path, clip_folder: Path, cases: dict, folder: Path
+    models: tuple[str, str], cases: dict, folder: Path
 ) -> tuple[list[dict[tuple, float]], str]:
     """Of each rank the losses by setting and case, and what was printed where a rank hung or failed."""
     torch.save(cases, folder / "batches.pt")
     rank_program = Path(__file__).with_name("mixed_modality_rank.py")
-    files = [llama_folder, clip_folder, folder / "batches.pt", folder / "losses"]
+    files = [*models, folder / "batches.pt", folder / "losses"]
     codes, printed = run_ranks([rank_program, *files], 2, folder, seconds=600)
     files = [folder / f"losses.{rank}.jsonl" for rank in range(2)]
     lines = [file.read_text().splitlines() if file.exists() else [] for file in files]
@@ -75,7 +75,7 @@ def alone_of(model, image_layers: str, ranks: list[dict[str, torch.Tensor]]) -> 
 
 
 @pytest.mark.slow
-def test_no_mixture_hangs_and_each_loss_is_as_alone(alone, llama_folder, clip_folder, tmp_path):
+def test_no_mixture_hangs_and_each_loss_is_as_alone(alone, folders, tmp_path):
     """{0, 1, 3} images on each of 2 ranks, which go through all layers or none; and in the same settings 10 random
     batches of rows with 0, 1 and 8 images."""
     model, image_token = alone
@@ -94,7 +94,7 @@ def test_no_mixture_hangs_and_each_loss_is_as_alone(alone, llama_folder, clip_fo
         for layers, case in (each for listed in kinds.values() for each in listed)
     }
     kinds = {kind: [f"{layers} {case}" for layers, case in listed] for kind, listed in kinds.items()}
-    found, log = losses_of_ranks(llama_folder, clip_folder, cases, tmp_path)
+    found, log = losses_of_ranks(folders, cases, tmp_path)
     with torch.no_grad():
         expected = {name: alone_of(model, *case) for name, case in cases.items()}
     lost = {kind: lost_of(names, expected, found) for kind, names in kinds.items()}

@@ -30,9 +30,9 @@ SKIPPED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
 @pytest.fixture(scope="module", params=["linear", "vit", "perceiver"])
-def made(request, llama_folder, clip_folder):
+def made(request, folders):
     torch.manual_seed(0)
-    return build_visual_chat(str(llama_folder), str(clip_folder), projector_type=request.param)
+    return build_visual_chat(*folders, projector_type=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_adapters_learn_over_it(folder, bits):
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(lang_dim=2, vis_dim=2)], ids=["plain", "adapters"])
 @pytest.mark.parametrize("bits", BITS)
-def test_trained_weights_over_quantised_base_models(llama_folder, clip_folder, tmp_path, bits, lora):
+def test_trained_weights_over_quantised_base_models(folders, tmp_path, bits, lora):
     torch.manual_seed(0)
-    model, processor = build_visual_chat(str(llama_folder), str(clip_folder), lora=lora)
+    model, processor = build_visual_chat(*folders, lora=lora)
     save_trained_only(moved(model, 0.05), processor, tmp_path)
     inputs = two_images(model)
     found = load(tmp_path, bits, SKIPPED).eval()
@@ -132,13 +132,13 @@ def dequantised(whole, quantised) -> int:
     "lora", [None, LoraSettings(lang_dim=2, vis_dim=2, vis_module_name="mlp")], ids=["plain", "adapters"]
 )
 @pytest.mark.parametrize("bits", [(4, 0), (8, 0), (4, 4), (4, 8), (8, 8), (0, 4), (0, 8)])
-def test_frozen_bits_cost_and_teach_what_their_whole_weights_do(llama_folder, clip_folder, bits, lora):
+def test_frozen_bits_cost_and_teach_what_their_whole_weights_do(folders, bits, lora):
     """4 bits compute with the whole weights; 8 bits round each layer's inputs to 8 bits as well."""
     made = {}
     for each in (UNQUANTISED, FrozenBits(*bits)):
         torch.manual_seed(0)
         choices = dict(lora=lora, image_gate="head", frozen_bits=each, dtype=torch.float32)
-        model, _ = build_visual_chat(str(llama_folder), str(clip_folder), **choices)
+        model, _ = build_visual_chat(*folders, **choices)
         made[bool(each)] = moved(model)
     whole, quantised = made[False], made[True]
     assert {name for name, each in quantised.named_parameters() if each.requires_grad} == {
@@ -246,7 +246,6 @@ def test_what_learned_over_frozen_bits_is_near_over_whole_weights(tmp_path, bits
 
 
 @pytest.mark.parametrize("part, bits", [("decoder", (4, 0)), ("encoder", (4, 8))])
-def test_quantised_weights_cannot_learn(llama_folder, clip_folder, part, bits):
-    folders = str(llama_folder), str(clip_folder)
+def test_quantised_weights_cannot_learn(folders, part, bits):
     with pytest.raises(ValueError, match="is quantised, so it cannot learn"):
         build_visual_chat(*folders, train=["projector", part], frozen_bits=FrozenBits(*bits))
