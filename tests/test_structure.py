@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
     "library: lines": 32_312,
-    "tests: lines": 24_638,
+    "tests: lines": 24_619,
     "core: lines": 18_372,
     "core: files": 100,
     "core: imports of wings": 0,
