@@ -268,7 +268,11 @@ def test_the_script_for_digits_writes_data_of_ones_own(tmp_path: Path, monkeypat
 
 
 def test_the_page_of_datasets_has_a_row_for_each_with_its_files_and_where_to_get_them():
-    rows = {line.split()[1]: line for line in FILES["datasets"].read_text().splitlines() if line[:1] == "|"}
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in FILES["datasets"].read_text().splitlines()
+        if line[:1] == "|"
+    }
     assert list(rows)[2:] == sorted(DATASETS)
     for name, spec in DATASETS.items():
         for part in (*spec.annotations, *spec.images):
