@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from helper.comparison.cells import DECODERS, FORMS, Cell, Plan, Results, Row, searches, trainings
+from helper.comparison.cells import DECODERS, FORMS, Cell, Plan, Results, Row
 from utils.commands import ROOT, Parser, command, end_process, writable_folder
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -32,27 +32,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     docs = writable_folder(parsed.docs.resolve(), "--docs")
     name = "comparison" + "_without_adapters" * parsed.without_adapters
     name += f"_{plan.decoder}" * (plan.decoder != "smollm2")
-    results = Results(parsed.results or docs / f"{name}.jsonl", plan.settings)
+    results = Results(docs / f"{name}.jsonl", plan.settings)
     if not parsed.only_page:
         from helper.comparison.task import task_of  # here: torch takes seconds
 
         task_of(parsed.parts, plan)  # once, before several processes ask for it
-        for cells in (searches(parsed.forms, plan), trainings(parsed.forms, parsed.seeds)):
-            _train([cell for cell in cells if cell not in results], plan, results, parsed)
+        _train([Cell(form, 0, rate) for form in parsed.forms for rate in plan.rates], plan, results, parsed)
+        _train([Cell(form, seed) for seed in parsed.seeds for form in parsed.forms], plan, results, parsed)
     write_page(results, docs, name)
 
 
 def _train(cells: Sequence[Cell], plan: Plan, results: Results, parsed: argparse.Namespace) -> None:
-    """Each in one of several processes of a single thread; what is done is kept at once."""
+    """Those not done yet, each in one of several processes of a single thread; what is done is kept at once."""
+    cells = [cell for cell in cells if cell not in results.rows]
     if not cells:
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     pool = ProcessPoolExecutor(parsed.workers, mp_context=get_context("spawn"))
     try:
-        rates = [cell.rate or results.rate(cell.form, plan) for cell in cells]
         running = {
-            pool.submit(outcome_of, cell, rate, plan, parsed.parts): cell
-            for cell, rate in zip(cells, rates, strict=True)
+            pool.submit(
+                outcome_of, cell, cell.rate or results.rate(cell.form, plan), plan, parsed.parts
+            ): cell
+            for cell in cells
         }
         for number, done in enumerate(as_completed(running), start=1):
             cell, row = running[done], done.result()
@@ -93,10 +95,7 @@ def write_page(results: Results, docs: Path, name: str = "comparison") -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m helper.compare",
-        description=__doc__,
-    )
+    parser = Parser(prog="python -m helper.compare", description=__doc__)
     parser.add_argument(
         "--forms",
         nargs="+",
@@ -118,11 +117,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, a core each")
-    parser.add_argument("--results", type=Path, help="default: comparison.jsonl in --docs")
     parser.add_argument(
         "--parts", type=Path, default=ROOT / "data" / "comparison", help="pretrained parts; made if not there"
     )
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where page and chart go")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results, page and chart go")
     parser.add_argument(
         "--only_page", action="store_true", help="write the page of the results that are there"
     )

@@ -1,10 +1,9 @@
 """What is compared: the forms of attention, the trainings of each, and the file that keeps what came of them."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.atomic import atomic_write
 from utils.commands import UsageError
@@ -22,33 +21,18 @@ class Form:
     image_gate: str = "none"
     image_summary: str = "none"
 
-    @property
-    def name(self) -> str:
-        """As in `--forms` and in the tables."""
-        parts = [self.attention]
-        if self.image_layers != "full":
-            parts.append(self.image_layers)
-        if self.image_gate != "none":
-            parts.append("gate")
-        if self.image_summary != "none":
-            parts.append("summary")
-        return "-".join(parts)
-
 
 FORMS = {
-    form.name: form
-    for form in (
-        Form("causal"),
-        Form("mmca", "none", "head", "mean"),
-        Form("mmca", "none", "head"),
-        Form("mmca"),
-        Form("cross", "none", "none", "mean"),
-        Form("causal", image_summary="mean"),
-        Form("mmca", "full", "head", "mean"),
-        Form("mmca", "no_mlp", "head", "mean"),
-        Form("cross", "none"),
-        Form("cross"),
-    )
+    "causal": Form("causal"),
+    "mmca-none-gate-summary": Form("mmca", "none", "head", "mean"),
+    "mmca-none-gate": Form("mmca", "none", "head"),
+    "mmca": Form("mmca"),
+    "cross-none-summary": Form("cross", "none", "none", "mean"),
+    "causal-summary": Form("causal", image_summary="mean"),
+    "mmca-gate-summary": Form("mmca", "full", "head", "mean"),
+    "mmca-no_mlp-gate-summary": Form("mmca", "no_mlp", "head", "mean"),
+    "cross-none": Form("cross", "none"),
+    "cross": Form("cross"),
 }
 """Those that matter most first: an interrupted comparison has these of every seed."""
 
@@ -109,32 +93,15 @@ class Plan:
         return json.loads(json.dumps(asdict(self)))
 
 
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One training. With `rate` it is a search: short, and of seed 0."""
+class Cell(NamedTuple):
+    """One training. With `rate` it is a search of the form's learning rate: short, and of seed 0."""
 
+    form: str
     seed: int
-    place: int  # of the form among the forms
-    form: str = field(compare=False)
     rate: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.form}, rate {self.rate:g}" if self.rate else f"{self.form}, seed {self.seed}"
-
-    @property
-    def key(self) -> tuple[str, int, float]:
-        """What a result is found by."""
-        return self.form, self.seed, self.rate
-
-
-def searches(forms: Iterable[str], plan: Plan) -> list[Cell]:
-    """The trainings that find each form's learning rate."""
-    return [Cell(0, place, form, rate) for place, form in enumerate(forms) for rate in plan.rates]
-
-
-def trainings(forms: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
-    """The trainings that are compared: all forms of a seed before the next seed."""
-    return sorted(Cell(seed, place, form) for seed in seeds for place, form in enumerate(forms))
 
 
 class Results:
@@ -142,37 +109,32 @@ class Results:
 
     def __init__(self, path: Path, settings: Row) -> None:
         """Raises `UsageError` where the file has results of other settings."""
-        self.path, self.settings, self.rows = path, settings, {}
+        self.path, self.settings = path, settings
+        self.rows: dict[Cell, Row] = {}
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                key = row["form"], row["seed"], row["rate"] if row["search"] else 0.0
+                cell = Cell(row["form"], row["seed"], row["rate"] if row["search"] else 0.0)
                 row["settings"] = before = {"decoder": "smollm2", **row["settings"]}  # once there was one
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(f"{path}, line {number}, is no result ({error!r}): remove it") from error
-            if before != settings:
-                changed = sorted(
-                    name for name in {*before, *settings} if before.get(name) != settings.get(name)
-                )
+            if changed := [name for name in {**settings, **before} if before.get(name) != settings.get(name)]:
                 raise UsageError(
                     f"{path} has results of other settings ({', '.join(changed)}): move it away to begin anew,"
-                    " or give another --results"
+                    " or give another --docs"
                 )
-            self.rows[key] = row
-
-    def __contains__(self, cell: Cell) -> bool:
-        return cell.key in self.rows
+            self.rows[cell] = row
 
     def add(self, cell: Cell, row: Row) -> None:
         """Keep what came of a cell."""
         known = {"form": cell.form, "seed": cell.seed, "search": bool(cell.rate)}
-        self.rows[cell.key] = {**known, **row, "settings": self.settings}
+        self.rows[cell] = {**known, **row, "settings": self.settings}
         atomic_write(self.path, "".join(json.dumps(each) + "\n" for each in self.rows.values()))
 
     def rate(self, form: str, plan: Plan) -> float:
         """The rate with which a form's loss was least at the end of its searches."""
-        return min(plan.rates, key=lambda rate: self.rows[form, 0, rate]["last_loss"])
+        return min(plan.rates, key=lambda rate: self.rows[Cell(form, 0, rate)]["last_loss"])
 
     def compared(self) -> list[Row]:
         """The rows of the trainings that are compared, as far as they are there."""

@@ -1,15 +1,90 @@
-"""The page and the chart that a comparison writes: what was done, what came of it, and what may be said."""
+"""The page and the chart that a comparison writes: what was done, what came of it, and what may be said.
+
+The page's text is `page.md.j2`. Means over seeds have intervals by Student's t, in pairs where seeds are compared.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import pandas as pd
 
 from helper.comparison.cells import DECODERS, FORMS, PARTS, Row
-from helper.comparison.statistics import Mean, Measure, answered, by_seed, lead, log_samples_to, mean
 from training.run_report.summary import Table, as_markdown
 
 AGAINST = "causal"
+ENOUGH = 0.9
+"""The share of right answers that counts as learnt."""
+Measure = Callable[[Row], float]
+"""A number of a training; nan where it has none."""
+
+# The 0.975 quantiles of Student's t with 2, 3, ... degrees of freedom, as every table of statistics has them.
+_T = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+
+
+class Mean(NamedTuple):
+    """The mean of n values and half the width of its 95 % interval; nan of none, and of fewer than three."""
+
+    value: float
+    half: float
+    n: int
+
+    @classmethod
+    def of(cls, values: pd.Series) -> "Mean":
+        """Of the values that are there."""
+        n = int(values.count())  # two that happen to agree have no interval
+        return cls(values.mean(), _T[min(n, 10) - 3] * values.sem() if n > 2 else math.nan, n)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return abs(self.value) > self.half
+
+
+def by_seed(rows: Sequence[Row], measure: Measure) -> pd.DataFrame:
+    """A number of each training, seeds down and forms across; nan where it is not known."""
+    values = {form: {row["seed"]: measure(row) for row in rows if row["form"] == form} for form in FORMS}
+    return pd.DataFrame({form: pd.Series(found, dtype=float) for form, found in values.items() if found})
+
+
+def means(rows: Sequence[Row], measure: Measure) -> dict[str, Mean]:
+    """Each form's mean over seeds."""
+    return {form: Mean.of(values) for form, values in by_seed(rows, measure).items()}
+
+
+def leads(rows: Sequence[Row], measure: Measure) -> dict[str, Mean]:
+    """How much more of it each form has than causal attention, seed by seed on the same samples."""
+    known = by_seed(rows, measure)
+    ahead = known.sub(known.get(AGAINST, math.nan), axis=0)
+    return {form: Mean.of(values) for form, values in ahead.items()}
+
+
+def answered(part: str, after: int | None = None, kind: str = "overall") -> Measure:
+    """The share of right answers in a part (singles or dialogues) after so many samples of it (None: at the end)."""
+
+    def measure(row: Row) -> float:
+        asked = [each for each in row["asked"] if each["part"] == part and after in (None, each[part])]
+        right, questions = asked[-1]["right"].get(kind, (0, 0)) if asked else (0, 0)
+        return right / questions if questions else math.nan
+
+    return measure
+
+
+def log_samples_to(part: str) -> Measure:
+    """The logarithm of how many samples of a part it took to answer `ENOUGH` of it right; nan where it never did."""
+
+    def measure(row: Row) -> float:
+        for asked in row["asked"]:
+            right, questions = asked["right"]["overall"]
+            if asked["part"] == part and right >= ENOUGH * questions:
+                return math.log(asked[part])
+        return math.nan
+
+    return measure
 
 
 def page(rows: Sequence[Row], name: str, second: Sequence[Row] = ()) -> str:
@@ -18,79 +93,60 @@ def page(rows: Sequence[Row], name: str, second: Sequence[Row] = ()) -> str:
     second: rows of the same comparison on another decoder, which get a section where there are any.
     """
     plan = rows[0]["settings"]
-    seeds = sorted({row["seed"] for row in rows})
-    parts = [
-        f"# Attentions compared on {DECODERS[plan['decoder']]}, {'with' if plan['lora'] else 'without'} adapters",
-        f"Written by `python -m helper.compare{'' if plan['lora'] else ' --without_adapters'} --decoder"
-        f" {plan['decoder']}`, which resumes after an interruption; each training is a line of"
-        f" [{name}.jsonl]({name}.jsonl). {len(_shown(rows))} of {len(FORMS)} forms are trained so far.",
-        f"![Right answers against samples](images/{name}.png)",
-        "## What was compared",
-        _method(plan, seeds),
-        as_markdown(_forms_table(rows)),
-        "## What may be said",
-        "Differences from causal attention, paired by seed. Those of fewer than three seeds are no evidence.",
-        "\n".join(f"- {sentence}" for sentence in verdicts(rows)),
-        "This is one small frozen decoder, one encoder with nine tokens an image, pictograms, and"
-        " some hundred samples. It says how soon each form learns to see here; not how a larger decoder behaves, nor"
-        " what any form knows after a long training.",
+    accuracy = [
+        (title, as_markdown(accuracy_table(rows, part, _three(plan, part)))) for part, title in _parts(plan)
     ]
-    for part, title in _parts(plan):
-        parts += [
-            f"## {title.capitalize()}",
-            "Right answers, mean over seeds with its 95 % interval (Student's t, from three seeds on), after so many"
-            " such samples; how many it took to answer 90 % right (geometric mean of the seeds that got there, and how"
-            f" many did); and how many times as many as {AGAINST} attention took, over the seeds in which both did.",
-            as_markdown(accuracy_table(rows, part, _three(plan, part))),
-        ]
+    other = None
     if second:
-        parts += ["## A second decoder", _second_decoder(second, name), as_markdown(samples_table(second))]
-    if plan["asked_dialogues"]:
-        parts += [
-            "## By kind of question",
-            "In dialogues over three images, at the end of training. *position*-like kinds are `which` and `odd`;"
-            " `match` binds two images: it asks which other one shows what one of them shows.",
-            as_markdown(kind_table(rows)),
-        ]
-    parts += [
-        "## With more images around",
-        "Right answers to *What does image N show?*, N from 1 to 3, at the end of training, with so many other images"
-        " in the dialogue. Training showed at most two others.",
-        as_markdown(distractor_table(rows)),
-        "## What it cost",
-        "Processor time of the training steps alone, on one thread, and floating-point operations by the formula of"
-        " [training.md](training.md); the encoder's features are computed beforehand.",
-        as_markdown(cost_table(rows)),
-    ]
-    return "\n\n".join(parts) + "\n"
+        decoder = second[0]["settings"]["decoder"]
+        table = as_markdown(samples_table(second))
+        other = {"decoder": DECODERS[decoder], "file": f"{name}_{decoder}", "seeds": _seeds(second)}
+        other["table"] = table
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.md.j2").render(
+        name=name,
+        plan=plan,
+        decoder=DECODERS[plan["decoder"]],
+        seeds=_seeds(rows),
+        shown=len(means(rows, lambda row: 0)),
+        forms=len(FORMS),
+        forms_table=as_markdown(_forms_table(rows)),
+        verdicts=verdicts(rows),
+        accuracy_tables=accuracy,
+        second=other,
+        kind_table=as_markdown(kind_table(rows)) if plan["asked_dialogues"] else "",
+        distractor_table=as_markdown(distractor_table(rows)),
+        cost_table=as_markdown(cost_table(rows)),
+    )
 
 
 def accuracy_table(rows: Sequence[Row], part: str, sizes: Sequence[int]) -> Table:
     """A row for each form: right answers after so many samples, samples to 90 %, and their ratio to causal's."""
     table: Table = [("form", *(f"{size:,}" for size in sizes), "samples to 90 %", f"times {AGAINST}")]
-    for form in _shown(rows):
-        cells = [_percent(mean(rows, form, answered(part, size))) for size in sizes]
-        table.append((form, *cells, _samples_to(rows, form, part), _times(rows, form, part)))
-    guessed = _percent(mean(rows, rows[0]["form"], lambda row: row["commonest"][part]))
+    right = [means(rows, answered(part, size)) for size in sizes]
+    for form, samples in _samples(rows, part).items():
+        table.append((form, *(_percent(each[form]) for each in right), *samples))
+    guessed = _percent(means(rows, lambda row: row["commonest"][part])[rows[0]["form"]])
     return [*table, ("the commonest answer of each kind", *[guessed] * len(sizes), "-", "-")]
 
 
 def samples_table(rows: Sequence[Row]) -> Table:
     """A row for each form: samples to 90 % in each part, and their ratio to causal's."""
     parts = _parts(rows[0]["settings"])
-    table: Table = [("form", *(head for _, title in parts for head in (title, f"times {AGAINST}")))]
-    for form in _shown(rows):
-        cells = []
-        for part, _ in parts:
-            cells += [_samples_to(rows, form, part), _times(rows, form, part)]
-        table.append((form, *cells))
-    return table
+    columns = [_samples(rows, part) for part, _ in parts]
+    heading = ("form", *(head for _, title in parts for head in (title, f"times {AGAINST}")))
+    return [heading, *((form, *(cell for each in columns for cell in each[form])) for form in columns[0])]
 
 
 def kind_table(rows: Sequence[Row]) -> Table:
     """A row for each kind of question, after all samples."""
     kinds = sorted({kind for row in rows for kind in row["asked"][-1]["right"]} - {"overall"})
-    return _by_form(rows, "kind", [(kind, answered("dialogues", None, kind)) for kind in kinds])
+    return _by_form(rows, "kind", {kind: answered("dialogues", None, kind) for kind in kinds})
 
 
 def distractor_table(rows: Sequence[Row]) -> Table:
@@ -99,46 +155,46 @@ def distractor_table(rows: Sequence[Row]) -> Table:
     def share(count: str) -> Measure:
         return lambda row: row["among_others"][count][0] / row["among_others"][count][1]
 
-    counts = list(rows[0]["among_others"])
-    return _by_form(rows, "other images", [(count, share(count)) for count in counts])
+    return _by_form(rows, "other images", {count: share(count) for count in rows[0]["among_others"]})
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Seconds and operations of a sample of each part, and the part of causal attention's that they are."""
+    """Seconds and operations of a sample of each part."""
     last = _parts(rows[0]["settings"])[-1][0]
+
+    def cost(name: str, part: str, unit: float) -> Measure:
+        def measure(row: Row) -> float:
+            after = [each for each in row["asked"] if each["part"] == part][-1]
+            before = [each[name] for each in row["asked"] if each[part] == 0]
+            return (after[name] - max(before, default=0)) / after[part] / unit
+
+        return measure
+
+    units = {"seconds": 1.0, "operations": 1e9}
+    costs = [
+        means(rows, cost(name, part, unit)) for name, unit in units.items() for part in ("singles", last)
+    ]
     header = ("form", "s, a single image", "s, a dialogue", "GFLOP, a single image", "GFLOP, a dialogue")
-    table: Table = [header]
-    for form in _shown(rows):
-        cells = []
-        for cost, unit in (("seconds", 1.0), ("operations", 1e9)):
-            for part in ("singles", last):
-                found = mean(rows, form, _cost(cost, part))
-                cells.append("-" if found is None else f"{found.value / unit:.3g}")
-        table.append((form, *cells))
-    return table
+    return [header, *((form, *(f"{each[form].value:.3g}" for each in costs)) for form in costs[0])]
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """For each other form and part: whether it is certainly ahead of causal attention, or behind."""
-    sentences = []
-    for form in _others(rows):
-        for part, title in _parts(rows[0]["settings"]):
-            sizes = _three(rows[0]["settings"], part)
-            found = {size: lead(rows, form, AGAINST, answered(part, size)) for size in sizes}
-            said = [f"{_verdict(ahead)} after {size:,}" for size, ahead in found.items() if ahead]
-            if said:
-                sentences.append(f"**{form}**, {title}: {'; '.join(said)}.")
-    return sentences
-
-
-def _parts(plan: Row) -> list[tuple[str, str]]:
-    """The parts that a training has, with their titles."""
-    return [(part, title) for part, title in PARTS.items() if plan[f"asked_{part}"]]
+    plan = rows[0]["settings"]
+    said: dict[tuple[str, str], list[str]] = {}
+    for part, title in _parts(plan):
+        for size in _three(plan, part):
+            for form, ahead in leads(rows, answered(part, size)).items():
+                if form != AGAINST and ahead.n:
+                    said.setdefault((form, title), []).append(f"{_verdict(ahead)} after {size:,}")
+    forms = list(FORMS)
+    ordered = sorted(said.items(), key=lambda each: forms.index(each[0][0]))
+    return [f"**{form}**, {title}: {'; '.join(each)}." for (form, title), each in ordered]
 
 
 def _verdict(ahead: Mean) -> str:
     points = f"{100 * ahead.value:+.1f} points"
-    if ahead.half is None:
+    if math.isnan(ahead.half):
         return f"{points} ({ahead.n} seed{'s' * (ahead.n > 1)})"
     interval = f"({points} ± {100 * ahead.half:.1f}, {ahead.n} seeds)"
     if not ahead.is_certain:
@@ -146,113 +202,63 @@ def _verdict(ahead: Mean) -> str:
     return f"certainly {'more' if ahead.value > 0 else 'fewer'} right than {AGAINST} {interval}"
 
 
-def _second_decoder(rows: Sequence[Row], name: str) -> str:
-    plan = rows[0]["settings"]
-    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
-    file = f"{name}_{plan['decoder']}"
-    return (
-        f"The same on {DECODERS[plan['decoder']]}, a decoder of another family ([{file}.md]({file}.md)). Samples that"
-        f" it took to answer 90 % right, and how many times as many as {AGAINST} attention took. Seeds: {seeds}."
-        " Only the projection's rate was searched for it; the others are those of the first decoder."
-    )
+def _parts(plan: Row) -> list[tuple[str, str]]:
+    """The parts that a training has, with their titles."""
+    return [(part, title) for part, title in PARTS.items() if plan[f"asked_{part}"]]
 
 
-def _method(plan: Row, seeds: Sequence[int]) -> str:
-    rates = ", ".join(f"{rate:g}" for rate in plan["rates"])
-    return (
-        f"{DECODERS[plan['decoder']]} as decoder, EfficientNet-Lite0 (ImageNet) as encoder, both frozen. A random"
-        " projection,"
-        f" the embedding (rate {plan['embedding_rate']:g}) and"
-        + (
-            f" adapters of rank {plan['lora']} in the decoder's attention (rate {plan['lora_rate']:g}) learn."
-            if plan["lora"]
-            else " a gate where there is one learn, as in a training by default."
-        )
-        + f" {plan['things']} things, drawn as pictograms in two styles;"
-        f" questions are about a third style. A training sees {plan['asked_singles'][-1]:,} single images (*What is"
-        f" this?*), then {plan['asked_names'][-1]:,} dialogues that ask what each of two or three images shows,"
-        + "".join(f" then {count:,} of all kinds," for count in plan["asked_dialogues"][-1:])
-        + f" each once, {plan['batch']} a step. The rates stay constant"
-        f" after {plan['warmup']} steps, so that the model after N samples is that of a training of N samples, and one"
-        f" run per seed gives all points. Seeds: {', '.join(map(str, seeds))}; a seed chooses samples, questions and"
-        f" projection, the same for each form. The projection's learning rate is the best of {rates} by the final loss"
-        f" of a short run ({plan['search_singles']} single images, {plan['search_names']} dialogues, another seed);"
-        " where that is the least or the largest of them, a better one"
-        f" may lie beyond. The gate's is {plan['gate_rate']:g}. An answer is right if every token, including the end"
-        " of the answer, is the likeliest one."
-    )
+def _seeds(rows: Sequence[Row]) -> str:
+    return ", ".join(map(str, sorted({row["seed"] for row in rows})))
 
 
 def _forms_table(rows: Sequence[Row]) -> Table:
-    table: Table = [
-        ("form", "attention", "image layers", "gate", "summary", "learning rate", "loss at step 1")
-    ]
-    for name in _shown(rows):
-        form = FORMS[name]
-        first = mean(rows, name, lambda row: row["losses"][0])
-        rate = next(row["rate"] for row in rows if row["form"] == name)
-        choices = (form.attention, form.image_layers, form.image_gate, form.image_summary)
-        table.append((name, *choices, f"{rate:g}", f"{first.value:.1f}" if first else "-"))
-    return table
-
-
-def _by_form(rows: Sequence[Row], heading: str, measures: Sequence[tuple[str, Measure]]) -> Table:
-    shown = _shown(rows)
-    table: Table = [(heading, *shown)]
-    return table + [
-        (name, *(_percent(mean(rows, form, measure)) for form in shown)) for name, measure in measures
+    heading = ("form", "attention", "image layers", "gate", "summary", "learning rate", "loss at step 1")
+    rates = {row["form"]: f"{row['rate']:g}" for row in rows}
+    losses = means(rows, lambda row: row["losses"][0])
+    return [
+        heading,
+        *((name, *astuple(FORMS[name]), rates[name], f"{losses[name].value:.1f}") for name in losses),
     ]
 
 
-def _cost(name: str, part: str) -> Measure:
-    """Of a sample of a part."""
-
-    def measure(row: Row) -> float:
-        last = [each for each in row["asked"] if each["part"] == part][-1]
-        before = [each[name] for each in row["asked"] if each[part] == 0]
-        return (last[name] - max(before, default=0)) / last[part]
-
-    return measure
+def _by_form(rows: Sequence[Row], heading: str, measures: Mapping[str, Measure]) -> Table:
+    found = {name: means(rows, measure) for name, measure in measures.items()}
+    forms = next(iter(found.values()))
+    return [(heading, *forms), *((name, *map(_percent, each.values())) for name, each in found.items())]
 
 
-def _samples_to(rows: Sequence[Row], form: str, part: str) -> str:
-    reached = by_seed(rows, form, log_samples_to(part))
-    of = f"{len(reached)} of {sum(row['form'] == form for row in rows)}"
-    return f"{math.exp(sum(reached.values()) / len(reached)):,.0f} ({of})" if reached else f"- ({of})"
+def _samples(rows: Sequence[Row], part: str) -> dict[str, tuple[str, str]]:
+    """Of each form: samples to 90 %, and how many times as many as causal attention took."""
+    reached, ratios = means(rows, log_samples_to(part)), leads(rows, log_samples_to(part))
+    cells = {}
+    for form, mean in reached.items():
+        of = f"({mean.n} of {sum(row['form'] == form for row in rows)})"
+        samples = f"{math.exp(mean.value):,.0f} {of}" if mean.n else f"- {of}"
+        cells[form] = samples, "1" if form == AGAINST else _ratio(ratios[form])
+    return cells
 
 
-def _times(rows: Sequence[Row], form: str, part: str) -> str:
-    """How many times as many samples as causal attention it took."""
-    if form == AGAINST:
-        return "1"
-    logarithm = lead(rows, form, AGAINST, log_samples_to(part))
-    if logarithm is None:
+def _ratio(logarithm: Mean) -> str:
+    if not logarithm.n:
         return "-"
-    low, high = (logarithm.value + side * (logarithm.half or 0) for side in (-1, 1))
     value = f"{math.exp(logarithm.value):.2f}"
-    return value if logarithm.half is None else f"{value} ({math.exp(low):.2f} to {math.exp(high):.2f})"
+    if math.isnan(logarithm.half):
+        return value
+    low, high = (math.exp(logarithm.value + side * logarithm.half) for side in (-1, 1))
+    return f"{value} ({low:.2f} to {high:.2f})"
 
 
 def _three(plan: Row, part: str) -> list[int]:
     """Of the numbers of samples after which a part is asked the last, and those nearest to its half and quarter."""
     sizes = plan[f"asked_{part}"]
-    last = sizes[-1]
-    return sorted({min(sizes, key=lambda size: abs(size - last / part)) for part in (4, 2, 1)})
+    return sorted({min(sizes, key=lambda size: abs(size - sizes[-1] / part)) for part in (4, 2, 1)})
 
 
-def _shown(rows: Sequence[Row]) -> list[str]:
-    return [name for name in FORMS if any(row["form"] == name for row in rows)]
-
-
-def _others(rows: Sequence[Row]) -> list[str]:
-    return [name for name in _shown(rows) if name != AGAINST]
-
-
-def _percent(mean: Mean | None) -> str:
-    if mean is None:
+def _percent(mean: Mean) -> str:
+    if not mean.n:
         return "-"
     value = f"{100 * mean.value:.1f}"
-    return f"{value} %" if mean.half is None else f"{value} ± {100 * mean.half:.1f} %"
+    return f"{value} %" if math.isnan(mean.half) else f"{value} ± {100 * mean.half:.1f} %"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -262,22 +268,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # here: it takes a second to import
 
+    plan = rows[0]["settings"]
     figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
-    forms = _shown(rows)
-    parts = _parts(rows[0]["settings"])
+    parts = _parts(plan)
     for axes, (part, title) in zip(figure.subplots(1, len(parts), sharey=True), parts, strict=True):
-        for place, form in enumerate(forms):
-            sizes = rows[0]["settings"][f"asked_{part}"]
-            known = {size: mean(rows, form, answered(part, size)) for size in sizes}
-            known = {size: value for size, value in known.items() if value is not None}
-            middle = [100 * each.value for each in known.values()]
-            halves = [100 * (each.half or 0) for each in known.values()]
+        right = {size: means(rows, answered(part, size)) for size in plan[f"asked_{part}"]}
+        for place, form in enumerate(means(rows, answered(part))):
+            known = pd.DataFrame({size: each[form] for size, each in right.items() if each[form].n}).T
+            middle, half = 100 * known[0], 100 * known[1].fillna(0)
             colour, style = _COLOURS[place % len(_COLOURS)], "--" if place >= len(_COLOURS) else "-"
-            axes.plot(
-                list(known), middle, color=colour, linestyle=style, marker="o", markersize=3, label=form
+            axes.plot(middle, color=colour, linestyle=style, marker="o", markersize=3, label=form)
+            axes.fill_between(
+                known.index, middle - half, middle + half, color=colour, alpha=0.12, linewidth=0
             )
-            low, high = zip(*((m - h, m + h) for m, h in zip(middle, halves, strict=True)), strict=True)
-            axes.fill_between(list(known), low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set_title(title)
         axes.set_xlabel("samples learnt from")
         axes.set_ylim(0, 100)
