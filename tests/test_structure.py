@@ -32,8 +32,8 @@ ALLOWED = {
     "helper": {"utils.model", "utils.data", "training", "chat", "eval"},
 }
 LIMITS = {  # to be lowered with the measures of tests/house.py, never raised without a reason
-    "library: lines": 32_312,
-    "tests: lines": 24_619,
+    "library: lines": 32_186,
+    "tests: lines": 24_598,
     "core: lines": 18_372,
     "core: files": 100,
     "core: imports of wings": 0,
